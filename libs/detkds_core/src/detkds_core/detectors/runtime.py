@@ -1,0 +1,30 @@
+"""MMDetection made ready in a process: its ops, its registries, its silence."""
+
+import contextlib
+import functools
+import io
+import os
+import warnings
+
+from detkds_core.detectors import ops
+
+
+@functools.cache
+def prepare_mmdet() -> bool:
+    """Make MMDetection usable in this process; first call of everything that uses it. Later calls do nothing.
+
+    Bridges mmcv's compiled ops to torchvision (unless mmcv was compiled), registers MMDetection's modules and makes its scope the
+    default one, and lets checkpoints load as tensors only, never as pickled objects. Nothing is printed and nothing warned: the
+    libraries' messages at import (packages that they would like, names that moved) concern nobody who can act on them.
+    Returns True when the ops come from the bridge, False when mmcv is compiled.
+    """
+    # torch refuses to load when both are set, and a checkpoint is a stranger's file
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        bridged = ops.install()
+        from mmdet.utils import register_all_modules
+
+        register_all_modules(init_default_scope=True)
+    return bridged
