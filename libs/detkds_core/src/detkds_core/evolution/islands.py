@@ -1,0 +1,143 @@
+"""Stage 1: each knowledge on an island of its own, searched by aging evolution for the formula and weight that work alone.
+
+Mutation-based aging evolution after Real et al. 2018 (arXiv 1802.01548): a parent is the best of a few drawn from the last
+results of its island, so that a lucky measurement is forgotten in time. Two things are ours: sub-genes migrate between the feature
+islands, which share a vocabulary, and budget flows to the islands that earn it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from statistics import fmean, pstdev
+
+from detkds_core.policy import Policy, Term, canonical, legality, named_policies
+
+from .history import History, Measured, generator, halved_and_doubled, is_new, island_members, tournament
+from .spec import Proposal
+
+FEATURES = ("global", "fgbg", "instance")  # they share transforms and distances, so genes can move between them
+ATTEMPTS = 50  # draws before the island's formulas are enumerated
+OPENING = 6  # at most so many hand-designed and random terms before an island evolves
+SAMPLE, MIGRATE, SEED, WEIGHT = 0.10, 0.10, 0.05, 0.25  # shares of an island's proposals; the rest mutates transforms and distance
+
+
+def propose_term(history: History) -> Proposal | None:
+    """The next one-term candidate, or None when every formula of every island has been proposed."""
+    rng = generator(history.spec.seed, len(history.proposals))
+    for island in islands_by_claim(history):
+        proposal = propose_on(history, island, rng)
+        if proposal is not None:
+            return proposal
+    return None
+
+
+def islands_by_claim(history: History) -> list[str]:
+    """The islands, the one with the best claim to the next candidate first.
+
+    Islands below their opening or their floor come first, the smallest of them before the others. Then the upper confidence bound
+    of what an island earns: the mean of its best three, plus the spread of all results * sqrt(ln(total) / count). Candidates
+    without a result yet count too, so that parallel proposals do not all go to the same island.
+    """
+    spec = history.spec
+    counts = {island: stage1_count(history, island) for island in spec.knowledge}
+    total = sum(counts.values())
+    members = {island: island_members(history, island) for island in spec.knowledge}
+    fitness = [one.fitness for island in spec.knowledge for one in members[island]]
+    spread = pstdev(fitness) if fitness else 0.0
+    floor = max(opening(history), math.floor(spec.floor * (total + 1)))
+
+    def claim(island: str) -> tuple[int, float, int]:
+        count = counts[island]
+        if count < floor:
+            return (0, count, 0)
+        if not members[island]:
+            return (1, 0.0, count)  # nothing feasible seen: behind every island that has shown something
+        best = sorted((one.fitness for one in members[island]), reverse=True)[:3]
+        return (1, -(fmean(best) + spread * math.sqrt(math.log(total + 1) / (count + 1))), count)
+
+    # Python's sort is stable: equal claims keep the order of spec.knowledge.
+    if not fitness:
+        return sorted(spec.knowledge, key=lambda island: counts[island])
+    lowest = min(fitness)
+    return sorted(
+        spec.knowledge,
+        key=lambda island: claim(island) if members[island] or counts[island] < floor else (1, -lowest + spread, counts[island]),
+    )
+
+
+def stage1_count(history: History, island: str) -> int:
+    """How many stage 1 candidates of an island have been proposed."""
+    return sum(proposal.stage == "stage1" and proposal.island == island for proposal in history.proposals)
+
+
+def opening(history: History) -> int:
+    """How many candidates open an island: half of an equal share of stage 1, at least 1, at most OPENING."""
+    spec = history.spec
+    return max(1, min(OPENING, spec.stage1_candidates // (2 * len(spec.knowledge))))
+
+
+def propose_on(history: History, island: str, rng: random.Random) -> Proposal | None:
+    """A new term of one island, or None when all of its formulas have been proposed."""
+    spec = history.spec
+    for _ in range(ATTEMPTS):
+        term, parents, operator = draw(history, island, rng)
+        if not legality(term) and is_new(history, Policy((term,))):
+            return island_proposal(history, term, parents, operator)
+    for term in spec.space.terms(island):
+        if is_new(history, Policy((term,))):
+            return island_proposal(history, term, (), "enumerate")
+    return None
+
+
+def island_proposal(history: History, term: Term, parents: tuple[int, ...], operator: str) -> Proposal:
+    return Proposal(len(history.proposals), canonical(Policy((term,))), "stage1", term.knowledge, parents, operator)
+
+
+def draw(history: History, island: str, rng: random.Random) -> tuple[Term, tuple[int, ...], str]:
+    """One draw: (term, parents, operator). It may be illegal or known already; the caller draws again."""
+    spec = history.spec
+    count = stage1_count(history, island)
+    seeds = [term for term in hand_designed(history, island) if is_new(history, Policy((term,)))]
+    if count < opening(history):
+        return (seeds[0], (), "seed") if seeds and count % 2 == 0 else (spec.space.sample(rng, island), (), "sample")
+    population = island_members(history, island)[-spec.population :]
+    luck = rng.random()
+    if luck < SAMPLE or not population:
+        return spec.space.sample(rng, island), (), "sample"
+    if luck < SAMPLE + SEED and seeds:
+        return seeds[0], (), "seed"
+    parent = tournament(rng, population, spec.tournament)
+    term = parent.proposal.policy.terms[0]
+    if luck < SAMPLE + SEED + MIGRATE and (migrants := neighbours(history, island)):
+        migrant = tournament(rng, migrants, spec.tournament)
+        gene = replace(migrant.proposal.policy.terms[0], knowledge=island)
+        return spec.space.crossover(rng, term, gene), (parent.proposal.index, migrant.proposal.index), "migrate"
+    if luck < SAMPLE + SEED + MIGRATE + WEIGHT:
+        # A formula's loss scale is its own, so its weight is looked for on its own scale too, beyond the space's list.
+        weights = [*halved_and_doubled(term.weight), *spec.space.weights(island)]
+        return replace(term, weight=rng.choice(weights)), (parent.proposal.index,), "weight"
+    return spec.space.mutate(rng, term), (parent.proposal.index,), "mutate"
+
+
+def neighbours(history: History, island: str) -> list[Measured]:
+    """The last results of the other feature islands; none for a response island."""
+    if island not in FEATURES:
+        return []
+    return [
+        one
+        for other in history.spec.knowledge
+        if other in FEATURES and other != island
+        for one in island_members(history, other)[-history.spec.population :]
+    ]
+
+
+def hand_designed(history: History, island: str) -> Iterator[Term]:
+    """The terms of this knowledge in the references and the named policies that the pair can run, in that order."""
+    policies: Iterable[Policy] = (*history.spec.references, *(named.policy for named in named_policies().values()))
+    for policy in policies:
+        for term in policy.terms:
+            if term.knowledge == island and not history.spec.space.contains(term):
+                yield term
