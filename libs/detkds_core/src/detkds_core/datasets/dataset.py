@@ -1,0 +1,132 @@
+"""What a dataset is: two COCO-format splits that share their classes, and a digest that every figure measured on them carries."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be used. `problems`: each says where, what is wrong and what would be right."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """annotations: a COCO instances file; images: the folder that its file names are relative to; count: its images."""
+
+    annotations: Path
+    images: Path
+    count: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"annotations": str(self.annotations), "images": str(self.images), "count": self.count}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Split":
+        return cls(Path(value["annotations"]), Path(value["images"]), int(value["count"]))
+
+    def load(self) -> dict[str, Any]:
+        """The COCO dictionary: `images`, `annotations` (bbox: x, y, width, height in pixels) and `categories`."""
+        content: dict[str, Any] = json.loads(self.annotations.read_text(encoding="utf-8"))
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """classes: names in the order of their category ids; digest: sha256, hexadecimal, of annotations and images."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "digest": self.digest,
+            "train": self.train.to_json(),
+            "val": self.val.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Dataset":
+        return cls(
+            value["name"],
+            tuple(value["classes"]),
+            Split.from_json(value["train"]),
+            Split.from_json(value["val"]),
+            value["digest"],
+        )
+
+
+def image_ids(split: Split) -> tuple[int, ...]:
+    """The split's image ids, ascending."""
+    return tuple(sorted(image["id"] for image in split.load()["images"]))
+
+
+def selection_ids(dataset: Dataset, seed: int = 0) -> tuple[int, ...]:
+    """The half of val that a search selects on; disjoint from `report_ids` of the same seed."""
+    return _halves(dataset.val, seed)[0]
+
+
+def report_ids(dataset: Dataset, seed: int = 0) -> tuple[int, ...]:
+    """The half of val that everything reported is measured on."""
+    return _halves(dataset.val, seed)[1]
+
+
+def _halves(val: Split, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Halves named by the images themselves (`"half": "selection" | "report"` on every image, for images that see the same
+    ground), otherwise a shuffle by seed; an odd image goes to the report."""
+    images = val.load()["images"]
+    named = {image["id"]: image.get("half") for image in images}
+    if set(named.values()) == {"selection", "report"}:
+        first = [i for i, half in named.items() if half == "selection"]
+        second = [i for i, half in named.items() if half == "report"]
+    else:
+        ids = sorted(named)
+        if len(ids) < 2:
+            raise DatasetError(f"annotations.val: {len(ids)} images cannot be halved into selection and report; give at least 2")
+        random.Random(seed).shuffle(ids)
+        first, second = ids[: len(ids) // 2], ids[len(ids) // 2 :]
+    return tuple(sorted(first)), tuple(sorted(second))
+
+
+def canonical_annotations(coco: Mapping[str, Any]) -> bytes:
+    """What detection training and COCO AP read of a COCO dictionary, in one spelling: equal content gives equal bytes.
+
+    Order of records, key order, spaces, `info` and `licenses` do not matter; numbers are compared as floats.
+    """
+    images = sorted((i["id"], i["file_name"], i["width"], i["height"], i.get("half")) for i in coco["images"])
+    categories = sorted((c["id"], c["name"]) for c in coco["categories"])
+    boxes = sorted(
+        (a["id"], a["image_id"], a["category_id"], [float(v) for v in a["bbox"]], float(a["area"]), int(a.get("iscrowd", 0)))
+        for a in coco["annotations"]
+    )
+    return json.dumps([images, categories, boxes], separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(splits: Iterable[tuple[str, Mapping[str, Any], Mapping[str, str]]]) -> str:
+    """sha256 over, for each (split name, COCO dictionary, sha256 of each file name's bytes), its canonical content."""
+    total = hashlib.sha256(b"detkds dataset 1\n")
+    for name, coco, hashes in splits:
+        total.update(f"{name}\n".encode())
+        total.update(hashlib.sha256(canonical_annotations(coco)).digest())
+        total.update(json.dumps(sorted(hashes.items()), separators=(",", ":")).encode())
+    return total.hexdigest()
