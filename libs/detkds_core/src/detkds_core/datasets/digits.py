@@ -18,15 +18,15 @@ from detkds_core.datasets import cache as built
 from detkds_core.datasets.dataset import Dataset
 
 CLASSES = tuple("0123456789")
-VERSION = 1  # of the generator; part of the cache folder's name, so that a change of it never meets old scenes
+VERSION = 2  # of the generator; part of the cache folder's name, so that a change of it never meets old scenes
 
 VAL_SHARE = 0.25  # of each class's digit images
 VAL_COLUMNS = 192  # of each photograph (640 wide), at its right edge
 CROP = (64, 192)  # side of the square that is cut from a photograph, pixels
 MAX_DIGITS = 6  # a scene
-SIZE = (0.08, 0.5)  # longer side of a digit as a share of the scene's side; its logarithm is uniform
+SIZE = (0.1, 0.5)  # longer side of a digit as a share of the scene's side; its logarithm is uniform
 MAX_COVERED = 0.15  # of the smaller of two boxes
-INK = 64  # of 255: coverage from which a pixel counts as ink; fainter fringes are not seen
+INK = 0.25  # coverage from which a pixel counts as ink; fainter fringes are not seen and not drawn
 MIN_DIFFERENCE = 24.0  # mean over RGB of |ink - background| after opacity, of 255
 
 
@@ -112,19 +112,25 @@ def background(photographs: tuple[NDArray[np.uint8], ...], rng: np.random.Genera
 
 def glyph(image: NDArray[np.uint8], rng: np.random.Generator, longer_side: float) -> NDArray[np.float32]:
     """The digit's coverage (height, width) in 0-1, cut tight around its ink; height and width vary a little apart."""
-    rows, columns = np.flatnonzero(image.max(axis=1) >= INK), np.flatnonzero(image.max(axis=0) >= INK)
-    scale = longer_side / max(rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1)
+    rows, columns = ink_extent(image / 255)
+    scale = longer_side / max(rows.stop - rows.start, columns.stop - columns.start)
     stretch = rng.uniform(0.8, 1.0, 2)
     size = (max(round(8 * scale * stretch[0]), 4), max(round(8 * scale * stretch[1]), 4))
     drawn = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    # Filled with 0 beyond the canvas, so a stroke that a rotation pushes over the edge would be cut: pad first.
+    # A rotation about the middle would cut strokes at the edge of the canvas, so it gets a margin first.
     padded = Image.new("L", (size[0] * 3 // 2, size[1] * 3 // 2))
     padded.paste(drawn, (size[0] // 4, size[1] // 4))
-    ink = np.asarray(padded.rotate(float(rng.uniform(-15, 15)), Image.Resampling.BILINEAR))
-    rows, columns = np.flatnonzero(ink.max(axis=1) >= INK), np.flatnonzero(ink.max(axis=0) >= INK)
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    coverage = np.asarray(padded.rotate(float(rng.uniform(-15, 15)), Image.Resampling.BILINEAR)).astype(np.float32) / 255
     # Enlarged 8 x 8 strokes are blurred: steepen their edges, so that a digit looks written rather than smoked.
-    return np.clip((ink.astype(np.float32) / 255 - 0.2) / 0.5, 0, 1)
+    ink = np.clip((coverage - 0.2) / 0.5, 0, 1)
+    return ink[ink_extent(ink)]
+
+
+def ink_extent(coverage: NDArray[Any]) -> tuple[slice, slice]:
+    """Rows and columns of the tight box around the ink."""
+    inked = coverage >= INK
+    rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def paint(patch: NDArray[np.float32], ink: NDArray[np.float32], rng: np.random.Generator) -> None:
