@@ -1,0 +1,78 @@
+"""The worker as a Celery application, for hosts with a broker. A message carries a job's id and nothing else.
+
+    celery -A detkds_worker.celery_app worker
+
+The message is only a doorbell: the database decides whether this worker may run the job; a message that comes twice or too late is dropped.
+On SIGTERM Celery takes no more messages and waits for the running task; the task is told at once, gives its job back and ends in seconds.
+(Celery's soft shutdown, REMAP_SIGTERM=SIGQUIT, would sleep through its whole timeout even when the task has already ended.)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from functools import cache
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_process_init, worker_shutting_down
+
+from detkds_core.store import Store, jobs
+from detkds_worker.loop import Drain, worker_name
+from detkds_worker.settings import Settings
+from detkds_worker.supervise import run_claim
+
+log = logging.getLogger("detkds.worker")
+
+CELERY_SETTINGS: dict[str, Any] = {
+    "task_serializer": "json",
+    "accept_content": ["json"],
+    "task_ignore_result": True,
+    "task_acks_late": False,  # the lease recovers a job, not the broker: late acks ran one task four times
+    "worker_prefetch_multiplier": 1,
+    "worker_disable_prefetch": True,  # prefetch 1 would still hold one message behind a long job
+    "worker_concurrency": 1,  # one worker a GPU
+    "worker_pool": "prefork",
+    "worker_pool_start_method": "spawn",  # a forked child would share database connections
+    "worker_max_tasks_per_child": 1,
+    "broker_transport_options": {"visibility_timeout": 3600, "unacked_restore_interval": 5, "unacked_restore_throttle": 1},
+    "broker_connection_retry_on_startup": True,
+    "worker_soft_shutdown_timeout": 60,
+}
+
+settings = Settings()
+app = Celery("detkds", broker=settings.broker_url.get_secret_value() if settings.broker_url else None)
+app.conf.update(CELERY_SETTINGS)
+
+drain = Drain()
+
+
+@app.task(name="detkds.run_job")  # type: ignore[untyped-decorator]
+def run_job(job_id: str) -> None:
+    """Claim this job and supervise it to its end; nothing when it is not waiting (any more)."""
+    with store().begin() as session:
+        claim = jobs.claim(session, worker=worker_name(), lease_seconds=settings.lease_seconds, job_id=job_id)
+    if claim is None:
+        log.info("job %s is not waiting: message dropped", job_id)
+    else:
+        run_claim(store(), claim, settings, draining=drain)
+
+
+@cache
+def store() -> Store:
+    return Store(settings.url)
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def listen_in_child(**_: object) -> None:
+    signal.signal(signal.SIGTERM, drain.ask)
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def tell_children(**_: object) -> None:
+    """Runs in Celery's main process, inside its signal handler."""
+    from billiard import active_children
+
+    for child in active_children():
+        os.kill(child.pid, signal.SIGTERM)

@@ -1,0 +1,54 @@
+"""Settings of the worker, from the environment (`DETKDS_*`)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where jobs come from, what trains them, and how long each may take."""
+
+    model_config = SettingsConfigDict(env_prefix="DETKDS_")
+
+    home: Path = Path("~/.detkds")
+    database_url: SecretStr | None = None  # None: SQLite at home/detkds.sqlite
+    broker_url: SecretStr | None = None  # None: no Celery, the local loop asks the database
+    artifacts: Path | None = None  # checkpoints, logs, specs; None: home/artifacts; the API reads the same folder
+    trainer: Annotated[tuple[str, ...], NoDecode] = (sys.executable, "-m", "detkds_worker.trainer")  # SPEC and OUT_DIR are appended
+    lease_seconds: float = Field(default=30.0, gt=0)  # + 10 s of the reaper: what a killed worker costs
+    poll_seconds: float = Field(default=0.5, gt=0)  # local loop only: between two looks at an empty queue
+    stop_grace_seconds: float = Field(default=5.0, ge=0)  # from SIGTERM to SIGKILL of a trainer
+    deadline_seconds: float = Field(default=7 * 86400.0, gt=0)  # of one attempt; a job's spec may name a shorter one
+    silence_seconds: float = Field(default=1800.0, gt=0)  # a trainer that says nothing for so long hangs
+    threads: int | None = Field(default=None, ge=1)  # of a trainer; None: OMP_NUM_THREADS, else every core this process may use
+
+    @field_validator("trainer", mode="before")
+    @classmethod
+    def split_command(cls, value: object) -> object:
+        return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+    @field_validator("trainer")
+    @classmethod
+    def names_a_program(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("DETKDS_TRAINER is empty; leave it unset, or name a command that takes SPEC and OUT_DIR")
+        return value
+
+    @model_validator(mode="after")
+    def resolve(self) -> Settings:
+        self.home = self.home.expanduser().resolve()
+        self.artifacts = (self.artifacts or self.home / "artifacts").expanduser().resolve()
+        self.threads = self.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        return self
+
+    @property
+    def url(self) -> str:
+        """The database's URL."""
+        return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'detkds.sqlite'}"

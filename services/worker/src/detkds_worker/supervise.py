@@ -1,0 +1,276 @@
+"""One claimed job, from its spec to its result: a trainer process, its lease, its log.
+
+The trainer trains; this process only watches it, so that a crash, a hang or a cancel on one side never takes the other with it.
+Every write to the database carries the claim's token. When a write is refused the job is somebody else's, and the trainer stops at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from detkds_core import processes
+from detkds_core.store import Store, jobs
+from detkds_worker.settings import Settings
+
+Outcome = Literal["succeeded", "failed", "released", "lost"]
+Claim = jobs.Claim
+
+log = logging.getLogger("detkds.worker")
+
+TICK = 0.1  # seconds between two looks at the trainer: small against a lease, large against the cost of looking
+PROGRESS_EVERY = 2.0  # seconds; a person watches the progress, a lease alone could be renewed less often
+LOG_LINES = 40  # of the log that go into a failure's detail
+LONGEST_LINE = 1 << 20  # bytes of one line of stdout; more is no progress report
+FAILURE_KINDS = ("out_of_memory", "not_finite", "bad_data", "bug")  # what a trainer may say of itself
+UNREACHABLE = (OperationalError, InterfaceError)  # a database that restarts or is busy: ask again; anything else is a bug
+
+
+def run_claim(store: Store, claim: Claim, settings: Settings, *, draining: Callable[[], bool] = lambda: False) -> Outcome:
+    """Train one claimed job to its end and write what came out under the claim's token.
+
+    "succeeded" and "failed": written. "released": `draining()` turned true, the trainer is stopped and the job is back in the queue.
+    "lost": cancelled, or the lease went to somebody else (or could not be renewed in time); nothing is written.
+    Whatever happens, the trainer and all it started have ended when this returns.
+    """
+    folder = attempt_folder(settings, claim)
+    spec = write_spec(folder, claim)
+    with (folder / "trainer.log").open("ab", buffering=0) as trainer_log:
+        trainer = processes.start_bound(
+            [*settings.trainer, str(spec), str(folder)], env=trainer_environment(settings), stdout=subprocess.PIPE, stderr=trainer_log
+        )
+        log.info("job %s attempt %d: trainer %d started", claim.job_id, claim.attempt, trainer.pid)
+        try:
+            ending = watch(store, claim, settings, trainer, Stdout(trainer, trainer_log), draining)
+        finally:
+            code = processes.stop_group(trainer, grace=settings.stop_grace_seconds)
+            assert trainer.stdout is not None
+            trainer.stdout.close()
+    log.info("job %s attempt %d: trainer %s, exit code %d", claim.job_id, claim.attempt, ending, code)
+    if ending == "lost":
+        return "lost"
+    if ending == "draining":
+        return "released" if persist(lambda: release(store, claim), settings) else "lost"
+    if ending == "timeout":
+        kind, detail = "timeout", f"no end within {deadline_of(claim, settings):g} s, or no word for {settings.silence_seconds:g} s"
+        outcome: dict[str, Any] | tuple[str, str] = (kind, f"{detail}\n{tail(folder / 'trainer.log')}")
+    else:
+        outcome = read_outcome(folder, code)
+    return write_outcome(store, claim, settings, outcome)
+
+
+def watch(
+    store: Store, claim: Claim, settings: Settings, trainer: subprocess.Popen[bytes], stdout: Stdout, draining: Callable[[], bool]
+) -> Literal["exited", "lost", "draining", "timeout"]:
+    """Relay progress and renew the lease until the trainer ends or has to be ended; says which.
+
+    The lease is counted on this process's own clock from before the last renewal that succeeded: so it ends here no later than in the
+    database, and a worker that cannot reach the database stops before its job can be given to another one.
+    """
+    started = heard = held_since = renewed = time.monotonic()
+    told: dict[str, Any] | None = None
+    while True:
+        ended = processes.has_exited(trainer)  # asked before reading, so that what was written last is read too
+        if stdout.read():
+            heard = time.monotonic()
+        if ended:
+            return "exited"
+        now = time.monotonic()
+        if draining():
+            return "draining"
+        if now - started > deadline_of(claim, settings) or now - heard > settings.silence_seconds:
+            return "timeout"
+        if now - held_since > settings.lease_seconds:
+            log.warning("job %s: the lease could not be renewed in time", claim.job_id)
+            return "lost"
+        news = stdout.progress is not told and now - renewed > PROGRESS_EVERY
+        if news or now - renewed > settings.lease_seconds / 3:
+            renewed = now
+            progress = stdout.progress
+            try:
+                with store.begin() as session:
+                    mine = jobs.renew(session, claim, lease_seconds=settings.lease_seconds, progress=progress)
+            except UNREACHABLE as error:
+                log.warning("job %s: the database cannot be reached: %s", claim.job_id, first_line(error))
+            else:
+                if not mine:
+                    log.warning("job %s attempt %d is cancelled or not ours any more", claim.job_id, claim.attempt)
+                    return "lost"
+                held_since, told = now, progress
+        time.sleep(TICK)
+
+
+class Stdout:
+    """A trainer's stdout, read without waiting: every line goes into the log, the newest progress report is kept."""
+
+    def __init__(self, trainer: subprocess.Popen[bytes], trainer_log: Any) -> None:
+        assert trainer.stdout is not None
+        self.fd = trainer.stdout.fileno()
+        os.set_blocking(self.fd, False)
+        self.log = trainer_log
+        self.rest = b""
+        self.progress: dict[str, Any] | None = None
+
+    def read(self) -> bool:
+        """Take what is there; whether there was anything."""
+        heard = False
+        while True:
+            try:
+                chunk = os.read(self.fd, 1 << 16)
+            except BlockingIOError:
+                return heard
+            if not chunk:
+                return heard
+            heard = True
+            self.log.write(chunk)
+            *lines, self.rest = (self.rest + chunk).split(b"\n")
+            self.rest = self.rest[-LONGEST_LINE:]
+            for line in lines:
+                self.progress = progress_of(line) or self.progress
+
+
+def progress_of(line: bytes) -> dict[str, Any] | None:
+    """The progress that a line of stdout reports; None for any other line (a library's print, half a line after a kill)."""
+    try:
+        event = json.loads(line, parse_constant=refuse_constant)
+    except ValueError:
+        return None
+    if not isinstance(event, dict) or event.get("event") != "progress":
+        return None
+    return {key: event.get(key) for key in ("done", "total", "message", "best_ap")}
+
+
+def attempt_folder(settings: Settings, claim: Claim) -> Path:
+    """`<artifacts>/<job>/<attempt>`, without the outcome of an attempt that was released and now runs again under its number."""
+    assert settings.artifacts is not None
+    folder = settings.artifacts / claim.job_id / str(claim.attempt)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("result.json", "failure.json"):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def write_spec(folder: Path, claim: Claim) -> Path:
+    """Write the job's spec, whole or not at all; a distillation tried before goes on where `resume.pt` beside the attempts left it."""
+    spec = dict(claim.spec)
+    spec.setdefault("kind", claim.kind)
+    resume = folder.parent / "resume.pt"
+    if claim.kind == "distill" and not spec.get("resume_from"):
+        spec["resume_from"] = str(resume) if resume.exists() else None
+    path = folder / "spec.json"
+    unfinished = folder / "spec.json.part"
+    unfinished.write_text(json.dumps(spec, indent=1, sort_keys=True, allow_nan=False))
+    unfinished.replace(path)
+    return path
+
+
+def trainer_environment(settings: Settings) -> dict[str, str]:
+    """The trainer's environment: no password that it does not need, and threads that do not spin.
+
+    Spinning at barriers makes torch 7 to 10 times slower beside any other busy process (measured: 11 ms a step became 74 ms).
+    Weights are loaded as tensors only, even where a library asks for pickles.
+    """
+    secrets = ("DETKDS_DATABASE_URL", "DETKDS_BROKER_URL", "DETKDS_API_KEY")
+    environment = {name: value for name, value in os.environ.items() if name not in secrets}
+    threads = str(settings.threads)
+    return environment | {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def read_outcome(folder: Path, code: int) -> dict[str, Any] | tuple[str, str]:
+    """What an ended trainer left: its result, or (failure kind, detail).
+
+    Killed by a signal from outside is `lost` (worth another try); an end without a readable result or failure is a `bug`.
+    """
+    what = f"the trainer ended with exit code {code}"
+    try:
+        if code == 0:
+            return read_object(folder / "result.json")
+        if code > 0 and (folder / "failure.json").exists():
+            failure = read_object(folder / "failure.json")
+            if failure.get("kind") in FAILURE_KINDS:
+                return str(failure["kind"]), str(failure.get("detail", ""))
+            what = f"failure.json has the kind {failure.get('kind')!r}; one of {', '.join(FAILURE_KINDS)}"
+    except FileNotFoundError:
+        what = "the trainer ended with exit code 0 but left no result.json"
+    except ValueError as error:
+        what = f"the trainer left what is no JSON object: {error}"
+    if code < 0:
+        return "lost", f"the trainer was ended by {signal.Signals(-code).name}\n{tail(folder / 'trainer.log')}"
+    return "bug", f"{what}\n{tail(folder / 'trainer.log')}"
+
+
+def write_outcome(store: Store, claim: Claim, settings: Settings, outcome: dict[str, Any] | tuple[str, str]) -> Outcome:
+    def write() -> bool:
+        with store.begin() as session:
+            if isinstance(outcome, dict):
+                return jobs.finish(session, claim, outcome)
+            kind, detail = outcome
+            return jobs.fail(session, claim, kind=kind, detail=detail)
+
+    if not persist(write, settings):
+        log.warning("job %s attempt %d: its outcome came too late and is dropped", claim.job_id, claim.attempt)
+        return "lost"
+    return "succeeded" if isinstance(outcome, dict) else "failed"
+
+
+def release(store: Store, claim: Claim) -> bool:
+    with store.begin() as session:
+        jobs.release(session, claim)
+    return True
+
+
+def persist(write: Callable[[], bool], settings: Settings) -> bool:
+    """Write, again and again while the database cannot be reached; False when it was refused or a lease's time has passed."""
+    deadline = time.monotonic() + settings.lease_seconds
+    while True:
+        try:
+            return write()
+        except UNREACHABLE as error:
+            if time.monotonic() > deadline:
+                return False
+            log.warning("the database cannot be reached: %s", first_line(error))
+            time.sleep(0.5)
+
+
+def deadline_of(claim: Claim, settings: Settings) -> float:
+    """Seconds that one attempt may take."""
+    return min(float(claim.spec.get("deadline_seconds") or settings.deadline_seconds), settings.deadline_seconds)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ValueError for anything else, NaN and Infinity included: no database takes them."""
+    value = json.loads(path.read_text(), parse_constant=refuse_constant)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def tail(path: Path) -> str:
+    """The last lines of a log."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-LOG_LINES:])
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
