@@ -122,7 +122,7 @@ def glyph(image: NDArray[np.uint8], rng: np.random.Generator, longer_side: float
     padded.paste(drawn, (size[0] // 4, size[1] // 4))
     coverage = np.asarray(padded.rotate(float(rng.uniform(-15, 15)), Image.Resampling.BILINEAR)).astype(np.float32) / 255
     # Enlarged 8 x 8 strokes are blurred: steepen their edges, so that a digit looks written rather than smoked.
-    ink = np.clip((coverage - 0.2) / 0.5, 0, 1)
+    ink = np.clip((coverage - 0.2) / 0.5, 0, 1).astype(np.float32, copy=False)
     return ink[ink_extent(ink)]
 
 
