@@ -18,10 +18,10 @@ from detkds_core.datasets import cache as built
 from detkds_core.datasets.dataset import Dataset
 
 CLASSES = tuple("0123456789")
-VERSION = 2  # of the generator; part of the cache folder's name, so that a change of it never meets old scenes
+VERSION = 3  # of the generator; part of the cache folder's name, so that a change of it never meets old scenes
 
 VAL_SHARE = 0.25  # of each class's digit images
-VAL_COLUMNS = 192  # of each photograph (640 wide), at its right edge
+VAL_COLUMNS = 192  # of each photograph (640 wide), at its left edge: both photographs have more to see there than at the right
 CROP = (64, 192)  # side of the square that is cut from a photograph, pixels
 MAX_DIGITS = 6  # a scene
 SIZE = (0.1, 0.5)  # longer side of a digit as a share of the scene's side; its logarithm is uniform
@@ -63,8 +63,8 @@ def split_material(seed: int) -> tuple[Material, Material]:
         is_val[members[: round(VAL_SHARE * len(members))]] = True
     photographs = [np.asarray(image) for image in load_sample_images().images]
     return (
-        Material(glyphs[~is_val], labels[~is_val], tuple(p[:, :-VAL_COLUMNS] for p in photographs)),
-        Material(glyphs[is_val], labels[is_val], tuple(p[:, -VAL_COLUMNS:] for p in photographs)),
+        Material(glyphs[~is_val], labels[~is_val], tuple(p[:, VAL_COLUMNS:] for p in photographs)),
+        Material(glyphs[is_val], labels[is_val], tuple(p[:, :VAL_COLUMNS] for p in photographs)),
     )
 
 
