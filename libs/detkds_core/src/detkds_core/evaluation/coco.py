@@ -1,0 +1,112 @@
+"""COCO average precision of boxes, in percent; the numbers of pycocotools, computed by faster-coco-eval."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
+
+DETECTIONS_PER_IMAGE = 100
+AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 10**10)}  # square pixels; COCO's own
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """AP in percent (0-100). ap: mean over IoU 0.50, 0.55, ... 0.95 and over classes that have ground truth.
+
+    ap_small, ap_medium, ap_large: None without ground truth of that size; per_class: None for a class without ground truth.
+    images: how many were measured.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    images: int
+    per_class: Mapping[str, float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], image_ids: Sequence[int] | None = None) -> Metrics:
+    """Average precision of `detections` on the images of `ground_truth`, or on those in `image_ids`.
+
+    ground_truth: a COCO dictionary; a crowd annotation absorbs detections and is not asked for.
+    detections: `{"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}`; at most the best 100 of each
+    image and class count, those of images that are not measured are left out, and none at all gives 0. Neither is changed.
+    Raises ValueError when the images hold no ground truth (AP is undefined then), and for an unknown image or category id or
+    a number that is not finite.
+    """
+    known = {image["id"] for image in ground_truth["images"]}
+    chosen = known if image_ids is None else set(image_ids)
+    if unknown := sorted(chosen - known):
+        raise ValueError(f"image_ids: {unknown[:5]} are not images of the ground truth")
+    annotations = _annotations(ground_truth, chosen)
+    if all(annotation["iscrowd"] for annotation in annotations):
+        raise ValueError(f"ground truth: the {len(chosen)} images measured hold no box that is not crowd, so AP is undefined")
+    categories = sorted(ground_truth["categories"], key=lambda category: int(category["id"]))
+    results = _results(detections, known, {category["id"] for category in categories}, chosen)
+
+    silent = logging.getLogger(__name__).debug
+    images = [image for image in ground_truth["images"] if image["id"] in chosen]
+    truth = COCO({"images": images, "annotations": annotations, "categories": categories}, print_function=silent)
+    evaluation = COCOeval_faster(truth, truth.loadRes(results), iouType="bbox", print_function=silent, ranges=dict(AREAS))
+    evaluation.params.maxDets = [1, 10, DETECTIONS_PER_IMAGE]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # (IoU thresholds, 101 recalls, classes, areas "all" and AREAS, detections per image); -1 where there is no ground truth
+    precision: NDArray[np.float64] = np.asarray(evaluation.eval["precision"])[..., -1]
+    every = precision[..., 0]
+    return Metrics(
+        ap=_mean(every) or 0.0,
+        ap50=_mean(every[0]) or 0.0,
+        ap75=_mean(every[5]) or 0.0,
+        ap_small=_mean(precision[..., 1]),
+        ap_medium=_mean(precision[..., 2]),
+        ap_large=_mean(precision[..., 3]),
+        images=len(chosen),
+        per_class={category["name"]: _mean(every[:, :, index]) for index, category in enumerate(categories)},
+    )
+
+
+def _annotations(ground_truth: Mapping[str, Any], chosen: set[int]) -> list[dict[str, Any]]:
+    """The chosen images' boxes, numbered from 1: COCO's matching takes id 0 for "no match"."""
+    kept = (annotation for annotation in ground_truth["annotations"] if annotation["image_id"] in chosen)
+    return [
+        {
+            "id": number,
+            "image_id": annotation["image_id"],
+            "category_id": annotation["category_id"],
+            "bbox": annotation["bbox"],
+            "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+        }
+        for number, annotation in enumerate(kept, start=1)
+    ]
+
+
+def _results(detections: Sequence[Mapping[str, Any]], images: set[int], categories: set[int], chosen: set[int]) -> list[dict[str, Any]]:
+    kept = []
+    for index, detection in enumerate(detections):
+        if detection["image_id"] not in images:
+            raise ValueError(f"detections[{index}].image_id: {detection['image_id']} is not an image of the ground truth")
+        if detection["category_id"] not in categories:
+            raise ValueError(f"detections[{index}].category_id: {detection['category_id']} is not one of {sorted(categories)}")
+        if not all(map(math.isfinite, (*detection["bbox"], detection["score"]))):
+            raise ValueError(f"detections[{index}]: bbox and score must be finite, not {detection['bbox']}, {detection['score']}")
+        if detection["image_id"] in chosen:
+            kept.append({key: detection[key] for key in ("image_id", "category_id", "bbox", "score")})
+    return kept
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    """Mean in percent over the entries that have ground truth, None when none has."""
+    measured = precision[precision > -1]
+    return 100 * float(measured.mean()) if measured.size else None
