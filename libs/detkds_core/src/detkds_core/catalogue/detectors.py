@@ -42,7 +42,7 @@ def _preprocessor() -> dict[str, Any]:
         "type": "DetDataPreprocessor",
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
-        "bgr_to_rgb": False,
+        "bgr_to_rgb": True,
         "pad_size_divisor": 32,
     }
 

@@ -94,8 +94,8 @@ PAIRS: Mapping[str, Pair] = {
             teacher="gfl_r18w32_fpn32",
             teacher_checkpoint="digits_gfl_r18w32_fpn32",
             student="gfl_r18w8_fpn32",
-            proxy=Recipe(iterations=100, eval_images=200),
-            full=Recipe(iterations=300),
+            proxy=Recipe(iterations=100, augment="none", eval_images=200),
+            full=Recipe(iterations=300, augment="none"),
         ),
         Pair(
             name="trees_gfl",

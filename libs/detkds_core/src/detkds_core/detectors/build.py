@@ -1,0 +1,187 @@
+"""Build a detector of the catalogue, fill it with weights, and hand a trained student back as a plain MMDetection checkpoint."""
+
+import hashlib
+import json
+import pprint
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from detkds_core.catalogue import DetectorEntry, detector
+from detkds_core.detectors.runtime import prepare_mmdet
+
+CLASS_HEADS = ("bbox_head", "mask_head")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, and what would be right."""
+
+
+def model_config(entry: DetectorEntry, classes: int) -> dict[str, Any]:
+    """MMDetection's model configuration for `classes` classes. Nothing in it downloads."""
+    if entry.source is not None:
+        prepare_mmdet()
+        import mmdet
+        from mmengine.config import Config
+
+        config = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / entry.source).model.to_dict()
+        config["backbone"]["init_cfg"] = None
+    else:
+        config = _plain(entry.config)
+    for part in (config, config.get("roi_head") or {}):
+        for name in CLASS_HEADS:
+            heads = part.get(name) or []
+            for head in heads if isinstance(heads, list) else [heads]:
+                head["num_classes"] = classes
+    return config
+
+
+def build_detector(name: str, classes: Sequence[str]) -> nn.Module:
+    """A detector of the catalogue with fresh weights, drawn from torch's global generator.
+
+    Raises ValueError for a name that the catalogue does not know.
+    """
+    entry = detector(name)
+    prepare_mmdet()
+    from mmdet.registry import MODELS
+    from mmengine.config import ConfigDict
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_current_instance().setLevel("WARNING")  # it would list every weight's initialisation
+    warnings.filterwarnings("ignore", module=r"mm(det|cv|engine)\.")  # deprecations of its own that a user cannot mend
+    model = MODELS.build(ConfigDict(model_config(entry, len(classes))))
+    model.init_weights()
+    model.dataset_meta = {"classes": tuple(classes)}
+    return model.to(memory_format=torch.channels_last)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights and metadata of a `.safetensors` or a PyTorch file. Only tensors are read; a pickle that holds code is refused."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint file")
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
+    content = read_pickle(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state_dict")
+    weights = content.get("state_dict", content)
+    classes = ((content.get("meta") or {}).get("dataset_meta") or {}).get("classes") if "state_dict" in content else None
+    return dict(weights), {"classes": json.dumps(list(classes))} if classes else {}
+
+
+def read_pickle(path: Path) -> Any:
+    """The project's only reader of PyTorch's pickles: tensors and plain containers, never code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be read as tensors only ({type(error).__name__}); save its state_dict alone") from error
+
+
+def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
+    """Fill `model` from a checkpoint that must fit it exactly, and return the checkpoint's metadata.
+
+    Raises CheckpointError naming the first keys that are missing, surplus or of another shape, and when its classes differ from the model's.
+    """
+    weights, metadata = read_checkpoint(path)
+    own = model.state_dict()
+    classes = list(getattr(model, "dataset_meta", {}).get("classes", ()))
+    if "classes" in metadata and classes and json.loads(metadata["classes"]) != classes:
+        raise CheckpointError(f"{path.name}: was trained on the classes {json.loads(metadata['classes'])}, the dataset has {classes}")
+    missing = [key for key in own if key not in weights]
+    surplus = [key for key in weights if key not in own]
+    shapes = [
+        f"{key}: {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    problems = [
+        f"{len(found)} {word} ({', '.join(found[:3])})"
+        for word, found in (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
+        if found
+    ]
+    if problems:
+        raise CheckpointError(f"{path.name}: does not fit the detector: " + "; ".join(problems))
+    model.load_state_dict({key: weights[key].to(own[key].dtype) for key in own})
+    return metadata
+
+
+def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str] = ("neck", "bbox_head", "rpn_head", "roi_head")) -> list[str]:
+    """Copy the teacher's neck and head into the student where names and shapes match (the inheriting strategy). Returns the copied keys."""
+    own, given = student.state_dict(), teacher.state_dict()
+    copied = [key for key in own if key.split(".")[0] in parts and key in given and given[key].shape == own[key].shape]
+    student.load_state_dict({key: given[key] for key in copied}, strict=False)
+    return copied
+
+
+def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str], dtype: torch.dtype | None = None) -> str:
+    """Write a safetensors checkpoint, floats as `dtype` if given, and return its SHA-256."""
+    weights = {
+        key: value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else value.dtype).contiguous()
+        for key, value in model.state_dict().items()
+    }
+    save_file(weights, path, metadata=dict(metadata))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def export_student(
+    model: nn.Module, entry: DetectorEntry, folder: Path, *, dataset: Mapping[str, Any], image_size: int, metadata: Mapping[str, str]
+) -> dict[str, str]:
+    """Write the student alone: `student.safetensors`, and `student.pth` with `student_config.py` for plain MMDetection.
+
+    dataset: a dataset specification (classes, and val with annotations and images), which the configuration evaluates on.
+    Returns the file names and the SHA-256 of the safetensors file.
+    """
+    classes = list(dataset["classes"])
+    digest = save_weights(model, folder / "student.safetensors", {**metadata, "classes": json.dumps(classes)})
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "meta": {"dataset_meta": {"classes": tuple(classes)}, **metadata}}, folder / "student.pth")
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": (image_size, image_size), "keep_ratio": True},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
+    ]
+    loader = {
+        "batch_size": 1,
+        "num_workers": 0,
+        "persistent_workers": False,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "dataset": {
+            "type": "CocoDataset",
+            "ann_file": str(dataset["val"]["annotations"]),
+            "data_prefix": {"img": str(dataset["val"]["images"])},
+            "metainfo": {"classes": tuple(classes)},
+            "test_mode": True,
+            "pipeline": pipeline,
+        },
+    }
+    config = {
+        "default_scope": "mmdet",
+        "model": _plain(model_config(entry, len(classes))),
+        "test_dataloader": loader,
+        "test_evaluator": {"type": "CocoMetric", "ann_file": str(dataset["val"]["annotations"]), "metric": "bbox"},
+        "test_cfg": {"type": "TestLoop"},
+    }
+    lines = [f"{key} = {pprint.pformat(value, width=120, sort_dicts=False)}\n" for key, value in config.items()]
+    (folder / "student_config.py").write_text("# A plain MMDetection configuration of the distilled student.\n" + "\n".join(lines))
+    return {"checkpoint": "student.safetensors", "checkpoint_pth": "student.pth", "config": "student_config.py", "sha256": digest}
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _plain(value: Any) -> Any:
+    """A deep copy of dictionaries, lists and tuples, without MMEngine's own types."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return value

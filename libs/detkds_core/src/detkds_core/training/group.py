@@ -1,0 +1,165 @@
+"""Train a group of students side by side: the same batches, one teacher forward, numbers that do not depend on the company."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, detector
+from detkds_core.detectors.build import build_detector, inherit, load_weights
+from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
+from detkds_core.losses.signals import Scene, Signals
+from detkds_core.policy import Policy
+from detkds_core.training.batches import Batch, Batches
+from detkds_core.training.steps import Learner, learn, make_learner
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all candidates of a measurement share: the frozen teacher, the student's first weights and the matched levels."""
+
+    teacher: Teacher | None
+    teacher_entry: DetectorEntry
+    student_entry: DetectorEntry
+    weights: Mapping[str, Tensor]
+    classes: tuple[str, ...]
+    levels: Levels
+    device: torch.device
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def checkpoint_path(name: str) -> Path:
+    """A checkpoint by its built-in name or its path."""
+    return builtin_checkpoint(name) or Path(name)
+
+
+def load_teacher(name: str, checkpoint: str, classes: Sequence[str], device: torch.device) -> nn.Module:
+    model = build_detector(name, classes)
+    load_weights(model, checkpoint_path(checkpoint))
+    return model.to(device).eval()
+
+
+def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = None) -> Start:
+    """Build what a job's specification names: load the teacher, draw the student's weights from `seed`, inherit if asked."""
+    device = device or default_device()
+    classes = tuple(spec["dataset"]["classes"])
+    teacher_entry, student_entry = detector(spec["teacher"]["detector"]), detector(spec["student"]["detector"])
+    levels = match_levels(teacher_entry, student_entry)
+    teacher = load_teacher(teacher_entry.name, spec["teacher"]["checkpoint"], classes, device)
+    torch.manual_seed(seed)
+    student = build_detector(student_entry.name, classes)
+    if spec["student"].get("checkpoint"):
+        load_weights(student, checkpoint_path(spec["student"]["checkpoint"]))
+    elif spec.get("inherit", True):
+        inherit(student, teacher.cpu())
+        teacher.to(device)
+    weights = {key: value.clone() for key, value in student.state_dict().items()}
+    return Start(Teacher(teacher, levels.teacher), teacher_entry, student_entry, weights, classes, levels, device)
+
+
+def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int) -> Learner:
+    """A learner at the common start. Raises PairError when the pair cannot exchange what the policy asks for."""
+    check_policy(policy, start.teacher_entry, start.student_entry)
+    torch.manual_seed(seed)
+    model = build_detector(start.student_entry.name, start.classes)
+    model.load_state_dict(start.weights)
+    torch.manual_seed(seed + 1)
+    adapters = make_adapters(start.teacher_entry, start.student_entry, len(start.levels.student))
+    model.to(start.device).train()
+    if adapters is not None:
+        adapters.to(start.device)
+    return make_learner(Student(model, start.levels.student, adapters), policy, recipe)
+
+
+def train(
+    learners: Sequence[Learner],
+    start: Start,
+    batches: Batches,
+    *,
+    first_step: int = 0,
+    on_step: Progress | None = None,
+) -> None:
+    """Train every learner from `first_step` to the end of the recipe. A learner that fails leaves the others alone."""
+    recipe = batches.recipe
+    preprocess = learners[0].student.model.data_preprocessor
+    for step in range(first_step, recipe.iterations):
+        alive = [learner for learner in learners if learner.failure is None]
+        if not alive:
+            return
+        batch = batches[step]
+        inputs, samples = model_inputs(preprocess, batch, start.device)
+        scene = Scene(
+            boxes=tuple(sample.gt_instances.bboxes for sample in samples),
+            batch_shape=tuple(inputs.shape[-2:]),
+            step=step,
+            seed=batches.seed,
+            total_steps=recipe.iterations,
+        )
+        needs = frozenset().union(*(learner.needs for learner in alive))
+        said = teacher_signals(start, preprocess, batch, inputs, needs) if needs else Signals(features=())
+        for learner in alive:
+            learn(learner, inputs, copy.deepcopy(samples), said, scene, recipe)
+        if on_step is not None:
+            on_step(step + 1, recipe.iterations)
+
+
+def teacher_signals(start: Start, student_preprocess: nn.Module, batch: Batch, inputs: Tensor, needs: frozenset[str]) -> Signals:
+    """The teacher's signals on the same images, normalised its own way when it differs from the student's."""
+    assert start.teacher is not None
+    own = start.teacher.model.data_preprocessor
+    if not _same_normalisation(own, student_preprocess):
+        inputs, _ = model_inputs(own, batch, start.device, pad_to=tuple(inputs.shape[-2:]))
+    return start.teacher.signals(inputs, needs)
+
+
+def model_inputs(
+    preprocess: nn.Module, batch: Batch, device: torch.device, pad_to: tuple[int, ...] | None = None
+) -> tuple[Tensor, list[Any]]:
+    """Normalise and pad a batch: inputs (B, 3, H, W) and MMDetection's samples with ground truth."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    samples = []
+    for image, boxes, labels in zip(batch.images, batch.boxes, batch.labels, strict=True):
+        shape = tuple(image.shape[-2:])
+        sample = DetDataSample(metainfo={"ori_shape": shape, "img_shape": shape, "scale_factor": (1.0, 1.0)})
+        sample.gt_instances = InstanceData(bboxes=boxes.to(device), labels=labels.to(device))
+        sample.ignored_instances = InstanceData(bboxes=boxes.new_zeros((0, 4)).to(device), labels=labels.new_zeros((0,)).to(device))
+        samples.append(sample)
+    data = preprocess({"inputs": [image.to(device) for image in batch.images], "data_samples": samples}, True)
+    inputs = data["inputs"]
+    if pad_to is not None:
+        inputs = nn.functional.pad(inputs, (0, pad_to[1] - inputs.shape[-1], 0, pad_to[0] - inputs.shape[-2]))
+    return inputs.contiguous(memory_format=torch.channels_last), data["data_samples"]
+
+
+def _same_normalisation(a: nn.Module, b: nn.Module) -> bool:
+    def facts(preprocess: nn.Module) -> tuple[Any, ...]:
+        return (
+            preprocess.mean.flatten().tolist(),
+            preprocess.std.flatten().tolist(),
+            preprocess._channel_conversion,
+            preprocess.pad_size_divisor,
+        )
+
+    return facts(a) == facts(b)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names and bytes of the weights, for tests and evidence."""
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(json.dumps([key, list(value.shape)]).encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

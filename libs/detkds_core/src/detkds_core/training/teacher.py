@@ -1,0 +1,61 @@
+"""Train a detector on its own, without a teacher: how the built-in teachers were made."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detkds_core.catalogue import Recipe, detector
+from detkds_core.datasets import Dataset, report_ids, selection_ids
+from detkds_core.detectors.build import build_detector, load_weights, save_weights
+from detkds_core.detectors.pair import Levels, Student
+from detkds_core.evaluation.predict import measure
+from detkds_core.policy import Policy
+from detkds_core.training.batches import Batches
+from detkds_core.training.group import Start, default_device, train
+from detkds_core.training.steps import make_learner
+
+Progress = Callable[[int, int, str], None]
+
+
+def train_teacher(name: str, dataset: Dataset, recipe: Recipe, seed: int, path: Path, report: Progress) -> dict[str, Any]:
+    """Train detector `name` from scratch, write it as a half-precision safetensors file, and measure what was written.
+
+    The file's metadata carries classes, recipe, seed, dataset digest and AP. Returns its figures on the selection and the report images.
+    """
+    torch.manual_seed(seed)
+    entry, device = detector(name), default_device()
+    model = build_detector(name, dataset.classes).to(device).train()
+    learner = make_learner(Student(model, range(len(entry.strides))), Policy(()), recipe)
+    start = Start(None, entry, entry, {}, dataset.classes, Levels((), ()), device)
+    batches = Batches(dataset.to_json()["train"], recipe, seed)
+    train([learner], start, batches, on_step=lambda done, total: report(done, total, f"loss {learner.losses.get('task', 0.0):.3f}"))
+    if learner.failure is not None:
+        raise RuntimeError(f"the teacher's training failed: {learner.failure['detail']}")
+    facts: dict[str, str] = {
+        "detector": name,
+        "classes": json.dumps(list(dataset.classes)),
+        "recipe": json.dumps(recipe.to_json()),
+        "seed": str(seed),
+        "dataset": dataset.name,
+        "dataset_digest": dataset.digest,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(model, path, facts, torch.float16)
+    figures = measure_file(name, dataset, path, recipe.image_size)
+    save_weights(model, path, {**facts, "ap": json.dumps(figures)}, torch.float16)
+    return figures
+
+
+def measure_file(name: str, dataset: Dataset, path: Path, image_size: int) -> dict[str, Any]:
+    """AP of a checkpoint on the selection and the report images of a dataset."""
+    model: nn.Module = build_detector(name, dataset.classes)
+    load_weights(model, path)
+    figures = {}
+    for part, ids in (("selection", selection_ids(dataset)), ("report", report_ids(dataset))):
+        metrics, _ = measure(model.to(default_device()), dataset.to_json()["val"], list(ids), image_size=image_size)
+        figures[part] = {"ap": metrics.ap, "ap50": metrics.ap50, "ap75": metrics.ap75, "images": metrics.images}
+    return figures
