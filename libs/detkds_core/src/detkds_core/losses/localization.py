@@ -46,7 +46,7 @@ BOX_DISTANCES: Mapping[str, BoxDistance] = {"l1": box_l1, "iou": box_iou, "giou"
 
 
 def edge_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 * KL between the distributions of each box side over its bins, mean over the four sides: (B, H*W) (LD eq. 3).
+    """T^2 * KL between the distributions of each box side over its bins, mean over the four sides: (B, H*W) (LD, Zheng et al. 2022).
 
     student, teacher: raw scores (B, 4*(R+1), H, W), side-major.
     """

@@ -24,7 +24,7 @@ def boxes_in_cells(boxes: Tensor, map_shape: tuple[int, int], batch_shape: tuple
 
 
 def region_masks(boxes: Sequence[Tensor], map_shape: tuple[int, int], batch_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Foreground and background weight of each cell, (B, 1, H, W) each (FGD eq. 6-8).
+    """Foreground and background weight of each cell, (B, 1, H, W) each (FGD).
 
     A box covers its cells with both ends included, and weighs each 1 / (height + 1) / (width + 1) of the whole box, also where the map cuts
     it off; where boxes overlap, the largest weight stands. Background is 1 / (number of cells outside all boxes). An image without boxes is

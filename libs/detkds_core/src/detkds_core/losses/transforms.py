@@ -29,14 +29,14 @@ def identity(feat: Tensor, guide: Tensor | None = None) -> Tensor:
 
 
 def spatial_weights(feat: Tensor, temperature: float = ATTENTION_TEMPERATURE) -> Tensor:
-    """H*W * softmax over positions of mean_C |feat| / temperature: (N, 1, H, W), mean 1 (FGD eq. 4, DetKDS `satt`)."""
+    """H*W * softmax over positions of mean_C |feat| / temperature: (N, 1, H, W), mean 1 (FGD; DetKDS `satt`)."""
     N, _, H, W = feat.shape
     strength = feat.abs().mean(dim=1).flatten(1)  # (N, H*W)
     return (H * W * (strength / temperature).softmax(dim=1)).view(N, 1, H, W)
 
 
 def channel_weights(feat: Tensor, temperature: float = ATTENTION_TEMPERATURE) -> Tensor:
-    """C * softmax over channels of mean_HW |feat| / temperature: (N, C, 1, 1), mean 1 (FGD eq. 5, DetKDS `catt`)."""
+    """C * softmax over channels of mean_HW |feat| / temperature: (N, C, 1, 1), mean 1 (FGD; DetKDS `catt`)."""
     C = feat.shape[1]
     strength = feat.abs().mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
     return C * (strength / temperature).softmax(dim=1)
@@ -66,8 +66,8 @@ def random_mask(feat: Tensor, guide: Tensor | None = None) -> Tensor:
     return feat * guide
 
 
-def draw_mask(feat: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Keep 35 % of the positions at random: (N, 1, H, W) of 0 and 1, the same for the same seeds on every device.
+def draw_mask(feat: Tensor, seeds: Sequence[int], keep_share: float = MASK_KEEP_SHARE) -> Tensor:
+    """Keep each position of each image with the chance keep_share: (N, 1, H, W) of 0 and 1, the same for the same seeds on every device.
 
     It is drawn on the CPU, where torch's generator gives the same numbers for every machine with a GPU or without.
     """
@@ -75,7 +75,7 @@ def draw_mask(feat: Tensor, seeds: Sequence[int]) -> Tensor:
     # SeedSequence mixes, so that (seed, step) = (0, 1) and (1, 0) give unrelated masks; it wants non-negative words.
     seed = int(np.random.SeedSequence([word & 0xFFFFFFFFFFFFFFFF for word in seeds]).generate_state(1, np.uint64)[0])
     generator = torch.Generator().manual_seed(seed >> 1)
-    keep = torch.rand(N, 1, H, W, generator=generator) <= MASK_KEEP_SHARE
+    keep = torch.rand(N, 1, H, W, generator=generator) < keep_share
     return keep.to(feat.device, feat.dtype)
 
 
