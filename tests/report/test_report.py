@@ -1,0 +1,191 @@
+"""The report's page, its tables and its pictures."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image, ImageColor
+
+from detkds_core.report import Box, CandidatePoint, ImagePanel, ReportData, Row, text_table, write_report
+from detkds_core.report.charts import fitness_chart
+from detkds_core.report.pictures import RIGHT, WIDTH, WRONG, draw_detections, draw_truth, iou, matches
+
+ROWS = [
+    Row("teacher", "teacher", (0,), (56.2,), (78.0,), (63.1,), 4_830_000, 150),
+    Row("student alone", "alone", (0, 1, 2), (25.0, 26.0, 27.0), (45.0, 46.0, 47.0), (24.0, 25.0, 26.0), 612_000, 150),
+    Row("searched policy", "searched", (0, 1, 2), (31.0, 32.0, 33.0), (51.0, 52.0, 53.0), (30.0, 31.0, 32.0), 612_000, 150),
+]
+CANDIDATES = [
+    CandidatePoint(0, "reference", "none", 25.0, name="no distillation"),
+    CandidatePoint(1, "stage1", "6·l1(global)", 27.5, island="global", operator="seed"),
+    CandidatePoint(2, "stage1", "0.1·pear(logits)", None, island="logits", operator="sample", failure="not finite"),
+    CandidatePoint(3, "stage2", "6·l1(global) + 2·l1(fgbg)", 29.25, operator="combine"),
+]
+TRUTH = [Box((10, 10, 50, 50), "3"), Box((60, 60, 100, 100), "7")]
+
+
+def report(**changes):
+    panel = ImagePanel(
+        Image.new("RGB", (128, 128), "gray"),
+        "image <17>",
+        TRUTH,
+        alone=[Box((10, 10, 50, 50), "8", 0.9)],
+        distilled=[Box((11, 10, 51, 50), "3", 0.8), Box((60, 60, 100, 100), "7", 0.1)],
+    )
+    fields = {
+        "title": "Digits <b>",
+        "dataset": "digits",
+        "pair": "GFL R18 → GFL R18",
+        "rows": ROWS,
+        "formula": "6·l1(global) + 2·l1(fgbg)",
+        "policy": {
+            "terms": [{"knowledge": "fgbg", "transforms": ["catt", "none", "norm_C"], "distance": "l1", "weight": 2.0, "background": 0.25}]
+        },
+        "candidates": CANDIDATES,
+        "panels": [panel],
+        "evidence": {"dataset digest": "abc123", "torch": "2.14.1"},
+    }
+    return ReportData(**(fields | changes))
+
+
+class Page(HTMLParser):
+    """The page's text, tags and the addresses it points to."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.sources, self.words, self.open = [], [], [], []
+        self.feed(html)
+        self.text = " ".join("".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "srcset", "href")]
+        if tag not in ("meta", "img", "source", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data + " ")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("demo") / "new" / "report.html"
+    write_report(path, report())
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_stands_alone_and_is_well_formed(page):
+    assert page.open == []
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert len(page.sources) == 2 + 3  # the chart in light and dark, and one image three times
+    for source in page.sources:
+        Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).verify()
+
+
+def test_says_what_was_measured(page):
+    assert "Distillation beat the student alone beyond noise: +6.0 AP" in page.text
+    assert "teacher 56.2 78.0 63.1 4.83 M 150 1 (0)" in page.text
+    assert "student alone 26.0 ±2.5 46.0 ±2.5 25.0 ±2.5 612 k 150 3 (0, 1, 2)" in page.text
+    assert "fgbg catt → norm_C l1 2 background 0.25" in page.text
+    assert "4 candidates, 1 of them references; 1 infeasible" in page.text
+    assert "3 29.25 stage 2 together combine 6·l1(global) + 2·l1(fgbg) 1 27.50 stage 1 global seed" in page.text
+    assert "logits 1 1 – –" in page.text
+    assert "ground truth · 2 objects" in page.text
+    assert "student alone · 0 of 2 found, 1 wrong" in page.text
+    assert "distilled student · 1 of 2 found, 0 wrong" in page.text  # the second detection is below the threshold
+    assert "dataset digest abc123" in page.text
+
+
+def test_names_from_outside_are_escaped(page):
+    assert "b" not in page.open
+    assert "Digits <b>" in page.text
+    assert "image <17>" in page.text
+
+
+def test_what_was_not_measured_is_left_out(tmp_path):
+    write_report(
+        tmp_path / "report.html", report(candidates=[], panels=[], evidence={}, policy={"terms": []}, formula="none", rows=ROWS[:2])
+    )
+    bare = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert bare.sources == []
+    assert "The search " not in bare.text
+    assert "Validation images" not in bare.text
+    assert "No distilled student was measured." in bare.text
+    assert "No term: the student learns from the annotations alone." in bare.text
+
+
+def test_a_search_without_any_feasible_candidate(tmp_path):
+    write_report(tmp_path / "report.html", report(candidates=[CANDIDATES[2]]))
+    assert "No candidate could be measured." in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_text_table():
+    assert text_table(ROWS[1:]).splitlines() == [
+        "                        AP       AP50       AP75  parameters  images        seeds",
+        "---------------------------------------------------------------------------------",
+        "student alone    26.0 ±2.5  46.0 ±2.5  25.0 ±2.5       612 k     150  3 (0, 1, 2)",
+        "searched policy  32.0 ±2.5  52.0 ±2.5  31.0 ±2.5       612 k     150  3 (0, 1, 2)",
+    ]
+
+
+def test_chart_is_transparent_and_the_same_every_time():
+    first = fitness_chart(CANDIDATES, "light")
+    assert first == fitness_chart(CANDIDATES, "light")
+    assert first != fitness_chart(CANDIDATES, "dark")
+    assert Image.open(io.BytesIO(first)).convert("RGBA").getpixel((0, 0))[3] == 0
+    with pytest.raises(ValueError, match="nothing to draw"):
+        fitness_chart([CANDIDATES[2]], "light")
+
+
+def test_iou_by_hand():
+    # 10 x 10 and the same moved by 5: 50 shared of 150
+    assert iou(Box((0, 0, 10, 10), "a"), Box((5, 0, 15, 10), "a")) == pytest.approx(1 / 3)
+    assert iou(Box((0, 0, 10, 10), "a"), Box((20, 0, 30, 10), "a")) == 0.0
+    assert iou(Box((3, 3, 3, 3), "a"), Box((3, 3, 3, 3), "a")) == 0.0
+
+
+def test_an_object_is_found_once_and_only_by_its_class():
+    here = (0, 0, 10, 10)
+    detections = [Box(here, "3", 0.9), Box(here, "3", 0.8), Box(here, "4", 0.7), Box((6, 0, 16, 10), "5", 0.6)]
+    assert matches(detections, [Box(here, "3"), Box(here, "5")]) == [True, False, False, False]  # the last has IoU 0.25
+    assert matches([], [Box(here, "3")]) == []
+
+
+def test_boxes_are_drawn_where_they_are():
+    panel = ImagePanel(Image.new("RGB", (WIDTH, 300), "black"), "", [Box((20, 60, 120, 160), "3")], [], [])
+    detections = [Box((20, 60, 120, 160), "3", 0.9), Box((200, 60, 300, 160), "3", 0.5), Box((200, 200, 300, 290), "3", 0.2)]
+    drawn = draw_detections(panel, detections, threshold=0.3)
+    picture = Image.open(io.BytesIO(drawn.png)).convert("RGB")
+    assert picture.size == (WIDTH, 300)
+    assert (drawn.found, drawn.objects, drawn.wrong) == (1, 1, 1)
+
+    def close(place, colour):
+        return max(abs(a - b) for a, b in zip(picture.getpixel(place), ImageColor.getrgb(colour), strict=True)) < 24
+
+    assert close((70, 160), RIGHT)  # lower edge of the right one
+    assert close((250, 160), WRONG)
+    assert close((250, 245), "black")  # below the threshold
+    assert close((70, 110), "black")  # inside of a box
+
+
+def test_a_label_at_the_edge_stays_inside(tmp_path):
+    Image.new("L", (64, 32)).save(tmp_path / "grey.png")
+    edge = ImagePanel(tmp_path / "grey.png", "", [Box((60, 0, 64, 32), "a long name of a class")], [], [])
+    picture = Image.open(io.BytesIO(draw_truth(edge).png)).convert("RGB")
+    assert picture.size == (WIDTH, WIDTH // 2)
+    label = [x for x in range(WIDTH) if sum(picture.getpixel((x, WIDTH // 2 - 3))) > 600]
+    assert min(label) < WIDTH - 100  # the tag was moved to the left of its box
+
+
+def test_colours_of_the_key_are_those_of_the_boxes(page, tmp_path):
+    write_report(tmp_path / "report.html", report())
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'class="key" style="border-color:(#\w+)"', html) == [RIGHT, WRONG]
