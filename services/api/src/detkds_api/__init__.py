@@ -1,1 +1,1 @@
-
+"""The HTTP service: searches, distillations, results, datasets, and a dashboard. No torch."""

@@ -1,0 +1,34 @@
+"""A PyTorch checkpoint as a safetensors file that names its classes. Needs torch; runs where the user is, never in the service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+class ConvertError(Exception):
+    """Why a checkpoint cannot be converted, and what would be right."""
+
+
+def convert(source: Path, target: Path, classes: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Write the tensors of `source` to `target` with the class names in its header, and return those.
+
+    Only tensors are read; a pickle with code in it is refused. classes: needed when the checkpoint does not name its own.
+    """
+    from safetensors.torch import save_file
+
+    from detkds_core.detectors.build import CheckpointError, read_checkpoint
+
+    if target.suffix != ".safetensors":
+        raise ConvertError(f"{target} does not end in .safetensors")
+    try:
+        weights, metadata = read_checkpoint(source)
+    except CheckpointError as error:
+        raise ConvertError(str(error)) from error
+    if classes is not None:
+        metadata = {**metadata, "classes": json.dumps(list(classes))}
+    if "classes" not in metadata:
+        raise ConvertError(f"{source} does not name its classes; give them in the order of training: --classes 'car,person,...'")
+    # Tensors that share memory are refused by safetensors, and a view would drag its whole storage along.
+    save_file({name: value.contiguous().clone() for name, value in weights.items()}, target, metadata=metadata)
+    return tuple(json.loads(metadata["classes"]))

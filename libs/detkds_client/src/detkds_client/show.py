@@ -1,0 +1,250 @@
+"""How documents of the service look in a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from detkds_client.types import Candidate, Dataset, Distillation, NamedPolicy, Result, Search
+
+STATE_STYLE: Mapping[str, str] = {
+    "QUEUED": "yellow",
+    "RUNNING": "cyan",
+    "CONFIRMING": "cyan",
+    "SUCCEEDED": "green",
+    "FAILED": "red",
+    "DEAD": "red",
+    "CANCELLED": "dim",
+}
+BAR_WIDTH = 24  # characters
+
+
+def console() -> Console:
+    """A console on the standard output of now, which a test may have replaced."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def as_json(document: object) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def duration(seconds: float | None) -> str:
+    """`3:05`, `1:02:09`; `-` when nothing is known."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def ap(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def when(timestamp: str) -> str:
+    """`2026-05-04T10:11:12.3Z` as `2026-05-04 10:11` (UTC, as stored)."""
+    return timestamp[:16].replace("T", " ")
+
+
+def state(name: str) -> Text:
+    return Text(name, style=STATE_STYLE.get(name, ""))
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]]) -> Table:
+    """A table without lines; columns are (heading, "left" | "right")."""
+    shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for heading, side in columns:
+        shown.add_column(heading, justify="right" if side == "right" else "left", overflow="fold", no_wrap=heading == "id")
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def searches(found: Sequence[Search]) -> None:
+    rows = [
+        (
+            one["id"],
+            one["name"],
+            state(one["state"]),
+            f"{one['progress']['done']}/{one['progress']['total']}",
+            ap(one["progress"]["best_ap"]),
+            one["dataset"],
+            when(one["created_at"]),
+        )
+        for one in found
+    ]
+    columns = [
+        ("id", ""),
+        ("name", ""),
+        ("state", ""),
+        ("candidates", "right"),
+        ("best AP", "right"),
+        ("dataset", ""),
+        ("created (UTC)", ""),
+    ]
+    listed(columns, rows, "No search yet. Start one: detkds search --pair digits_gfl")
+
+
+def distillations(found: Sequence[Distillation]) -> None:
+    rows = [
+        (
+            one["id"],
+            one["name"],
+            state(one["state"]),
+            f"{one['progress']['fraction']:.0%}",
+            one["dataset"],
+            one["formula"],
+            when(one["created_at"]),
+        )
+        for one in found
+    ]
+    columns = [("id", ""), ("name", ""), ("state", ""), ("done", "right"), ("dataset", ""), ("policy", ""), ("created (UTC)", "")]
+    listed(columns, rows, "No distillation yet. Start one: detkds distill --pair digits_gfl --policy pkd")
+
+
+def results(found: Sequence[Result]) -> None:
+    rows = [
+        (one["id"], one["kind"], one["name"], one["dataset"], ap(one["ap"]), one["formula"] or "-", when(one["created_at"]))
+        for one in found
+    ]
+    columns = [("id", ""), ("kind", ""), ("name", ""), ("dataset", ""), ("AP", "right"), ("policy", ""), ("created (UTC)", "")]
+    listed(columns, rows, "No result yet. Searches and distillations leave theirs here when they end.")
+
+
+def datasets(found: Sequence[Dataset]) -> None:
+    def count(number: int | None) -> str:
+        return "-" if number is None else str(number)
+
+    rows = [
+        (
+            one["name"],
+            "built in" if one["builtin"] else "registered",
+            str(len(one["classes"])) if one["classes"] else "-",
+            count(one["train_images"]),
+            count(one["val_images"]),
+            (one["digest"] or "made on first use")[:20],
+        )
+        for one in found
+    ]
+    columns = [("name", ""), ("kind", ""), ("classes", "right"), ("train images", "right"), ("val images", "right"), ("digest", "")]
+    listed(columns, rows, "No dataset.")
+
+
+def policies(found: Sequence[NamedPolicy]) -> None:
+    listed([("name", ""), ("formula", ""), ("source", "")], [(one["name"], one["formula"], one["source"]) for one in found], "No policy.")
+
+
+def candidates(found: Sequence[Candidate], top: int = 10) -> None:
+    """The best measured candidates, and the references among all of them."""
+    measured = sorted((one for one in found if one["ap"] is not None), key=lambda one: (-(one["ap"] or 0.0), one["index"]))
+    rows = [
+        (str(one["index"]), ap(one["ap"]), ap(one["ap50"]), one["island"] or one["stage"], one["operator"], one["formula"])
+        for one in measured[:top]
+    ]
+    columns = [("#", "right"), ("AP", "right"), ("AP50", "right"), ("island", ""), ("made by", ""), ("policy", "")]
+    listed(columns, rows, "No candidate is measured yet.")
+
+
+def listed(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]], nothing: str) -> None:
+    screen = console()
+    if rows:
+        screen.print(table(columns, rows))
+    else:
+        screen.print(nothing)
+
+
+def facts(pairs: Sequence[tuple[str, str | Text]]) -> None:
+    """Labels and values, one a line."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in pairs:
+        grid.add_row(label, value)
+    console().print(grid)
+
+
+def search(one: Search) -> None:
+    best = one["best"]
+    facts(
+        [
+            ("search", f"{one['name']}  {one['id']}"),
+            ("state", state(one["state"])),
+            *([("reason", one["reason"])] if one["reason"] else []),
+            ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
+            ("candidates", f"{one['progress']['done']} of {one['progress']['total']}"),
+            *([("best", f"AP {best['ap']:.1f}, candidate {best['index']}: {best['formula']}")] if best else []),
+            *([("result", one["result_id"])] if one["result_id"] else []),
+        ]
+    )
+
+
+def distillation(one: Distillation) -> None:
+    facts(
+        [
+            ("distillation", f"{one['name']}  {one['id']}"),
+            ("state", state(one["state"])),
+            *([("reason", one["reason"])] if one["reason"] else []),
+            ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
+            ("policy", one["formula"]),
+            *([("result", one["result_id"])] if one["result_id"] else []),
+        ]
+    )
+
+
+def result(one: Result) -> None:
+    metrics = one["metrics"]
+    facts(
+        [
+            ("result", f"{one['name']}  {one['id']}  ({one['kind']})"),
+            ("dataset", one["dataset"]),
+            *([("verdict", str(metrics["verdict"]))] if metrics.get("verdict") else []),
+            ("policy", one["formula"] or "-"),
+            ("AP", ap(one["ap"])),
+            *([("checkpoint", f"detkds results {one['id']} --checkpoint student.safetensors")] if one["checkpoint"] else []),
+        ]
+    )
+
+
+def progress_line(document: Mapping[str, Any]) -> Text:
+    """Step, bar, count, best AP and time left of a search or a distillation, in one line."""
+    progress = document["progress"]
+    filled = round(BAR_WIDTH * progress["fraction"])
+    line = Text()
+    line.append(f"{progress['step']:<12} ", style="bold")
+    line.append("━" * filled, style="cyan")
+    line.append("━" * (BAR_WIDTH - filled), style="dim")
+    line.append(f" {progress['done']}/{progress['total']}")
+    line.append(f"   best AP {ap(progress['best_ap'])}")
+    line.append(f"   {duration(progress['seconds_left'])} left", style="dim" if progress["seconds_left"] is None else "")
+    if progress["message"]:
+        line.append(f"   {progress['message']}", style="dim")
+    return line
+
+
+@contextmanager
+def following() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that shows progress documents: one live line in a terminal, a line a change elsewhere."""
+    screen = console()
+    if not screen.is_terminal:
+        last = ""
+
+        def write(document: Mapping[str, Any]) -> None:
+            nonlocal last
+            progress = document["progress"]
+            line = f"{document['state']} {progress['step']} {progress['done']}/{progress['total']} best AP {ap(progress['best_ap'])}"
+            if line != last:
+                print(f"{line}, {duration(progress['seconds_left'])} left", flush=True)
+                last = line
+
+        yield write
+        return
+    with Live(console=screen, refresh_per_second=4, transient=True) as live:
+        yield lambda document: live.update(progress_line(document))

@@ -1,0 +1,129 @@
+"""What the service answers, as types. The documents are plain JSON; `GET /openapi.json` has the whole of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+SearchState = Literal["QUEUED", "RUNNING", "CONFIRMING", "SUCCEEDED", "FAILED", "CANCELLED"]
+DistillationState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD"]
+
+
+class DetectorChoice(TypedDict, total=False):
+    """A detector by its catalogue name, and its weights: a built-in checkpoint's name, or a path on the service's machine."""
+
+    detector: str
+    checkpoint: str | None
+
+
+class Progress(TypedDict):
+    """Where a search or a distillation stands. best_ap: percent; seconds_left: None while nothing can be said."""
+
+    step: str
+    done: int
+    total: int
+    fraction: float
+    best_ap: float | None
+    seconds_left: float | None
+    message: str
+
+
+class Best(TypedDict):
+    """The best candidate so far, on the selection images."""
+
+    index: int
+    ap: float
+    formula: str
+    policy: dict[str, Any]
+
+
+class Search(TypedDict):
+    """A search. spec: what it was asked to do, whole."""
+
+    id: str
+    name: str
+    state: SearchState
+    reason: str | None
+    created_at: str
+    updated_at: str
+    dataset: str
+    teacher: str
+    student: str
+    progress: Progress
+    best: Best | None
+    result_id: str | None
+    spec: dict[str, Any]
+
+
+class Candidate(TypedDict):
+    """One policy of a search and what it was worth. ap: percent, None while it is not measured or could not be."""
+
+    index: int
+    state: str
+    stage: str
+    island: str | None
+    operator: str
+    parents: list[int]
+    formula: str
+    policy: dict[str, Any]
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    seconds: float | None
+    failure: dict[str, Any] | None
+
+
+class Distillation(TypedDict):
+    """The training of one student under one policy."""
+
+    id: str
+    name: str
+    state: DistillationState
+    reason: str | None
+    created_at: str
+    updated_at: str
+    dataset: str
+    teacher: str
+    student: str
+    formula: str
+    progress: Progress
+    result_id: str | None
+    spec: dict[str, Any]
+
+
+class Result(TypedDict):
+    """What came out, with its evidence: of a search (`kind` "search") or of a distillation ("distill")."""
+
+    id: str
+    kind: str
+    created_at: str
+    search_id: str | None
+    distillation_id: str | None
+    name: str
+    dataset: str
+    formula: str | None
+    policy: dict[str, Any] | None
+    ap: float | None
+    metrics: dict[str, Any]
+    checkpoint: bool
+
+
+class Dataset(TypedDict):
+    """A dataset that searches may name."""
+
+    name: str
+    builtin: bool
+    ready: bool
+    classes: list[str]
+    train_images: int | None
+    val_images: int | None
+    digest: str | None
+
+
+class NamedPolicy(TypedDict):
+    """A policy with a name: no distillation, a hand-designed distiller, or a published search's."""
+
+    name: str
+    formula: str
+    policy: dict[str, Any]
+    source: str
+    note: str

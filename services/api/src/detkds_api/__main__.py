@@ -1,0 +1,38 @@
+"""`python -m detkds_api`: serve over HTTP until a signal ends it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import uvicorn
+from pydantic import ValidationError
+
+from detkds_api.app import create_app
+from detkds_api.settings import Settings
+
+
+def main() -> None:
+    """Start the service, or say in one sentence why the settings do not allow it (exit code 2)."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for entry in error.errors():
+            place = ".".join(str(part) for part in entry["loc"])
+            name = f"DETKDS_{place.upper()}: " if place else ""
+            print(f"detkds_api: {name}{entry['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        sys.exit(2)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,  # progress is polled several times a second
+        server_header=False,
+        log_config=None,
+        timeout_graceful_shutdown=5,
+    )
+
+
+if __name__ == "__main__":
+    main()

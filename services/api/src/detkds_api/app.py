@@ -1,0 +1,62 @@
+"""The application: one router a domain, the gate before them, problems for whatever goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+import detkds_core
+from detkds_api import datasets, detectors, distill, health, policies, problems, results, searches
+from detkds_api.gate import Gate
+from detkds_api.settings import Settings
+from detkds_core.store import Store
+
+PAGES = Path(__file__).parent / "pages"
+
+DESCRIPTION = """\
+Find the knowledge-distillation policy that suits a teacher and a student detector on your data (`POST /searches`),
+train the student with it (`POST /distill`), and take the checkpoint with its evidence (`GET /results`).
+
+Long work answers 202 with a `Location` to look at. Both POSTs take an `Idempotency-Key`. Lists are read with `limit` and `cursor`.
+Errors are RFC 9457 problems whose `errors[]` say which field was wrong and what would be right.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The app over the store of `settings`. The database must have been migrated (`detkds serve` does)."""
+    store = Store(settings.url)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        store.migrate()
+        yield
+        store.close()
+
+    app = FastAPI(
+        title="DetKDS",
+        version=detkds_core.__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # the built-in pages load scripts from elsewhere, which the content policy forbids
+        redoc_url=None,
+    )
+    app.state.store = store
+    app.state.settings = settings
+    for domain in (searches, distill, results, datasets, detectors, policies, health):
+        app.include_router(domain.router)
+    app.mount("/pages", StaticFiles(directory=PAGES), name="pages")
+
+    @app.get("/", include_in_schema=False)
+    def dashboard() -> FileResponse:
+        return FileResponse(PAGES / "dashboard.html", headers={"Cache-Control": "no-cache"})
+
+    problems.install(app)
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    app.add_middleware(Gate, allowed_hosts=settings.hosts, api_key=key)
+    return app

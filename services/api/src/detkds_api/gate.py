@@ -1,0 +1,184 @@
+"""What every request passes before it reaches an endpoint: request id, host and origin, key, and the size of its body.
+
+Written as plain ASGI, because a body must be refused before anything has read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from detkds_api.problems import BodyTimeout, BodyTooLarge, Forbidden, KeyMissing, NotJson, Problem, answer
+
+BODY_LIMIT = 1 << 20  # bytes; a search with every option and 50 policies is below 40 KiB
+DRAIN_LIMIT = 64 << 20  # bytes read and thrown away, so that a client that sends first and reads later still sees its 413
+BODY_SECONDS = 30.0
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+OPEN_PATHS = ("/", "/health", "/favicon.ico")  # what shows no data: the page asks for the key itself
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+
+SECURITY_HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Gate:
+    """ASGI middleware. api_key None: no key is asked for, which settings allow on loopback alone.
+
+    allowed_hosts: names that a Host header may carry, without port; "*" for any. Loopback names always pass on loopback, and nothing
+    else does, so that a web page cannot reach the service under its own name (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], api_key: str | None) -> None:
+        self.app = app
+        self.allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
+        self.api_key = api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = wanted_request_id(headers) or uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        body: bytes | None = None
+        try:
+            self.check_origin(scope, headers)
+            self.check_key(scope, headers)
+            if scope["method"] not in SAFE_METHODS:
+                body = await bounded_body(headers, receive)
+                check_media_type(headers, body)
+        except Problem as problem:
+            response = answer(problem, instance=scope["path"], request_id=request_id)
+            response.headers["Connection"] = "close"
+            await response(scope, receive, with_headers(send, request_id))
+            return
+        await self.app(scope, receive if body is None else replay(body, receive), with_headers(send, request_id))
+
+    def check_origin(self, scope: Scope, headers: Headers) -> None:
+        """Refuse a Host that is not ours, and unsafe methods from another site's page.
+
+        Raises Forbidden.
+        """
+        host = headers.get("host", "")
+        name = host_name(host)
+        if "*" not in self.allowed_hosts and name not in self.allowed_hosts:
+            known = ", ".join(sorted(self.allowed_hosts))
+            raise Forbidden(f"this service does not answer for host {name!r}; it does for {known} (DETKDS_ALLOWED_HOSTS adds names)")
+        if scope["method"] in SAFE_METHODS:
+            return
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            raise Forbidden(f"a page of {origin} may not change anything here; use the service's own page, the client or the command line")
+        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            raise Forbidden("a page of another site may not change anything here")
+
+    def check_key(self, scope: Scope, headers: Headers) -> None:
+        """Raises KeyMissing unless the request carries the key, an open path is asked for, or no key is set."""
+        path = scope["path"]
+        if self.api_key is None or path in OPEN_PATHS or path.startswith("/pages/"):
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.api_key.encode()):
+            wrong = "the API key is wrong" if given else "no API key came with the request"
+            raise KeyMissing(f"{wrong}; send 'Authorization: Bearer KEY' (DETKDS_API_KEY)", headers={"WWW-Authenticate": "Bearer"})
+
+
+def wanted_request_id(headers: Headers) -> str | None:
+    """The client's own X-Request-ID when it is harmless in a log."""
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else None
+
+
+def host_name(host: str) -> str:
+    """Host header without its port: `[::1]:80` is `::1`."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+async def bounded_body(headers: Headers, receive: Receive) -> bytes:
+    """The whole body, at most BODY_LIMIT bytes of it ever in memory.
+
+    A longer body is read on and thrown away up to DRAIN_LIMIT before the refusal: a client that sends all before it reads would see a
+    reset connection otherwise. Clients that wait for "100 Continue", or announce more than that, are refused at once.
+    Raises BodyTooLarge, BodyTimeout.
+    """
+    announced = headers.get("content-length", "")
+    length = int(announced) if announced.isdigit() else 0
+    refuse_at_once = length > DRAIN_LIMIT or (length > BODY_LIMIT and "100-continue" in headers.get("expect", "").lower())
+    too_large = BodyTooLarge(
+        f"the body {f'has {length} bytes' if length else 'is longer'}; at most {BODY_LIMIT} bytes are accepted. "
+        "Data sets and checkpoints are named by path or name, never sent"
+    )
+    if refuse_at_once:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    break
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > DRAIN_LIMIT:
+                    raise too_large
+                if size > BODY_LIMIT or length > BODY_LIMIT:
+                    chunks.clear()
+                else:
+                    chunks.append(chunk)
+                if not message.get("more_body", False):
+                    break
+    except TimeoutError:
+        raise BodyTimeout(f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
+    if size > BODY_LIMIT:
+        raise too_large
+    return b"".join(chunks)
+
+
+def check_media_type(headers: Headers, body: bytes) -> None:
+    """Raises NotJson for a body that does not call itself JSON. Forms are refused with it, which pages of other sites could send."""
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body and media_type != "application/json":
+        raise NotJson(f"the body's Content-Type is {media_type or 'missing'}; send application/json")
+
+
+def replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    """A receive that gives the body once and then whatever the connection says (a disconnect)."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_again
+
+
+def with_headers(send: Send, request_id: str) -> Send:
+    """A send that adds the security headers and the request id to every answer."""
+    added = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            present = {name for name, _ in message.get("headers", [])}
+            extra = [*added, (b"x-request-id", request_id.encode())]
+            message = {**message, "headers": [*message.get("headers", []), *(pair for pair in extra if pair[0] not in present)]}
+        await send(message)
+
+    return send_with_headers

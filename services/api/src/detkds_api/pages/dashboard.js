@@ -1,0 +1,306 @@
+// The dashboard: reads the service's documents and shows them. No library; every text reaches the page as text, never as HTML.
+
+const KEY = "detkds-key"; // session storage: the API key, when the service asks for one
+const BUSY = ["QUEUED", "RUNNING", "CONFIRMING"];
+const FAST = 2000, SLOW = 10000; // milliseconds between two looks, while something runs and while nothing does
+const main = document.getElementById("main");
+let timer = 0;
+let shown = ""; // what the page shows, to leave it alone (selection, focus, scroll) while nothing changes
+
+class Problem extends Error {}
+
+async function ask(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const response = await fetch(path, { ...options, headers });
+  const document = await response.json();
+  if (!response.ok) {
+    const problem = new Problem(document.detail || document.title);
+    problem.status = response.status;
+    throw problem;
+  }
+  return document;
+}
+
+function make(tag, attributes = {}, ...children) {
+  const svg = ["svg", "g", "line", "path", "circle", "text", "title"].includes(tag);
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "onclick") element.addEventListener("click", value);
+    else if (value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+const percent = (value) => (value === null || value === undefined ? "–" : value.toFixed(1));
+const time = (text) => new Date(text).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "";
+  const whole = Math.round(seconds);
+  if (whole < 90) return `${whole} s left`;
+  if (whole < 5400) return `${Math.round(whole / 60)} min left`;
+  return `${(whole / 3600).toFixed(1)} h left`;
+}
+
+const badge = (state) => make("span", { class: `state ${state}` }, state.toLowerCase());
+
+function bar(progress) {
+  return [
+    make("progress", { max: 1, value: progress.fraction, "aria-label": progress.step }),
+    make("div", { class: "row quiet" },
+      make("span", {}, `${progress.step} ${progress.done} of ${progress.total}`),
+      progress.message ? make("span", {}, progress.message) : null,
+      make("span", { class: "end" }, duration(progress.seconds_left))),
+  ];
+}
+
+function searchCard(search) {
+  return make("a", { class: "card", href: `#/searches/${search.id}` },
+    make("div", { class: "row" },
+      make("span", { class: "name" }, search.name), badge(search.state),
+      make("span", { class: "quiet" }, `${search.teacher} → ${search.student} on ${search.dataset}`),
+      make("span", { class: "end" }, search.best ? make("b", {}, `AP ${percent(search.best.ap)}`) : "")),
+    BUSY.includes(search.state) ? bar(search.progress) : make("div", { class: "row quiet" },
+      make("span", {}, search.reason || `${search.progress.done} of ${search.progress.total} candidates`),
+      make("span", { class: "end" }, time(search.created_at))),
+    search.best ? make("div", { class: "formula" }, search.best.formula) : null);
+}
+
+function distillationCard(one) {
+  return make("div", { class: "card" },
+    make("div", { class: "row" },
+      make("span", { class: "name" }, one.name), badge(one.state),
+      make("span", { class: "quiet" }, `${one.teacher} → ${one.student} on ${one.dataset}`),
+      make("span", { class: "end quiet" }, time(one.created_at))),
+    BUSY.includes(one.state) ? bar(one.progress) : null,
+    one.reason ? make("div", { class: "quiet" }, one.reason) : null,
+    make("div", { class: "formula" }, one.formula));
+}
+
+function table(columns, rows) {
+  const cell = (tag, column, content) => make(tag, { class: column.kind }, content);
+  return make("div", { class: "scroll" }, make("table", {},
+    make("thead", {}, make("tr", {}, columns.map((column) => cell("th", { kind: column.kind === "number" ? "number" : null }, column.title)))),
+    make("tbody", {}, rows.map((row) => make("tr", {}, columns.map((column) => cell("td", column, column.of(row))))))));
+}
+
+const resultColumns = [
+  { title: "result", of: (one) => make("a", { href: `#/results/${one.id}` }, one.name) },
+  { title: "kind", of: (one) => one.kind },
+  { title: "dataset", of: (one) => one.dataset },
+  { title: "AP", kind: "number", of: (one) => percent(one.ap) },
+  { title: "policy", kind: "formula", of: (one) => one.formula || "–" },
+  { title: "when", of: (one) => time(one.created_at) },
+];
+
+async function overview() {
+  const [searches, distillations, results] = await Promise.all(
+    ["/searches?limit=20", "/distill?limit=10", "/results?limit=20"].map((path) => ask(path)));
+  if (!searches.items.length && !distillations.items.length && !results.items.length) return { view: start(), busy: false };
+  const view = [
+    make("h2", {}, "Searches"),
+    searches.items.length ? searches.items.map(searchCard) : make("p", { class: "quiet" }, "None yet."),
+    distillations.items.length ? [make("h2", {}, "Distillations"), distillations.items.map(distillationCard)] : [],
+    make("h2", {}, "Results"),
+    results.items.length ? table(resultColumns, results.items)
+      : make("p", { class: "quiet" }, "None yet. Searches and distillations leave theirs here when they end."),
+  ];
+  return { view, busy: [...searches.items, ...distillations.items].some((one) => BUSY.includes(one.state)) };
+}
+
+function start() {
+  return [
+    make("h1", {}, "Nothing has been searched yet"),
+    make("p", {}, "Start with the pair that ships with its teacher. It takes some minutes on a small machine."),
+    make("pre", {}, "detkds search --pair digits_gfl --candidates 24\n\n# the same over HTTP\n"
+      + `curl -X POST ${location.origin}/searches -H 'Content-Type: application/json' \\\n     -d '{"pair": "digits_gfl", "candidates": 24}'`),
+    make("p", {}, "Then train the student with what was found, and take its checkpoint:"),
+    make("pre", {}, "detkds distill --pair digits_gfl --policy search:ID\ndetkds results"),
+  ];
+}
+
+function tile(label, value, note) {
+  return make("div", { class: "card" }, make("div", { class: "quiet" }, label), make("div", { class: "big" }, value),
+    note ? make("div", { class: "quiet" }, note) : null);
+}
+
+async function allCandidates(id) {
+  const found = [];
+  let cursor = "";
+  do {
+    const page = await ask(`/searches/${id}/candidates?limit=200${cursor && `&cursor=${encodeURIComponent(cursor)}`}`);
+    found.push(...page.items);
+    cursor = page.next_cursor || "";
+  } while (cursor);
+  return found;
+}
+
+async function search(id) {
+  const [one, candidates] = await Promise.all([ask(`/searches/${id}`), allCandidates(id)]);
+  const measured = candidates.filter((candidate) => candidate.ap !== null);
+  const alone = measured.find((candidate) => candidate.stage === "reference" && !candidate.policy.terms.length);
+  const best = [...measured].sort((a, b) => b.ap - a.ap || a.index - b.index);
+  const busy = BUSY.includes(one.state);
+  const failed = candidates.filter((candidate) => candidate.failure).length;
+  const view = [
+    make("h1", {}, one.name),
+    make("div", { class: "row" }, badge(one.state),
+      make("span", { class: "quiet" }, `${one.teacher} → ${one.student} on ${one.dataset}, ${time(one.created_at)}`),
+      busy ? make("button", { class: "danger end", onclick: () => cancel(one) }, "Cancel this search") : null,
+      one.result_id ? make("a", { class: "end", href: `#/results/${one.result_id}` }, "Its result") : null),
+    one.reason ? make("p", { class: "quiet" }, one.reason) : null,
+    busy ? make("div", {}, bar(one.progress)) : null,
+    make("div", { class: "tiles" },
+      tile("best AP", percent(one.best && one.best.ap), one.best && alone && one.best.index !== alone.index
+        ? `${(one.best.ap - alone.ap >= 0 ? "+" : "−")}${Math.abs(one.best.ap - alone.ap).toFixed(1)} over no distillation` : null),
+      tile("no distillation", percent(alone && alone.ap), "the same student alone"),
+      tile("candidates", `${measured.length}`, `of ${one.progress.total}${failed ? `, ${failed} not possible` : ""}`)),
+    one.best ? make("p", { class: "formula" }, one.best.formula) : null,
+    measured.length ? [make("h2", {}, "Fitness over candidates"), make("div", { class: "card" }, chart(measured, alone), legend())] : [],
+    make("h2", {}, "Best candidates"),
+    best.length ? table(candidateColumns, best.slice(0, 15)) : make("p", { class: "quiet" }, "None is measured yet."),
+    make("h2", {}, "What it was asked to do"),
+    make("pre", {}, JSON.stringify(one.spec, (key, value) => (key === "space" ? undefined : value), 1)),
+  ];
+  return { view, busy };
+}
+
+async function cancel(one) {
+  if (!confirm(`Cancel ${one.name}? What is measured stays.`)) return;
+  await ask(`/searches/${one.id}/cancel`, { method: "POST" });
+  look();
+}
+
+const candidateColumns = [
+  { title: "#", kind: "number", of: (one) => `${one.index}` },
+  { title: "AP", kind: "number", of: (one) => percent(one.ap) },
+  { title: "AP50", kind: "number", of: (one) => percent(one.ap50) },
+  { title: "AP75", kind: "number", of: (one) => percent(one.ap75) },
+  { title: "from", of: (one) => (one.stage === "reference" ? "reference" : `${one.island || "combination"}, ${one.operator}`) },
+  { title: "policy", kind: "formula", of: (one) => one.formula },
+];
+
+function legend() {
+  return make("p", { class: "legend" }, make("span", { class: "reference" }, "reference"), make("span", { class: "stage1" }, "single term"),
+    make("span", { class: "stage2" }, "combination"), make("span", { class: "running" }, "best so far"));
+}
+
+function chart(measured, alone) {
+  const width = 900, height = 280, left = 44, right = 12, top = 12, bottom = 30;
+  const last = Math.max(1, ...measured.map((one) => one.index));
+  const values = measured.map((one) => one.ap);
+  const step = niceStep((Math.max(...values) - Math.min(...values)) || 1);
+  const low = Math.max(0, Math.floor(Math.min(...values) / step) * step), high = Math.ceil((Math.max(...values) + 1e-6) / step) * step;
+  const x = (index) => left + (index / last) * (width - left - right);
+  const y = (ap) => height - bottom - ((ap - low) / (high - low)) * (height - top - bottom);
+  const picture = make("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "AP of every candidate" });
+  for (let value = low; value <= high + 1e-9; value += step) {
+    picture.append(make("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
+      make("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(step < 1 ? 1 : 0)));
+  }
+  picture.append(make("text", { x: left, y: height - 8 }, "candidate 0"), make("text", { x: width - right, y: height - 8, "text-anchor": "end" }, `${last}`));
+  if (alone) {
+    picture.append(make("line", { class: "level", x1: left, x2: width - right, y1: y(alone.ap), y2: y(alone.ap) }),
+      make("text", { x: width - right, y: y(alone.ap) - 6, "text-anchor": "end" }, "no distillation"));
+  }
+  let best = -Infinity, path = "";
+  for (const one of [...measured].sort((a, b) => a.index - b.index)) {
+    if (one.ap > best) {
+      path += path ? `H${x(one.index)}V${y(one.ap)}` : `M${x(one.index)} ${y(one.ap)}`;
+      best = one.ap;
+    }
+  }
+  picture.append(make("path", { class: "running", d: `${path}H${x(last)}` }));
+  for (const one of measured) {
+    picture.append(make("circle", { class: `point ${one.stage}`, cx: x(one.index), cy: y(one.ap), r: 4.5 },
+      make("title", {}, `#${one.index}  AP ${percent(one.ap)}\n${one.formula}`)));
+  }
+  return picture;
+}
+
+function niceStep(range) {
+  const raw = range / 5, power = 10 ** Math.floor(Math.log10(raw));
+  return [1, 2, 5, 10].find((factor) => factor * power >= raw) * power;
+}
+
+async function result(id) {
+  const one = await ask(`/results/${id}`);
+  const view = [
+    make("h1", {}, one.name),
+    make("p", { class: "quiet" }, `${one.kind} on ${one.dataset}, ${time(one.created_at)}`),
+    one.metrics.verdict ? make("p", {}, one.metrics.verdict) : null,
+    make("div", { class: "tiles" }, tile("AP", percent(one.ap))),
+    one.formula ? make("p", { class: "formula" }, one.formula) : null,
+    one.checkpoint ? make("p", {}, "Checkpoint: ",
+      make("button", { onclick: () => download(id, "safetensors") }, "safetensors"), " ",
+      make("button", { onclick: () => download(id, "pth") }, "pth for MMDetection")) : null,
+    one.search_id ? make("p", {}, make("a", { href: `#/searches/${one.search_id}` }, "The search it comes from")) : null,
+    make("h2", {}, "Evidence"),
+    make("pre", {}, JSON.stringify(one.metrics, null, 1)),
+  ];
+  return { view, busy: false };
+}
+
+// A link could not carry the API key.
+async function download(id, format) {
+  const key = sessionStorage.getItem(KEY);
+  const response = await fetch(`/results/${id}/checkpoint?format=${format}`, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  if (!response.ok) {
+    alert((await response.json()).detail);
+    return;
+  }
+  const link = make("a", { href: URL.createObjectURL(await response.blob()), download: `student-${id}.${format}` });
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+async function askForKey() {
+  const input = make("input", { type: "password", "aria-label": "API key", autocomplete: "off" });
+  const save = () => { sessionStorage.setItem(KEY, input.value.trim()); look(); };
+  input.addEventListener("keydown", (event) => { if (event.key === "Enter") save(); });
+  return [make("h1", {}, "This service asks for a key"), make("p", {}, "It is the DETKDS_API_KEY of whoever started it; it stays in this tab."),
+    make("p", { class: "row" }, input, make("button", { onclick: save }, "Show"))];
+}
+
+async function page() {
+  const [, domain, id] = (location.hash || "#/").slice(1).split("/");
+  if (domain === "searches" && id) return search(encodeURIComponent(id));
+  if (domain === "results" && id) return result(encodeURIComponent(id));
+  if (domain === "start") return { view: start(), busy: false };
+  return overview();
+}
+
+async function look() {
+  clearTimeout(timer);
+  const service = document.getElementById("service");
+  let busy = true;
+  try {
+    const { view, busy: working } = await page();
+    busy = working;
+    show(view);
+    service.className = "service up";
+    service.textContent = "the service answers";
+  } catch (error) {
+    if (error.status === 401) show(await askForKey());
+    else if (error instanceof Problem) show([make("p", { class: "problem" }, error.message), make("p", {}, make("a", { href: "#/" }, "Back"))]);
+    const down = !(error instanceof Problem);
+    service.className = `service ${down ? "down" : "up"}`;
+    service.textContent = down ? "the service does not answer; trying again" : "the service answers";
+    if (error.status === 401) return;
+  }
+  timer = setTimeout(look, document.hidden ? SLOW : busy ? FAST : SLOW);
+}
+
+function show(view) {
+  const next = make("main", {}, ...[view].flat(9));
+  if (next.innerHTML === shown) return;
+  shown = next.innerHTML;
+  main.replaceChildren(...next.childNodes);
+}
+
+window.addEventListener("hashchange", () => { scrollTo(0, 0); look(); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+ask("/health").then((health) => { document.getElementById("version").textContent = `version ${health.version}`; }, () => {});
+look();

@@ -1,0 +1,154 @@
+"""What searches and distillations share: a dataset, a teacher, a student and a recipe, named by the request, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import Field
+from sqlalchemy.orm import Session
+
+from detkds_api import checkpoints
+from detkds_api.datasets import find_dataset
+from detkds_api.fields import Body, Name, PathText
+from detkds_api.problems import FieldError, InvalidInput, invalid, pointer, pointer_of_path
+from detkds_api.settings import Settings
+from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Pair, Recipe, exchange
+from detkds_core.catalogue import detector as detector_entry
+
+
+class TeacherChoice(Body):
+    """A trained detector: its catalogue name and its weights, by built-in name or by path on the service's machine."""
+
+    detector: Name
+    checkpoint: PathText
+
+
+class StudentChoice(Body):
+    """A detector to train: its catalogue name, and weights to start from if there are any."""
+
+    detector: Name
+    checkpoint: PathText | None = None
+
+
+class RecipeChoice(Body):
+    """How to train and measure; what is left out comes from the pair, else from the defaults."""
+
+    iterations: int | None = Field(None, ge=1, le=10_000_000, description="optimisation steps")
+    batch: int | None = Field(None, ge=1, le=4096)
+    lr: float | None = Field(None, gt=0, le=10, description="peak learning rate")
+    optimizer: Name | None = None
+    weight_decay: float | None = Field(None, ge=0, le=1)
+    schedule: Name | None = None
+    image_size: int | None = Field(None, ge=32, le=4096, description="pixels of the longer side")
+    augment: Name | None = None
+    clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm")
+    train_images: int | None = Field(None, ge=1, description="null: all")
+    eval_images: int | None = Field(None, ge=1, description="null: all")
+
+
+class Pairing(NamedTuple):
+    """What a request resolved to. pair: the catalogue's, when it was named; exchange: what teacher and student can exchange."""
+
+    dataset: dict[str, Any]
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    recipe: Recipe
+    exchange: Exchange
+    pair: Pair | None
+
+    def spec(self) -> dict[str, Any]:
+        """The part of a job's specification that all kinds share (docs/architecture.md)."""
+        return {"dataset": self.dataset, "teacher": self.teacher, "student": self.student, "recipe": self.recipe.to_json()}
+
+
+def resolve(
+    session: Session,
+    settings: Settings,
+    *,
+    pair: str | None,
+    dataset: str | None,
+    teacher: TeacherChoice | None,
+    student: StudentChoice | None,
+    recipe: RecipeChoice | None,
+    schedule: str,
+) -> Pairing:
+    """Look everything up and check that it fits together. schedule: which of a pair's recipes is the base, "proxy" or "full".
+
+    Raises InvalidInput with every field that is wrong, and what would be right.
+    """
+    errors: list[FieldError] = []
+    chosen = named_pair(pair, errors)
+    dataset_name = dataset or (chosen.dataset if chosen else None)
+    if chosen:
+        teacher = teacher or TeacherChoice(detector=chosen.teacher, checkpoint=chosen.teacher_checkpoint)
+        student = student or StudentChoice(detector=chosen.student)
+    if pair is None:
+        for name, value in (("dataset", dataset), ("teacher", teacher), ("student", student)):
+            if value is None:
+                errors.append(FieldError(pointer(name), "is required, unless 'pair' names one of " + ", ".join(PAIRS)))
+    data = None
+    if dataset_name is not None:
+        try:
+            data = find_dataset(session, settings, dataset_name)
+        except InvalidInput as problem:
+            errors.extend(problem.errors)
+    classes = tuple(data["classes"]) if data else None
+    teacher_json = checked_detector("teacher", teacher, classes, settings, errors) if teacher else None
+    student_json = checked_detector("student", student, classes, settings, errors) if student else None
+    base = (chosen.proxy if schedule == "proxy" else chosen.full) if chosen else None
+    merged = merged_recipe(recipe, base, errors)
+    if errors or data is None or teacher_json is None or student_json is None or merged is None:
+        raise invalid(errors)
+    common = exchange(DETECTORS[teacher_json["detector"]], DETECTORS[student_json["detector"]])
+    if not common.knowledge:
+        reason = next(iter(common.excluded.values()))
+        raise invalid([FieldError("/student/detector", f"this teacher and this student can exchange nothing: {reason}")])
+    return Pairing(data, teacher_json, student_json, merged, common, chosen)
+
+
+def named_pair(name: str | None, errors: list[FieldError]) -> Pair | None:
+    if name is not None and name not in PAIRS:
+        errors.append(FieldError("/pair", f"{name!r} is not a pair of the catalogue; one of {', '.join(PAIRS)}"))
+    return PAIRS.get(name) if name is not None else None
+
+
+def checked_detector(
+    role: str, choice: TeacherChoice | StudentChoice, classes: tuple[str, ...] | None, settings: Settings, errors: list[FieldError]
+) -> dict[str, Any] | None:
+    """`{"detector", "checkpoint": path or None}`, or None with what is wrong added to `errors`."""
+    before = len(errors)
+    try:
+        detector_entry(choice.detector)
+    except ValueError as error:
+        errors.append(FieldError(pointer(role, "detector"), str(error)))
+    if choice.checkpoint is None:
+        return {"detector": choice.detector, "checkpoint": None} if len(errors) == before else None
+    where = pointer(role, "checkpoint")
+    try:
+        found = checkpoints.find(choice.checkpoint, (*settings.data_roots, settings.artifacts_folder))
+    except ValueError as error:
+        errors.append(FieldError(where, str(error)))
+        return None
+    if found.classes is None:
+        errors.append(
+            FieldError(where, f"{found.path.name} does not say which classes it knows; 'detkds convert' writes them into its header")
+        )
+    elif classes is not None and found.classes != classes:
+        advice = "give a checkpoint that was trained on this dataset's classes, or a dataset with the checkpoint's"
+        errors.append(FieldError(where, f"the {role} has {checkpoints.differing(found.classes, classes)}; {advice}"))
+    if found.detector is not None and found.detector != choice.detector:
+        errors.append(FieldError(where, f"{found.path.name} holds weights of {found.detector}, not of {choice.detector}"))
+    return {"detector": choice.detector, "checkpoint": str(found.path)} if len(errors) == before else None
+
+
+def merged_recipe(choice: RecipeChoice | None, base: Recipe | None, errors: list[FieldError]) -> Recipe | None:
+    """The catalogue's recipe with the request's fields over it, or None with what is wrong added to `errors`."""
+    fields: Mapping[str, Any] = choice.model_dump(exclude_unset=True) if choice else {}
+    try:
+        return Recipe.from_json(fields, base)
+    except ValueError as error:
+        for sentence in str(error).split("; "):
+            path, _, message = sentence.partition(": ")
+            errors.append(FieldError(pointer_of_path(path), message))
+        return None

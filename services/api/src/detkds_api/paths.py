@@ -1,0 +1,28 @@
+"""Which files a request may name: those below the registered folders, and no others, whatever links say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def inside(text: str, roots: Sequence[Path]) -> Path:
+    """The resolved file or folder below one of `roots` (resolved themselves).
+
+    Resolving comes before every check, so that `..` and links are judged by where they lead; and whether something exists outside the
+    roots is never told. Raises ValueError that says what would be right.
+    """
+    path = Path(text)
+    if not roots:
+        raise ValueError("no folder is registered for reading; start the service with DETKDS_DATA_ROOTS=/folder[:/another]")
+    if not path.is_absolute():
+        raise ValueError(f"{text!r} is not an absolute path")
+    try:
+        resolved = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{text!r} cannot be followed: {error.__class__.__name__}") from None
+    if not any(resolved.is_relative_to(root) for root in roots):
+        raise ValueError(f"{text!r} leads outside the registered folders {', '.join(map(str, roots))} (DETKDS_DATA_ROOTS)")
+    if not resolved.exists():
+        raise ValueError(f"{text!r} does not exist on the service's machine")
+    return resolved

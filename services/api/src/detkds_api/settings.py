@@ -1,0 +1,82 @@
+"""Settings of the HTTP service, from the environment (`DETKDS_*`)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from detkds_api.gate import LOOPBACK
+
+
+class Settings(BaseSettings):
+    """Where the service listens, what it remembers in, and which folders it may read."""
+
+    model_config = SettingsConfigDict(env_prefix="DETKDS_")
+
+    home: Path = Path("~/.detkds")
+    database_url: SecretStr | None = None  # None: SQLite at home/detkds.sqlite
+    host: str = "127.0.0.1"
+    port: int = 8350
+    api_key: SecretStr | None = None  # asked from every client; needed before listening beyond loopback
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # further Host names, comma separated; "*" for any
+    data_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # folders of data sets and checkpoints, separated as in PATH
+    cache: Path | None = None  # where built-in data sets are kept; None: XDG_CACHE_HOME/detkds, shared by every home
+    artifacts: Path | None = None  # where workers leave checkpoints; None: home/artifacts
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def split_hosts(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def split_roots(cls, value: object) -> object:
+        return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("api_key")
+    @classmethod
+    def long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 16:
+            raise ValueError("DETKDS_API_KEY needs at least 16 characters; make one with: openssl rand -hex 32")
+        return value
+
+    @model_validator(mode="after")
+    def resolve(self) -> Settings:
+        """Absolute folders, and no listening beyond loopback without a key: an open job service is code execution for everybody."""
+        self.home = self.home.expanduser().resolve()
+        self.cache = (self.cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "detkds").expanduser().resolve()
+        self.artifacts = (self.artifacts or self.home / "artifacts").expanduser().resolve()
+        self.data_roots = tuple(root.expanduser().resolve() for root in self.data_roots)
+        if self.host not in LOOPBACK and self.api_key is None:
+            raise ValueError(
+                f"DETKDS_HOST={self.host} would open this service to the network without a key; "
+                "set DETKDS_API_KEY (openssl rand -hex 32), or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def url(self) -> str:
+        """The database's URL."""
+        return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'detkds.sqlite'}"
+
+    @property
+    def artifacts_folder(self) -> Path:
+        """Where workers leave checkpoints."""
+        return self.artifacts or self.home / "artifacts"
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where built-in data sets are kept."""
+        return self.cache or Path.home() / ".cache" / "detkds"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Host names that requests may carry."""
+        if self.host in LOOPBACK:
+            return (*LOOPBACK, *self.allowed_hosts)
+        # Behind a key a foreign name gains nothing, and a service on 0.0.0.0 cannot know all of its own names.
+        return (*LOOPBACK, *self.allowed_hosts) if self.allowed_hosts else ("*",)
