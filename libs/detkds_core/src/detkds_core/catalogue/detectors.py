@@ -252,6 +252,7 @@ def _zoo(name: str, title: str, family: str, source: str, **facts: Any) -> Detec
 
 _ENTRIES = (
     *(_small("gfl", width) for width in (8, 16, 32)),
+    _small("gfl", 8, channels=16),
     *(_small("retinanet", width) for width in (8, 16, 32)),
     *(_small("fcos", width) for width in (8, 16, 32)),
     *(_small("faster_rcnn", width) for width in (8, 16, 32)),

@@ -87,7 +87,7 @@ def read_pickle(path: Path) -> Any:
 def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
     """Fill `model` from a checkpoint that must fit it exactly, and return the checkpoint's metadata.
 
-    Raises CheckpointError naming the first keys that are missing, surplus or of another shape, and when its classes differ from the model's.
+    Raises CheckpointError naming the first keys that are missing, surplus or of another shape, and when it was trained on other classes.
     """
     weights, metadata = read_checkpoint(path)
     own = model.state_dict()

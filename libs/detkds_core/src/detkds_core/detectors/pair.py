@@ -42,9 +42,8 @@ def check_policy(policy: Policy, teacher: DetectorEntry, student: DetectorEntry)
     offer = exchange(teacher, student)
     for i, term in enumerate(policy.terms):
         if term.knowledge in offer.excluded:
-            raise PairError(
-                f"policy.terms[{i}].knowledge: {term.knowledge!r} cannot pass from {teacher.name} to {student.name}: {offer.excluded[term.knowledge]}"
-            )
+            where = f"policy.terms[{i}].knowledge: {term.knowledge!r} cannot pass from {teacher.name} to {student.name}"
+            raise PairError(f"{where}: {offer.excluded[term.knowledge]}")
         if term.distance == "kl_edges" and not offer.has_edges:
             raise PairError(f"policy.terms[{i}].distance: 'kl_edges' needs edge distributions with as many bins on both sides (GFL)")
 
@@ -59,7 +58,7 @@ class Teacher:
 
     @torch.no_grad()
     def signals(self, inputs: Tensor, needs: frozenset[str]) -> Signals:
-        """One forward of backbone and neck, and of the dense head only if a response is needed. inputs: (B, 3, H, W), preprocessed for it."""
+        """One forward of backbone and neck, and of the dense head only if a response is needed. inputs: (B, 3, H, W), normalised."""
         if not needs:
             return Signals(features=())
         features = self.model.extract_feat(inputs)

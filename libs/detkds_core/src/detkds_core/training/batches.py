@@ -1,4 +1,4 @@
-"""The training images of a step: a function of (dataset, recipe, seed, step), so that every candidate and every resumed run sees the same."""
+"""The training images of a step: a function of (dataset, recipe, seed, step), the same for every candidate and every resumed run."""
 
 import json
 from dataclasses import dataclass

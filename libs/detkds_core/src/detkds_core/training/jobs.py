@@ -1,4 +1,4 @@
-"""The three jobs of a trainer: measure candidates, confirm finalists, distil one student. Specifications are those of docs/architecture.md."""
+"""The three jobs of a trainer: measure candidates, confirm finalists, distil one student; specifications as in docs/architecture.md."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from detkds_core.catalogue import Recipe, detector
+from detkds_core.catalogue import Recipe
 from detkds_core.datasets import Dataset, report_ids, selection_ids
 from detkds_core.detectors.build import export_student, parameter_count, read_pickle
 from detkds_core.detectors.pair import PairError
@@ -19,7 +19,7 @@ from detkds_core.evaluation.coco import Metrics
 from detkds_core.evaluation.predict import measure
 from detkds_core.policy import from_json
 from detkds_core.training.batches import Batches
-from detkds_core.training.group import Start, new_learner, prepare, train
+from detkds_core.training.group import new_learner, prepare, train
 from detkds_core.training.steps import Learner
 
 Report = Callable[..., None]  # done, total, message, best_ap

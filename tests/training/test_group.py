@@ -1,0 +1,100 @@
+"""A candidate's numbers depend on its policy and the seed, not on its company, a kill, or a neighbour's failure."""
+
+import torch
+
+from detkds_core.catalogue import Recipe
+from detkds_core.policy import named_policies
+from detkds_core.training.batches import Batches
+from detkds_core.training.group import new_learner, prepare, train, weights_digest
+from detkds_core.training.jobs import measure_candidates
+
+SILENT = lambda *_: None  # noqa: E731 (a progress sink)
+
+
+def policy(name):
+    return named_policies()[name].policy
+
+
+def trained(spec, names, seed=3):
+    recipe = Recipe.from_json(spec["recipe"])
+    start = prepare(spec, seed)
+    learners = [new_learner(start, policy(name), recipe, seed) for name in names]
+    train(learners, start, Batches(spec["dataset"]["train"], recipe, seed))
+    return learners
+
+
+def test_training_in_a_group_equals_training_alone_bit_for_bit(spec):
+    together = trained(spec(), ["none", "pkd", "cwd", "fitnets"])
+    for name, learner in zip(["none", "pkd", "cwd", "fitnets"], together, strict=True):
+        (alone,) = trained(spec(), [name])
+        assert weights_digest(alone.student.model) == weights_digest(learner.student.model)
+    assert len({weights_digest(learner.student.model) for learner in together}) == 4
+
+
+def test_two_stage_students_draw_the_same_samples_in_company(spec, small_digits, tmp_path):
+    from detkds_core.detectors.build import build_detector, save_weights
+
+    torch.manual_seed(1)
+    teacher = tmp_path / "teacher.safetensors"
+    save_weights(build_detector("faster_rcnn_r18w8_fpn32", small_digits.classes), teacher, {})
+    two_stage = spec(
+        teacher={"detector": "faster_rcnn_r18w8_fpn32", "checkpoint": str(teacher)},
+        student={"detector": "faster_rcnn_r18w8_fpn32"},
+        inherit=False,
+        recipe={"iterations": 2},
+    )
+    together = trained(two_stage, ["none", "pkd"])
+    (alone,) = trained(two_stage, ["pkd"])
+    assert weights_digest(alone.student.model) == weights_digest(together[1].student.model)
+
+
+def test_a_candidate_that_is_not_finite_fails_alone(spec):
+    recipe = Recipe.from_json(spec()["recipe"])
+    start = prepare(spec(), 3)
+    learners = [new_learner(start, policy("pkd"), recipe, 3) for _ in range(2)]
+    with torch.no_grad():
+        next(learners[0].student.model.backbone.parameters()).fill_(float("nan"))
+    train(learners, start, Batches(spec()["dataset"]["train"], recipe, 3))
+    assert learners[0].failure is not None
+    assert learners[0].failure["kind"] == "not_finite"
+    assert "iteration 0" in learners[0].failure["detail"]
+    (alone,) = trained(spec(), ["pkd"])
+    assert learners[1].failure is None
+    assert weights_digest(learners[1].student.model) == weights_digest(alone.student.model)
+
+
+def test_all_candidates_start_from_the_same_inherited_weights(spec):
+    start = prepare(spec(), 3)
+    teacher = start.teacher.model.state_dict()
+    assert torch.equal(start.weights["bbox_head.gfl_cls.weight"], teacher["bbox_head.gfl_cls.weight"])
+    assert torch.equal(start.weights["neck.fpn_convs.0.conv.weight"], teacher["neck.fpn_convs.0.conv.weight"])
+    assert start.weights["backbone.conv1.weight"].shape != teacher["backbone.conv1.weight"].shape
+    apart = prepare(spec(inherit=False), 3)
+    assert not torch.equal(apart.weights["bbox_head.gfl_cls.weight"], teacher["bbox_head.gfl_cls.weight"])
+
+
+def test_a_job_measures_each_candidate_and_says_why_one_could_not_be(spec, small_digits):
+    from detkds_core.policy import to_json
+
+    retinanet = {"detector": "retinanet_r18w8_fpn32"}  # three anchors a cell: no logits from GFL's one
+    names = ["none", "pkd", "dist"]
+    candidates = [{"index": i, "policy": to_json(policy(name))} for i, name in enumerate(names)]
+    result = measure_candidates(spec(candidates=candidates, student=retinanet, recipe={"iterations": 2}), SILENT)
+    rows = result["candidates"]
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    assert rows[0]["failure"] is None
+    assert rows[0]["images"] == 6
+    assert 0 <= rows[1]["ap"] <= 100
+    assert rows[2]["ap"] is None
+    assert rows[2]["failure"]["kind"] == "bad_data"
+    assert "predictions a cell" in rows[2]["failure"]["detail"]
+    assert result["environment"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_confirmation_reports_on_other_images_than_it_chooses_by(spec):
+    from detkds_core.policy import to_json
+
+    job = spec(kind="confirm", candidates=[{"index": 0, "policy": to_json(policy("none"))}], recipe={"iterations": 1})
+    (row,) = measure_candidates(job, SILENT)["candidates"]
+    assert row["images"] == 6
+    assert row["selection_ap"] is not None
