@@ -35,37 +35,28 @@ def propose_term(history: History) -> Proposal | None:
 
 
 def islands_by_claim(history: History) -> list[str]:
-    """The islands, the one with the best claim to the next candidate first.
+    """The islands, the one with the best claim to the next candidate first; equal claims keep the order of spec.knowledge.
 
-    Islands below their opening or their floor come first, the smallest of them before the others. Then the upper confidence bound
-    of what an island earns: the mean of its best three, plus the spread of all results * sqrt(ln(total) / count). Candidates
-    without a result yet count too, so that parallel proposals do not all go to the same island.
+    Islands below their opening or their floor come first, the smallest before the others. Then the upper confidence bound of what an
+    island earns: the mean of its best three + the spread of all results * sqrt(ln(total) / count). Counts include candidates whose
+    results are still out, so that parallel proposals do not all go to one island.
     """
     spec = history.spec
     counts = {island: stage1_count(history, island) for island in spec.knowledge}
     total = sum(counts.values())
-    members = {island: island_members(history, island) for island in spec.knowledge}
-    fitness = [one.fitness for island in spec.knowledge for one in members[island]]
-    spread = pstdev(fitness) if fitness else 0.0
+    fitness = {island: [one.fitness for one in island_members(history, island)] for island in spec.knowledge}
+    seen = [value for values in fitness.values() for value in values]
+    spread = pstdev(seen) if len(seen) > 1 else 1.0
     floor = max(opening(history), math.floor(spec.floor * (total + 1)))
 
-    def claim(island: str) -> tuple[int, float, int]:
-        count = counts[island]
-        if count < floor:
-            return (0, count, 0)
-        if not members[island]:
-            return (1, 0.0, count)  # nothing feasible seen: behind every island that has shown something
-        best = sorted((one.fitness for one in members[island]), reverse=True)[:3]
-        return (1, -(fmean(best) + spread * math.sqrt(math.log(total + 1) / (count + 1))), count)
+    def claim(island: str) -> tuple[int, float]:
+        if counts[island] < floor:
+            return (0, counts[island])
+        # An island that has shown nothing feasible counts as the worst that was seen anywhere.
+        earned = fmean(sorted(fitness[island], reverse=True)[:3]) if fitness[island] else min(seen, default=0.0)
+        return (1, -(earned + spread * math.sqrt(math.log(total + 1) / (counts[island] + 1))))
 
-    # Python's sort is stable: equal claims keep the order of spec.knowledge.
-    if not fitness:
-        return sorted(spec.knowledge, key=lambda island: counts[island])
-    lowest = min(fitness)
-    return sorted(
-        spec.knowledge,
-        key=lambda island: claim(island) if members[island] or counts[island] < floor else (1, -lowest + spread, counts[island]),
-    )
+    return sorted(spec.knowledge, key=claim)
 
 
 def stage1_count(history: History, island: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -145,8 +146,8 @@ class Result:
 
     def __post_init__(self) -> None:
         # NaN compares false with everything: a ranking with one in it would depend on the order of comparisons.
-        if self.fitness is not None and self.fitness != self.fitness:
-            raise ValueError("result.fitness: not a number; an infeasible candidate has fitness None and a failure")
+        if self.fitness is not None and not math.isfinite(self.fitness):
+            raise ValueError(f"result.fitness: {self.fitness} is not finite; an infeasible candidate has fitness None and a failure")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` gives an equal result back."""

@@ -77,14 +77,14 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[tuple[Box, str]]) -> bytes:
     scale = WIDTH / picture.width
     picture = picture.resize((WIDTH, max(1, round(picture.height * scale))), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=15)
+    font = ImageFont.load_default(size=17)
     for box, colour in reversed(boxes):
         x1, y1, x2, y2 = (value * scale for value in box.xyxy)
         left, right = sorted((x1, x2))
         top, bottom = sorted((y1, y2))
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=INK, width=1)  # a dark rim shows the frame on bright ground
         draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-        text = box.label if box.score is None else f"{box.label} {box.score:.2f}"
+        text = box.label if box.score is None else f"{box.label} · {box.score:.2f}"
         tag_left, tag_top, tag_right, tag_bottom = draw.textbbox((0, 0), text, font=font)
         width, height = tag_right - tag_left + 8, tag_bottom - tag_top + 6
         x = min(max(0.0, left), picture.width - width)
