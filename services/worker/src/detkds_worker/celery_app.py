@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init, worker_shutting_down
+from celery.signals import worker_shutting_down
 
 from detkds_core.store import Store, jobs
 from detkds_worker.loop import Drain, worker_name
@@ -51,6 +51,7 @@ drain = Drain()
 @app.task(name="detkds.run_job")  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Claim this job and supervise it to its end; nothing when it is not waiting (any more)."""
+    signal.signal(signal.SIGTERM, drain.ask)  # here and not at the child's start: Celery resets the signals of a new child
     with store().begin() as session:
         claim = jobs.claim(session, worker=worker_name(), lease_seconds=settings.lease_seconds, job_id=job_id)
     if claim is None:
@@ -62,11 +63,6 @@ def run_job(job_id: str) -> None:
 @cache
 def store() -> Store:
     return Store(settings.url)
-
-
-@worker_process_init.connect  # type: ignore[untyped-decorator]
-def listen_in_child(**_: object) -> None:
-    signal.signal(signal.SIGTERM, drain.ask)
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
