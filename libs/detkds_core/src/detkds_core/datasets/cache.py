@@ -26,11 +26,11 @@ def load(folder: Path) -> Dataset | None:
         for name in SPLITS:
             with os.scandir(folder / name) as entries:
                 present = sum(entry.name.endswith(".png") for entry in entries)
-            if present != record["counts"][name] or (folder / f"{name}.json").stat().st_size != record["bytes"][name]:
+            if present != record["splits"][name]["count"] or (folder / f"{name}.json").stat().st_size != record["bytes"][name]:
                 return None
-    except (OSError, KeyError, ValueError):
+        splits = [Split(folder / f"{name}.json", folder / name, **record["splits"][name]) for name in SPLITS]
+    except (OSError, KeyError, TypeError, ValueError):
         return None
-    splits = [Split(folder / f"{name}.json", folder / name, record["counts"][name]) for name in SPLITS]
     return Dataset(record["name"], tuple(record["classes"]), splits[0], splits[1], record["digest"])
 
 
@@ -44,19 +44,21 @@ def build(
     """Write the dataset and return it; what another process finished meanwhile is kept and returned instead.
 
     train, val: for each image its pixels (height, width, 3) RGB, further keys of its COCO record, and its boxes as COCO
-    annotations without ids: `{"bbox": [x, y, width, height], "category_id": ...}`.
+    annotations without ids: `{"bbox": [x, y, width, height], "category_id": ..., "iscrowd": 1 if so}`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the final rename stays within one file system and is atomic.
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         parts = []
-        record: dict[str, Any] = {"name": name, "classes": classes, "counts": {}, "bytes": {}}
+        record: dict[str, Any] = {"name": name, "classes": classes, "splits": {}, "bytes": {}}
         for split, scenes in zip(SPLITS, (train, val), strict=True):
             coco, hashes = _write_split(temporary / split, classes, scenes)
             text = json.dumps(coco, separators=(",", ":")).encode()
             (temporary / f"{split}.json").write_bytes(text)
-            record["counts"][split] = len(coco["images"])
+            crowd = sum(annotation["iscrowd"] for annotation in coco["annotations"])
+            boxes = len(coco["annotations"]) - crowd
+            record["splits"][split] = {"count": len(coco["images"]), "boxes": boxes, "crowd": crowd}
             record["bytes"][split] = len(text)
             parts.append((split, coco, hashes))
         record["digest"] = digest(parts)
@@ -110,7 +112,7 @@ def _write_split(
 
 def _annotations(boxes: list[dict[str, Any]], image_id: int, before: int) -> Iterator[dict[str, Any]]:
     for index, box in enumerate(boxes, start=before + 1):
-        yield {"id": index, "image_id": image_id, **box, "area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0}
+        yield {"id": index, "image_id": image_id, "iscrowd": 0, **box, "area": box["bbox"][2] * box["bbox"][3]}
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

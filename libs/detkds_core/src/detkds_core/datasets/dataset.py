@@ -22,18 +22,31 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """annotations: a COCO instances file; images: the folder that its file names are relative to; count: its images."""
+    """annotations: a COCO instances file; images: the folder that its file names are relative to.
+
+    count: images; boxes: annotations that are asked for; crowd: annotations that are not (COCO's `iscrowd`).
+    """
 
     annotations: Path
     images: Path
     count: int
+    boxes: int = 0
+    crowd: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return {"annotations": str(self.annotations), "images": str(self.images), "count": self.count}
+        return {
+            "annotations": str(self.annotations),
+            "images": str(self.images),
+            "count": self.count,
+            "boxes": self.boxes,
+            "crowd": self.crowd,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Split":
-        return cls(Path(value["annotations"]), Path(value["images"]), int(value["count"]))
+        """A job's specification needs only the paths, so the counts may be missing."""
+        counts = {key: int(value.get(key, 0)) for key in ("count", "boxes", "crowd")}
+        return cls(Path(value["annotations"]), Path(value["images"]), **counts)
 
     def load(self) -> dict[str, Any]:
         """The COCO dictionary: `images`, `annotations` (bbox: x, y, width, height in pixels) and `categories`."""
@@ -111,15 +124,15 @@ def canonical_annotations(coco: Mapping[str, Any]) -> bytes:
     images = sorted((i["id"], i["file_name"], i["width"], i["height"], i.get("half")) for i in coco["images"])
     categories = sorted((c["id"], c["name"]) for c in coco["categories"])
     boxes = sorted(
-        (a["id"], a["image_id"], a["category_id"], [float(v) for v in a["bbox"]], float(a["area"]), int(a.get("iscrowd", 0)))
+        (a["id"], a["image_id"], a["category_id"], [float(v) for v in a["bbox"]], area(a), int(a.get("iscrowd", 0)))
         for a in coco["annotations"]
     )
-    return json.dumps([images, categories, boxes], separators=(",", ":"), ensure_ascii=False).encode()
+    return json.dumps([images, categories, boxes], separators=(",", ":")).encode()
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def area(annotation: Mapping[str, Any]) -> float:
+    """Square pixels: as annotated (of the mask, where there is one), else of the box."""
+    return float(annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]))
 
 
 def digest(splits: Iterable[tuple[str, Mapping[str, Any], Mapping[str, str]]]) -> str:

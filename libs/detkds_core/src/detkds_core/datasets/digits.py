@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
 
 from detkds_core.datasets import cache as built
 from detkds_core.datasets.dataset import Dataset
@@ -53,6 +52,8 @@ def digits(cache: Path, seed: int = 0, train: int = 3000, val: int = 600, size: 
 
 def split_material(seed: int) -> tuple[Material, Material]:
     """Train's and val's digit images and photograph regions, disjoint."""
+    from sklearn.datasets import load_digits, load_sample_images  # takes a second, which a start of the API has no use for
+
     source = load_digits()
     glyphs = np.minimum(source.images * 16, 255).astype(np.uint8)  # 0-16 to 0-255
     labels = source.target.astype(np.int64)
