@@ -1,0 +1,152 @@
+"""Each transform on numbers small enough to check by hand."""
+
+from math import log, sqrt
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from detkds_core.losses.transforms import ATTENTION, NORMALISATION, SCALE, draw_mask
+
+
+def maps(*values: float, shape: tuple[int, int, int, int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(shape)
+
+
+def test_spatial_attention_scales_positions_by_the_root_of_their_softmax() -> None:
+    # |f| / 0.5 = ln of 1, 2, 3, 2: softmax 1/8, 2/8, 3/8, 2/8; times H*W = 4.
+    feat = maps(0.0, 0.5 * log(2), -0.5 * log(3), 0.5 * log(2), shape=(1, 1, 2, 2))
+    attention = maps(0.5, 1.0, 1.5, 1.0, shape=(1, 1, 2, 2))
+    assert_close(ATTENTION["satt"](feat), feat * attention.sqrt())
+
+
+def test_channel_attention_scales_channels_by_the_root_of_their_softmax() -> None:
+    # mean |f| / 0.5 = ln 2 and ln 6: softmax 1/4, 3/4; times C = 2.
+    feat = maps(0.0, log(2), -0.5 * log(6), 0.5 * log(6), shape=(1, 2, 1, 2))
+    attention = torch.tensor([0.5, 1.5]).view(1, 2, 1, 1)
+    assert_close(ATTENTION["catt"](feat), feat * attention.sqrt())
+
+
+@pytest.mark.parametrize("name", ["satt", "catt"])
+def test_equal_strength_passes_unchanged_and_a_guide_replaces_the_feature(name: str) -> None:
+    flat = maps(1.0, -1.0, 1.0, 1.0, 1.0, 1.0, -1.0, 1.0, shape=(1, 2, 2, 2))
+    assert_close(ATTENTION[name](flat), flat)
+    guide = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert_close(ATTENTION[name](flat, guide), flat * (ATTENTION[name](guide) / guide))
+
+
+def test_batch_attention_is_a_softmax_over_images() -> None:
+    feat = maps(0.0, 0.5 * log(3), shape=(2, 1, 1, 1))
+    assert_close(ATTENTION["natt"](feat).flatten(), torch.tensor([0.5, 1.5]))
+    with pytest.raises(ValueError, match="cannot be shared"):
+        ATTENTION["natt"](feat, feat)
+
+
+def test_mask_keeps_35_percent_of_positions_for_all_channels() -> None:
+    feat = torch.ones(4, 3, 50, 50)
+    mask = draw_mask(feat, (0, 0, 0, 0))
+    assert mask.shape == (4, 1, 50, 50)
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert mask.mean().item() == pytest.approx(0.35, abs=0.02)  # 10,000 draws: a standard deviation is 0.005
+    assert_close(ATTENTION["mask"](feat, mask), mask.expand_as(feat))
+    with pytest.raises(ValueError, match="share"):
+        ATTENTION["mask"](feat)
+
+
+def test_mask_depends_on_each_seed_word_and_on_nothing_else() -> None:
+    feat = torch.ones(1, 1, 20, 20)
+    torch.manual_seed(1)
+    first = draw_mask(feat, (5, 6, 7, 8))
+    torch.manual_seed(2)
+    assert_close(draw_mask(feat, (5, 6, 7, 8)), first)
+    for other in [(6, 6, 7, 8), (5, 7, 7, 8), (5, 6, 8, 8), (5, 6, 7, 9), (6, 5, 7, 8), (-5, 6, 7, 8)]:
+        assert not torch.equal(draw_mask(feat, other), first)
+
+
+def test_pooling_takes_the_largest_of_each_block() -> None:
+    feat = torch.arange(1.0, 17).view(1, 1, 4, 4)
+    assert_close(SCALE["scale_r2"](feat), maps(6, 8, 14, 16, shape=(1, 1, 2, 2)))
+    assert SCALE["multi_scale_r4"](feat).item() == 16
+    assert SCALE["scale_r1"](feat) is feat
+    assert_close(SCALE["scale"](feat), (feat + 1) / 2)
+
+
+def test_pooling_pads_odd_maps_with_zeros_that_take_part() -> None:
+    feat = -torch.ones(1, 1, 3, 3)
+    assert_close(SCALE["scale_r2"](feat), maps(-1, 0, 0, 0, shape=(1, 1, 2, 2)))
+    assert SCALE["multi_scale_r4"](feat).shape == (1, 1, 1, 1)
+
+
+def test_local_patches_become_channels() -> None:
+    feat = torch.arange(1.0, 17).view(1, 1, 4, 4)
+    patches = SCALE["local_s2"](feat)  # upper left, upper right, lower left, lower right
+    assert_close(patches[0], torch.tensor([[[1.0, 2], [5, 6]], [[3, 4], [7, 8]], [[9, 10], [13, 14]], [[11, 12], [15, 16]]]))
+    assert_close(SCALE["local_s1"](feat)[0, :, 0, 0], feat.flatten())
+    assert_close(SCALE["local_s4"](feat), feat)
+    padded = SCALE["local_s2"](torch.ones(2, 3, 3, 5))
+    assert padded.shape == (2, 3 * 2 * 3, 2, 2)
+    assert padded.sum() == 2 * 3 * 15
+
+
+def test_norms_divide_by_the_length_along_their_axis() -> None:
+    assert_close(NORMALISATION["norm_C"](maps(3, 4, shape=(1, 2, 1, 1))).flatten(), torch.tensor([0.6, 0.8]))
+    assert_close(NORMALISATION["norm_N"](maps(3, 4, shape=(2, 1, 1, 1))).flatten(), torch.tensor([0.6, 0.8]))
+    assert_close(NORMALISATION["norm_HW"](maps(1, 1, 1, 1, shape=(1, 1, 2, 2))).flatten(), torch.full((4,), 0.5))
+
+
+@pytest.mark.parametrize("name", ["norm_C", "norm_N", "norm_HW"])
+def test_a_zero_vector_stays_zero_and_gets_no_gradient(name: str) -> None:
+    feat = torch.zeros(2, 3, 2, 2, requires_grad=True)
+    out = NORMALISATION[name](feat)
+    out.sum().backward()
+    assert out.abs().max() == 0
+    assert feat.grad is not None
+    assert feat.grad.abs().max() == 0
+
+
+def test_softmaxes_sum_to_one_along_their_axis() -> None:
+    feat = maps(0.0, log(3), log(1), log(2), shape=(1, 2, 1, 2))
+    assert_close(NORMALISATION["softmax_HW"](feat), torch.tensor([[[1 / 4, 3 / 4], [1 / 3, 2 / 3]]]))
+    assert_close(NORMALISATION["softmax_C"](feat).flatten(), torch.tensor([1 / 2, 3 / 5, 1 / 2, 2 / 5]))
+    pair = maps(0.0, log(3), shape=(2, 1, 1, 1))
+    assert_close(NORMALISATION["softmax_N"](pair).flatten(), torch.tensor([0.25, 0.75]))
+    for axis, sample in (("HW", feat), ("C", feat), ("N", pair)):
+        assert_close(NORMALISATION[f"logsoftmax_{axis}"](sample).exp(), NORMALISATION[f"softmax_{axis}"](sample))
+
+
+def test_layouts_say_what_stands_along_dim_1() -> None:
+    feat = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert_close(NORMALISATION["batch"](feat), feat.view(2, 60))
+    assert_close(NORMALISATION["channel"](feat), feat.view(2, 3, 20))
+
+
+def test_standardisations() -> None:
+    feat = maps(1.0, 3.0, shape=(1, 1, 1, 2))
+    assert_close(NORMALISATION["batchnorm"](feat).flatten(), torch.tensor([-1.0, 1.0]) / sqrt(1 + 1e-5))  # biased variance 1
+    assert_close(NORMALISATION["standardize"](feat).flatten(), torch.tensor([-1.0, 1.0]) / (sqrt(2) + 1e-6))  # unbiased variance 2
+    assert_close(
+        NORMALISATION["min_max_normalize"](maps(1.0, 2.0, 3.0, 5.0, shape=(1, 1, 2, 2))).flatten(), torch.tensor([0, 0.25, 0.5, 1])
+    )
+
+
+@pytest.mark.parametrize("name", ["min_max_normalize", "batchnorm", "standardize"])
+def test_a_constant_map_has_no_spread_and_gives_zero(name: str) -> None:
+    assert NORMALISATION[name](torch.full((2, 3, 2, 2), 7.0)).abs().max() < 1e-4  # batchnorm rounds the mean
+
+
+@pytest.mark.parametrize("name", ["norm_N", "softmax_N", "logsoftmax_N"])
+def test_an_operation_over_images_refuses_one_image_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}'.*at least 2"):
+        NORMALISATION[name](torch.ones(1, 2, 2, 2))
+
+
+def test_batch_attention_refuses_one_image() -> None:
+    with pytest.raises(ValueError, match=r"'natt'.*at least 2"):
+        ATTENTION["natt"](torch.ones(1, 2, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["batchnorm", "standardize"])
+def test_a_spread_of_one_value_a_channel_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' needs more than one value"):
+        NORMALISATION[name](torch.ones(1, 2, 1, 1))
