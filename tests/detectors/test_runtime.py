@@ -21,19 +21,27 @@ def fresh(program: str, *flags: str, **environment: str) -> subprocess.Completed
 
 def test_nothing_is_printed_and_nothing_warned_in_a_fresh_interpreter():
     program = """
+import io, logging, sys
 from detkds_core.detectors.runtime import prepare_mmdet
 prepare_mmdet()
 prepare_mmdet()
 from mmdet.registry import MODELS
-MODELS.build({"type": "ChannelMapper", "in_channels": [4], "out_channels": 4})
-import logging, io
+MODELS.build({"type": "ResNet", "depth": 18, "base_channels": 4}).init_weights()
 handlers = [h for name in [None, *logging.root.manager.loggerDict] for h in logging.getLogger(name).handlers]
 assert not any(isinstance(getattr(h, "stream", None), io.StringIO) for h in handlers), "a log handler kept the silenced stream"
+print("ready", file=sys.stderr)
+
+from mmengine.logging import print_log
+print_log("of interest", "current", level=logging.WARNING)
+print_log("of none", "current", level=logging.INFO)
 """
     done = fresh(program, "-W", "always")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert done.stderr == ""
+    before, after = done.stderr.split("ready\n")
+    assert before == ""
+    assert "of interest" in after  # what concerns the user still arrives, and not on stdout
+    assert "of none" not in after
 
 
 def test_the_scope_is_mmdets_and_checkpoints_load_as_tensors_only(tmp_path: Path):

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import io
+import logging
 import os
+import sys
 import warnings
 
 from detkds_core.detectors import ops
@@ -16,6 +18,8 @@ def prepare_mmdet() -> bool:
     Bridges mmcv's compiled ops to torchvision (unless mmcv was compiled), registers MMDetection's modules and makes its scope the
     default one, and lets checkpoints load as tensors only, never as pickled objects. Nothing is printed and nothing warned: the
     libraries' messages at import (packages that they would like, names that moved) concern nobody who can act on them.
+    Afterwards MMEngine's own logger speaks from warnings on, to stderr: by default it lists every weight it sets, on stdout, which
+    belongs to the program's own output.
     Returns True when the ops come from the bridge, False when mmcv is compiled.
     """
     # torch refuses to load when both are set, and a checkpoint is a stranger's file
@@ -27,4 +31,19 @@ def prepare_mmdet() -> bool:
         from mmdet.utils import register_all_modules
 
         register_all_modules(init_default_scope=True)
+    _quiet_logger()
+    # MMDetection's code about itself, in every process that trains
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+    warnings.filterwarnings("ignore", message="DeprecationWarning: `num_anchors` is deprecated")
     return bridged
+
+
+def _quiet_logger() -> None:
+    from mmengine.logging import MMLogger
+
+    if MMLogger.check_instance_created("mmengine"):
+        return  # the program has set it up as it likes
+    logger = MMLogger.get_instance("mmengine", log_level="WARNING")
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
