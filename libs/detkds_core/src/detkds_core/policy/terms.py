@@ -1,0 +1,47 @@
+"""A policy: what is compared between teacher and student, after which transforms, by which distance, and how much it weighs."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One loss of a policy.
+
+    A term may hold anything; `legality` says what is wrong with it, and `from_json` and `parse_formula` refuse what is illegal.
+    """
+
+    knowledge: str
+    transforms: tuple[str, ...]  # in the order they act: attention, scale, normalisation; logits and localization have one
+    distance: str
+    weight: float
+    temperature: float = 1.0  # of the softmax of `kl` and `kl_edges`; the loss is times its square
+    shared_attention: bool = False  # satt and catt: the teacher's attention scales both sides
+    background: float = 0.5  # fgbg: weight of the background, foreground is 1
+    warm_up: int = 0  # training steps in which the weight rises from 0
+    stop: float = 1.0  # share of the training after which the term ends
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The sum of its terms. Without terms it is training without distillation."""
+
+    terms: tuple[Term, ...]
+
+
+class Reason(NamedTuple):
+    """Why a term is illegal: the field at fault, as in JSON (`transforms[2]`), and what would be right."""
+
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+class PolicyError(ValueError):
+    """A policy that cannot be read or has no meaning. errors: (path, message) for every fault, such as `policy.terms[1].weight`."""
+
+    def __init__(self, errors: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{path}: {message}" for path, message in errors))
+        self.errors = errors
