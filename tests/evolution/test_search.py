@@ -8,11 +8,12 @@ from collections import Counter, deque
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from detkds_core.evolution import Evolution, Result, Spec, replay
 from detkds_core.policy import Policy, SearchSpace, Term, canonical, canonical_json, check, formula, named_policies
 from detkds_core.report import mean_interval
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 EVERY = ("global", "fgbg", "instance", "logits", "localization")
 PKD = Policy((Term("global", ("none", "none", "standardize"), "l2", 5.0),))
@@ -34,7 +35,7 @@ def gain(world, term):
 
 
 def quality(world, policy):
-    """AP without noise: 25, plus the gains of the terms; of every pair of terms a part of the smaller gain is lost, as both teach the same."""
+    """AP without noise: 25 and the gains of the terms, of which all but the largest lose half: they teach partly the same."""
     gains = sorted((gain(world, term) for term in policy.terms), reverse=True)
     overlap = sum(0.5 * max(0.0, value) for value in gains[1:])
     return 25 + sum(gains) - overlap
@@ -257,7 +258,7 @@ def test_tell_refuses_what_cannot_be():
     evolution.ask()
     evolution.tell(0, Result(1.0))
     evolution.tell(0, Result(1.0))
-    with pytest.raises(ValueError, match="candidate 0 was told .* a result does not change"):
+    with pytest.raises(ValueError, match=r"candidate 0 was told .* a result does not change"):
         evolution.tell(0, Result(2.0))
     with pytest.raises(ValueError, match="candidate -1"):
         evolution.tell(-1, Result(2.0))

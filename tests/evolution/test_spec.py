@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+
 from detkds_core.evolution import Proposal, Result, Spec
 from detkds_core.policy import Policy, SearchSpace, Term
 
@@ -41,14 +42,14 @@ def test_what_the_json_leaves_out_takes_its_default():
 
 def test_json_names_the_key_that_is_wrong():
     data = make_spec().to_json()
-    with pytest.raises(ValueError, match="spec.budget: not known; one of knowledge, candidates"):
+    with pytest.raises(ValueError, match=r"spec\.budget: not known; one of knowledge, candidates"):
         Spec.from_json(data | {"budget": 3})
     del data["seed"]
-    with pytest.raises(ValueError, match="spec.seed: missing"):
+    with pytest.raises(ValueError, match=r"spec\.seed: missing"):
         Spec.from_json(data)
-    with pytest.raises(ValueError, match="result.fitness: missing"):
+    with pytest.raises(ValueError, match=r"result\.fitness: missing"):
         Result.from_json({"failure": "bug"})
-    with pytest.raises(ValueError, match="proposal.stage: 'stage3' is not a stage; one of reference, stage1, stage2"):
+    with pytest.raises(ValueError, match=r"proposal\.stage: 'stage3' is not a stage; one of reference, stage1, stage2"):
         Proposal.from_json(Proposal(0, PKD, "reference").to_json() | {"stage": "stage3"})
 
 

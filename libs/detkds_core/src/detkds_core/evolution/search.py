@@ -79,7 +79,7 @@ class Evolution:
     def tell(self, index: int, result: Result) -> None:
         """Record what a candidate is worth. Any order is fine: a result is looked at once all before it are there.
 
-        Telling the same again changes nothing. Raises ValueError for a candidate that was not asked for, and for a second, different result.
+        Telling the same again changes nothing. Raises ValueError for a candidate that was not asked for, and for a different result.
         """
         if not 0 <= index < len(self._proposals):
             raise ValueError(f"candidate {index} has not been asked for; told so far: {self._told}, asked for: {len(self._proposals)}")
