@@ -362,6 +362,25 @@ def test_deform_conv_without_offsets_is_a_convolution(stride):
     torch.testing.assert_close(half, plain / 2 + case["bias"][:, None, None])
 
 
+def test_deform_conv_keeps_height_and_width_apart():
+    generator = torch.Generator().manual_seed(8)
+    feat = torch.randn(1, 2, 7, 9, generator=generator)
+    weight = torch.randn(2, 2, 3, 2, generator=generator, requires_grad=True)
+    stride, padding, dilation = (2, 1), (0, 2), (1, 3)
+    plain = torch.nn.functional.conv2d(feat, weight, None, stride, padding, dilation)
+    (at_plain,) = torch.autograd.grad(plain.square().sum(), weight)
+    taps = 3 * 2
+    offset = torch.zeros(1, 2 * taps, *plain.shape[2:], requires_grad=True)
+    mask = torch.ones(1, taps, *plain.shape[2:], requires_grad=True)
+    for moved in (
+        deform_conv2d(feat, offset, weight, stride, padding, dilation),
+        modulated_deform_conv2d(feat, offset, mask, weight, None, stride, padding, dilation),
+    ):
+        torch.testing.assert_close(moved, plain)
+        (at_moved,) = torch.autograd.grad(moved.square().sum(), weight)
+        torch.testing.assert_close(at_moved, at_plain, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_deform_conv_gradients(device, geometry):

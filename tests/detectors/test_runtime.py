@@ -27,6 +27,7 @@ prepare_mmdet()
 prepare_mmdet()
 from mmdet.registry import MODELS
 MODELS.build({"type": "ResNet", "depth": 18, "base_channels": 4}).init_weights()
+MODELS.build({"type": "RetinaHead", "num_classes": 2, "in_channels": 4}).num_anchors
 handlers = [h for name in [None, *logging.root.manager.loggerDict] for h in logging.getLogger(name).handlers]
 assert not any(isinstance(getattr(h, "stream", None), io.StringIO) for h in handlers), "a log handler kept the silenced stream"
 print("ready", file=sys.stderr)

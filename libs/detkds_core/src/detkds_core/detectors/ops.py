@@ -35,8 +35,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     boxes = _computable(boxes)
     if offset:
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
-    # mmcv compares in the boxes' own precision; without this an IoU of exactly 0.6f would be above 0.6
-    threshold = torch.tensor(iou_threshold, dtype=boxes.dtype).item()
+    # mmcv compares in float32; a double threshold would put an IoU of 0.6f, which is a little more than 0.6, above it
+    threshold = torch.tensor(iou_threshold, dtype=torch.promote_types(boxes.dtype, torch.float32)).item()
     kept: Tensor = torch.ops.torchvision.nms(boxes, scores.to(boxes.dtype), threshold)
     return kept
 
