@@ -1,6 +1,28 @@
 """What a policy is: terms, rules, canonical form, formula, JSON, search space, named policies. Imports no torch."""
 
+from detkds_core.policy.canonical import canonical
+from detkds_core.policy.formula import formula, parse_formula
+from detkds_core.policy.named import NamedPolicy, named_policies
 from detkds_core.policy.rules import check, legality
+from detkds_core.policy.schema import canonical_json, from_json, json_schema, to_json
+from detkds_core.policy.space import SearchSpace
 from detkds_core.policy.terms import Policy, PolicyError, Reason, Term
 
-__all__ = ["Policy", "PolicyError", "Reason", "Term", "check", "legality"]
+__all__ = [
+    "NamedPolicy",
+    "Policy",
+    "PolicyError",
+    "Reason",
+    "SearchSpace",
+    "Term",
+    "canonical",
+    "canonical_json",
+    "check",
+    "formula",
+    "from_json",
+    "json_schema",
+    "legality",
+    "named_policies",
+    "parse_formula",
+    "to_json",
+]

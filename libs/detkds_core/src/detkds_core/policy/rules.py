@@ -3,23 +3,29 @@
 A legal term is finite, not negative, about 0 where student and teacher agree, and has a gradient where they do not.
 """
 
-import math
 from collections.abc import Iterator
 
+from detkds_core.policy.canonical import same_formula
 from detkds_core.policy.terms import Policy, Reason, Term
-from detkds_core.policy.vocabulary import DISTANCES, FEATURES, KNOWLEDGE, NOT_OFFERED, SLOTS
-
-MAX_TERMS = 20
-MAX_WEIGHT = 1000.0
-MAX_BACKGROUND = 1000.0
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
-MAX_WARM_UP = 10_000_000  # training steps
+from detkds_core.policy.vocabulary import (
+    DISTANCES,
+    DIVERGENCES,
+    FEATURES,
+    KNOWLEDGE,
+    MAX_BACKGROUND,
+    MAX_TEMPERATURE,
+    MAX_TERMS,
+    MAX_WARM_UP,
+    MAX_WEIGHT,
+    MIN_TEMPERATURE,
+    NOT_OFFERED,
+    SLOTS,
+)
 
 OVER_IMAGES = ("norm_N", "softmax_N", "logsoftmax_N")
 OVER_POSITIONS = ("norm_HW", "softmax_HW", "logsoftmax_HW")
 FLATTENING = ("batch", "channel", "softmax_HW", "logsoftmax_HW")
 STATISTICS = ("batchnorm", "standardize")
-DIVERGENCES = ("kl", "kl_edges")
 
 
 def legality(term: Term) -> list[Reason]:
@@ -32,11 +38,15 @@ def legality(term: Term) -> list[Reason]:
 
 def check(policy: Policy) -> list[tuple[str, str]]:
     """Everything that is wrong with a policy on any pair, as (path, message); empty for a legal one."""
-    errors = [
-        (f"policy.terms[{place}].{reason.field}", reason.message) for place, term in enumerate(policy.terms) for reason in legality(term)
-    ]
+    errors = [(f"policy.terms[{place}].{one.field}", one.message) for place, term in enumerate(policy.terms) for one in legality(term)]
     if len(policy.terms) > MAX_TERMS:
         errors.append(("policy.terms", f"{len(policy.terms)} terms; at most {MAX_TERMS}"))
+    if not errors:
+        for places, weight in same_formula(policy):
+            if weight > MAX_WEIGHT:
+                others = ", ".join(f"terms[{place}]" for place in places[:-1])
+                message = f"the same loss as {others}, and together they weigh {weight:g}; at most {MAX_WEIGHT:g}"
+                errors.append((f"policy.terms[{places[-1]}].weight", message))
     return errors
 
 
@@ -49,14 +59,12 @@ def unknown(name: object, what: str, choices: tuple[str, ...]) -> str:
 
 def _names(term: Term) -> Iterator[Reason]:
     if term.knowledge not in KNOWLEDGE:
-        yield Reason("knowledge", unknown(term.knowledge, "knowledge", KNOWLEDGE).replace("a knowledge", "knowledge"))
+        yield Reason("knowledge", unknown(term.knowledge, "kind of knowledge", KNOWLEDGE))
         return
     slots = SLOTS[term.knowledge]
     if len(term.transforms) != len(slots):
-        yield Reason(
-            "transforms",
-            f"{term.knowledge!r} has {len(slots)} ({', '.join(slot for slot, _ in slots)}), got {len(term.transforms)}; 'none' does nothing",
-        )
+        wanted = f"{len(slots)} ({', '.join(slot for slot, _ in slots)})"
+        yield Reason("transforms", f"{term.knowledge!r} has {wanted}, got {len(term.transforms)}; 'none' does nothing")
     for place, (name, (slot, choices)) in enumerate(zip(term.transforms, slots, strict=False)):
         if name not in choices:
             yield Reason(f"transforms[{place}]", unknown(name, slot, choices))

@@ -1,4 +1,4 @@
-"""The names of the policy language, and what each kind of knowledge may be combined from.
+"""The names and limits of the policy language, and what each kind of knowledge may be combined from.
 
 One spelling everywhere: JSON, formula, database, tables.
 """
@@ -51,3 +51,10 @@ DISTANCES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys((*FEATURES, "logits"), _TENSOR_DISTANCES),
     "localization": ("l1", "iou", "giou", "kl_edges"),
 }
+DIVERGENCES = ("kl", "kl_edges")  # the distances that have a temperature
+
+MAX_TERMS = 20
+MAX_WEIGHT = 1000.0
+MAX_BACKGROUND = 1000.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+MAX_WARM_UP = 10_000_000  # training steps

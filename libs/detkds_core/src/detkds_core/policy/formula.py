@@ -1,0 +1,178 @@
+"""Policies as formulas: `6·l1(norm_N(scale_r2(catt(global)))) + 0.5·kl[T=2](softmax_C(logits))`, both ways.
+
+    policy  = "none" | term { "+" term }
+    term    = [ weight ("·" | "*") ] distance [ "[" option { "," option } "]" ] "(" operand ")"
+    operand = knowledge | transform "(" operand ")"
+    option  = "shared" | ("T" | "background" | "warm_up" | "stop") "=" number
+
+The innermost transform acts first. Transforms that are `none`, a weight of 1 and options at their default are not written.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from detkds_core.policy.rules import check, unknown
+from detkds_core.policy.schema import OPTIONS
+from detkds_core.policy.terms import Policy, PolicyError, Term
+from detkds_core.policy.vocabulary import KNOWLEDGE, MAX_TERMS, SLOTS
+
+OPTION_NAMES = {"temperature": "T", "background": "background", "warm_up": "warm_up", "stop": "stop"}  # `shared` stands alone
+TOKEN = re.compile(
+    r"(?P<number>([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>[-+·*()\[\],=])"
+    r"|(?P<space>\s+)|(?P<other>.)",
+    re.DOTALL,
+)
+EMPTY = "none"
+
+
+def formula(policy: Policy) -> str:
+    """The policy as a line of text; `parse_formula` gives an equal policy back."""
+    return " + ".join(_term_text(term) for term in policy.terms) or EMPTY
+
+
+def _term_text(term: Term) -> str:
+    operand = term.knowledge
+    for name in term.transforms:
+        if name != "none":
+            operand = f"{name}({operand})"
+    weight = "" if term.weight == 1 else f"{_number(term.weight)}·"
+    options = ["shared"] if term.shared_attention else []
+    options += [f"{short}={_number(getattr(term, name))}" for name, short in OPTION_NAMES.items() if getattr(term, name) != OPTIONS[name]]
+    return f"{weight}{term.distance}{'[' + ', '.join(options) + ']' if options else ''}({operand})"
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads back the same: 6, 0.1, 1e-05."""
+    return repr(value).removesuffix(".0")
+
+
+class Token(NamedTuple):
+    kind: str  # number, name, sign, other, end
+    text: str
+    column: int  # from 1
+
+
+def parse_formula(text: str) -> Policy:
+    """Read a legal policy. Raises PolicyError with the column of the first fault of the text, or with every fault of what it means."""
+    found = [Token(match.lastgroup or "other", match.group(), match.start() + 1) for match in TOKEN.finditer(text)]
+    tokens = [token for token in found if token.kind != "space"]
+    if [token.text for token in tokens] == [EMPTY]:
+        return Policy(())
+    reader = Reader([*tokens, Token("end", "the end", len(text) + 1)])
+    terms = [reader.term("policy.terms[0]")]
+    while reader.take("+"):
+        if len(terms) == MAX_TERMS:
+            raise PolicyError([("policy.terms", f"more than {MAX_TERMS} terms; at most {MAX_TERMS}")])
+        terms.append(reader.term(f"policy.terms[{len(terms)}]"))
+    if reader.next.kind != "end":
+        raise reader.fault("policy", "'+' and another term, or the end")
+    policy = Policy(tuple(terms))
+    if errors := check(policy):
+        raise PolicyError(errors)
+    return policy
+
+
+class Reader:
+    """A place in the tokens of a formula, and what can be read from there on."""
+
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self.tokens = tokens
+        self.place = 0
+
+    @property
+    def next(self) -> Token:
+        return self.tokens[self.place]
+
+    def fault(self, path: str, wanted: str) -> PolicyError:
+        token = self.next
+        text = token.text if token.kind == "end" else repr(token.text[:40])
+        return PolicyError([(path, f"column {token.column}: {text} where {wanted} should be")])
+
+    def take(self, *signs: str) -> bool:
+        """Whether one of the signs comes next; then it is read."""
+        if self.next.kind == "sign" and self.next.text in signs:
+            self.place += 1
+            return True
+        return False
+
+    def demand(self, path: str, sign: str) -> None:
+        if not self.take(sign):
+            raise self.fault(path, repr(sign))
+
+    def text_of(self, path: str, kind: str, wanted: str) -> str:
+        """The text of the next token, which has to be of the kind."""
+        if self.next.kind != kind:
+            raise self.fault(path, wanted)
+        self.place += 1
+        return self.tokens[self.place - 1].text
+
+    def term(self, path: str) -> Term:
+        weight = 1.0
+        if self.next.kind == "number":
+            weight = float(self.text_of(path, "number", "a weight"))
+            if not self.take("·", "*"):
+                raise self.fault(path, "'·' or '*'")
+        distance = self.text_of(path, "name", "a weight or a distance")
+        options = self.options(path) if self.take("[") else {}
+        self.demand(path, "(")
+        names = [self.text_of(path, "name", "a transform or knowledge")]  # outermost first
+        while self.take("("):
+            names.append(self.text_of(path, "name", "a transform or knowledge"))
+        for _ in names:
+            self.demand(path, ")")
+        *transforms, knowledge = names
+        return Term(knowledge, _slots_filled(path, knowledge, transforms[::-1]), distance, weight, **options)
+
+    def options(self, path: str) -> dict[str, Any]:
+        """What stands between brackets, the first of which has been read."""
+        options: dict[str, Any] = {}
+        while not options or self.take(","):
+            column = self.next.column
+            short = self.text_of(path, "name", f"an option ({', '.join(('shared', *OPTION_NAMES.values()))})")
+            value: float | bool
+            if short == "shared":
+                name, value = "shared_attention", True
+            elif short in OPTION_NAMES.values():
+                name = next(name for name, other in OPTION_NAMES.items() if other == short)
+                self.demand(f"{path}.{name}", "=")
+                value = self.whole(f"{path}.{name}") if name == "warm_up" else float(self.text_of(f"{path}.{name}", "number", "a number"))
+            else:
+                choices = ", ".join(("shared", *OPTION_NAMES.values()))
+                raise PolicyError([(path, f"column {column}: {short!r} is not an option; one of {choices}")])
+            if name in options:
+                raise PolicyError([(f"{path}.{name}", f"column {column}: {short} is given twice")])
+            options[name] = value
+        self.demand(path, "]")
+        return options
+
+    def whole(self, path: str) -> int:
+        if self.next.kind != "number" or not self.next.text.isdecimal():
+            raise self.fault(path, "a whole number of steps")
+        return int(self.text_of(path, "number", "a number")[:20])  # more digits are refused all the same, and sooner
+
+
+def _slots_filled(path: str, knowledge: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The transforms of a term, `none` where nothing is written. names: innermost first."""
+    if knowledge not in KNOWLEDGE:
+        raise PolicyError([(f"{path}.knowledge", unknown(knowledge, "kind of knowledge", KNOWLEDGE))])
+    slots = SLOTS[knowledge]
+    filled = ["none"] * len(slots)
+    free = 0  # the first slot that the next transform may take
+    for name in names:
+        if name == "none":
+            continue
+        place = next((place for place, (_, choices) in enumerate(slots) if name in choices), None)
+        if place is None:
+            choices = tuple(choice for _, choices in slots for choice in choices if choice != "none")
+            raise PolicyError([(f"{path}.transforms", unknown(name, f"transform of {knowledge}", choices or ("none",)))])
+        slot = slots[place][0]
+        if filled[place] != "none":
+            raise PolicyError([(f"{path}.transforms[{place}]", f"{name!r} and {filled[place]!r} are both {slot}; a term has one")])
+        if place < free:
+            later = next(one for one in filled[place:] if one != "none")
+            order = ", then ".join(slot for slot, _ in slots)
+            raise PolicyError([(f"{path}.transforms[{place}]", f"{name!r} acts before {later!r}, so it stands inside it: {order}")])
+        filled[place] = name
+        free = place + 1
+    return tuple(filled)

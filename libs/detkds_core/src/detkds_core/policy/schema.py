@@ -1,0 +1,171 @@
+"""Policies as JSON: reading with errors that name every place at fault, writing without what goes without saying, and the schema."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from detkds_core.policy.canonical import canonical
+from detkds_core.policy.rules import check, legality
+from detkds_core.policy.terms import Policy, PolicyError, Term
+from detkds_core.policy.vocabulary import (
+    DISTANCES,
+    FEATURES,
+    KNOWLEDGE,
+    MAX_BACKGROUND,
+    MAX_TEMPERATURE,
+    MAX_TERMS,
+    MAX_WARM_UP,
+    MAX_WEIGHT,
+    MIN_TEMPERATURE,
+    SLOTS,
+)
+
+REQUIRED = ("knowledge", "transforms", "distance", "weight")
+OPTIONS: Mapping[str, Any] = {field.name: field.default for field in fields(Term) if field.name not in REQUIRED}
+MAX_NAME = 40  # characters of a text that an error repeats
+
+
+def to_json(policy: Policy) -> dict[str, Any]:
+    """Plain JSON values; options at their default are left out. `from_json` gives an equal policy back."""
+    return {"terms": [_term_to_json(term) for term in policy.terms]}
+
+
+def _term_to_json(term: Term) -> dict[str, Any]:
+    plain = {"knowledge": term.knowledge, "transforms": list(term.transforms), "distance": term.distance, "weight": term.weight}
+    return plain | {name: getattr(term, name) for name, default in OPTIONS.items() if getattr(term, name) != default}
+
+
+def canonical_json(policy: Policy) -> str:
+    """The text that is equal for equal policies: canonical form, keys sorted, no spaces, shortest floats that read back the same."""
+    return json.dumps(to_json(canonical(policy)), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def from_json(data: object) -> Policy:
+    """Read a legal policy. Raises PolicyError with every place at fault, such as `policy.terms[1].transforms[2]`."""
+    if not isinstance(data, Mapping):
+        raise PolicyError([("policy", f'{_short(data)} is not an object; {{"terms": [...]}}')])
+    errors = [(f"policy.{_short(key, quote=False)}", "not a key of a policy; its only key is terms") for key in data if key != "terms"]
+    rows = data.get("terms")
+    if "terms" not in data:
+        errors.append(("policy.terms", "missing; a list of terms, empty for training without distillation"))
+    elif not isinstance(rows, list | tuple):
+        errors.append(("policy.terms", f"{_short(rows)} is not a list of terms"))
+    elif len(rows) > MAX_TERMS:  # before any of them is looked at
+        errors.append(("policy.terms", f"{len(rows)} terms; at most {MAX_TERMS}"))
+    if errors or not isinstance(rows, list | tuple):
+        raise PolicyError(errors)
+    terms: list[Term] = []
+    for place, row in enumerate(rows):
+        faults = _shape_faults(row)
+        if not faults:
+            terms.append(_read_term(row))
+            faults = [(f".{reason.field}", reason.message) for reason in legality(terms[-1])]
+        errors += [(f"policy.terms[{place}]{path}", message) for path, message in faults]
+    policy = Policy(tuple(terms))
+    if errors := errors or check(policy):  # check adds what only the whole policy shows
+        raise PolicyError(errors)
+    return policy
+
+
+def _shape_faults(row: object) -> list[tuple[str, str]]:
+    """What keeps a row from being read as a Term at all, as (path below the row, message)."""
+    if not isinstance(row, Mapping):
+        return [("", f"{_short(row)} is not an object with {', '.join(REQUIRED)}")]
+    known = (*REQUIRED, *OPTIONS)
+    faults = [(f".{_short(key, quote=False)}", f"not a key of a term; one of {', '.join(known)}") for key in row if key not in known]
+    faults += [(f".{key}", f"missing; {WANTED[key]}") for key in REQUIRED if key not in row]
+    for key, value in row.items():
+        if key in known and not _has_type(key, value):
+            faults.append((f".{key}", f"{_short(value)} is not {WANTED[key]}"))
+    return faults
+
+
+WANTED: Mapping[str, str] = {
+    "knowledge": f"one of {', '.join(KNOWLEDGE)}",
+    "transforms": "a list of names, innermost first",
+    "distance": "the name of a distance",
+    "weight": f"a number above 0 and at most {MAX_WEIGHT:g}",
+    "temperature": f"a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}",
+    "shared_attention": "true or false",
+    "background": f"a number from 0 to {MAX_BACKGROUND:g}",
+    "warm_up": f"a whole number of steps from 0 to {MAX_WARM_UP}",
+    "stop": "a share of the training, above 0 and at most 1",
+}
+
+
+def _has_type(key: str, value: object) -> bool:
+    if key in ("knowledge", "distance"):
+        return isinstance(value, str)
+    if key == "transforms":
+        return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    if key == "shared_attention":
+        return isinstance(value, bool)
+    if key == "warm_up":
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_term(row: Mapping[str, Any]) -> Term:
+    options = {name: row.get(name, default) for name, default in OPTIONS.items()}
+    for name in ("temperature", "background", "stop"):
+        options[name] = _to_float(options[name])
+    return Term(row["knowledge"], tuple(row["transforms"]), row["distance"], _to_float(row["weight"]), **options)
+
+
+def _to_float(number: int | float) -> float:
+    """A float; infinity for a whole number that none can hold, which the rules then refuse."""
+    try:
+        return float(number)
+    except OverflowError:
+        return float("inf")
+
+
+def _short(value: object, quote: bool = True) -> str:
+    """A value as an error repeats it: a request may hold megabytes."""
+    if isinstance(value, str):
+        text = value if len(value) <= MAX_NAME else value[:MAX_NAME] + "..."
+        return repr(text) if quote else text
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float) and abs(value) < 1e15:
+        return repr(value)
+    return {dict: "an object", list: "a list", int: "a huge number", float: "a huge number"}.get(type(value), f"a {type(value).__name__}")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a policy: names, types and bounds. Which combinations have a meaning, `legality` knows."""
+    kinds = [*FEATURES, "logits", "localization"]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Distillation policy",
+        "description": "The sum of its terms; without terms, training without distillation.",
+        "type": "object",
+        "properties": {"terms": {"type": "array", "maxItems": MAX_TERMS, "items": {"oneOf": [_term_schema(kind) for kind in kinds]}}},
+        "required": ["terms"],
+        "additionalProperties": False,
+    }
+
+
+def _term_schema(kind: str) -> dict[str, Any]:
+    slots = SLOTS[kind]
+    properties: dict[str, Any] = {
+        "knowledge": {"const": kind},
+        "transforms": {
+            "type": "array",
+            "description": "In the order they act: " + ", ".join(slot for slot, _ in slots),
+            "prefixItems": [{"enum": list(choices)} for _, choices in slots],
+            "minItems": len(slots),
+            "maxItems": len(slots),
+        },
+        "distance": {"enum": list(DISTANCES[kind])},
+        "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_WEIGHT},
+        "temperature": {"type": "number", "minimum": MIN_TEMPERATURE, "maximum": MAX_TEMPERATURE},
+        "shared_attention": {"type": "boolean"},
+        "background": {"type": "number", "minimum": 0, "maximum": MAX_BACKGROUND},
+        "warm_up": {"type": "integer", "minimum": 0, "maximum": MAX_WARM_UP},
+        "stop": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    }
+    for name, default in OPTIONS.items():
+        properties[name]["default"] = default
+    return {"title": kind, "type": "object", "properties": properties, "required": list(REQUIRED), "additionalProperties": False}
