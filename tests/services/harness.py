@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 import urllib.error
@@ -45,6 +46,19 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
             return value
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -103,10 +117,10 @@ class Api:
 CLASSES = ["disc", "bar"]
 
 
-def small_dataset(folder: Path) -> dict[str, str]:
+def small_dataset(folder: Path) -> dict[str, dict[str, str]]:
     """Eight training and eight validation scenes of 64 px, one disc and one bar in each; the paths that registration asks for."""
     folder.mkdir(parents=True)
-    paths = {}
+    paths: dict[str, dict[str, str]] = {}
     for split, offset in (("train", 0), ("val", 8)):
         images, annotations = [], []
         (folder / split).mkdir()
@@ -127,7 +141,7 @@ def small_dataset(folder: Path) -> dict[str, str]:
         categories = [{"id": number + 1, "name": name} for number, name in enumerate(CLASSES)]
         path = folder / f"{split}.json"
         path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-        paths |= {f"{split}_annotations": str(path), f"{split}_images": str(folder / split)}
+        paths[split] = {"annotations": str(path), "images": str(folder / split)}
     return paths
 
 

@@ -41,6 +41,8 @@ def main() -> None:
         time.sleep(seconds)
         values = metrics(candidate["policy"], spec["seed"], spec["kind"])
         best = max(best or 0.0, values["ap"])
+        if spec["kind"] == "confirm":
+            values["selection_ap"] = ap_of(candidate["policy"], spec["seed"], "selection")
         measured.append({"index": candidate["index"], **values, "iterations": 1, "seconds": seconds, "failure": None})
     environment = {"trainer": "stand-in"}
     if spec["kind"] == "distill":

@@ -181,8 +181,8 @@ def answers(url: str) -> bool:
     try:
         with opener.open(f"{url}/health", timeout=2) as response:
             return bool(response.status == 200)
-    except urllib.error.HTTPError:
-        return True  # it answers, and tells its problem to whoever asks
+    except urllib.error.HTTPError as error:
+        return error.code < 500  # it wants a key, which is not asked for here; 503 means that its database is not there yet
     except OSError:
         return False
 

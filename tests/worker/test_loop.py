@@ -1,0 +1,107 @@
+"""`python -m detkds_worker` as a process: the local loop, ended politely and not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detkds_core.store import Store, jobs
+from detkds_worker.loop import gpu, worker_name
+
+from .test_processes import alive, until
+
+SLEEPER = "import os, sys, time; open(os.path.join(sys.argv[2], 'pid'), 'w').write(str(os.getpid())); time.sleep(60)"
+QUICK = "import json, sys; json.dump({'seed': json.load(open(sys.argv[1]))['seed']}, open(sys.argv[2] + '/result.json', 'w'))"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Store:
+    store = Store(f"sqlite:///{tmp_path / 'detkds.sqlite'}")
+    store.migrate()
+    return store
+
+
+@pytest.fixture
+def started() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def start(home: Path, trainer: str) -> "subprocess.Popen[bytes]":
+    script = home / "trainer.py"
+    script.write_text(trainer)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DETKDS_")}
+    environment |= {"DETKDS_HOME": str(home), "DETKDS_TRAINER": f"{sys.executable} {script}", "DETKDS_POLL_SECONDS": "0.1"}
+    with (home / "worker.log").open("ab") as output:
+        return subprocess.Popen([sys.executable, "-m", "detkds_worker"], env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def enqueue(store: Store, **spec: Any) -> str:
+    with store.begin() as session:
+        return str(jobs.enqueue(session, kind="evaluate", spec={"candidates": [], **spec}).id)
+
+
+def state(store: Store, job: str) -> Any:
+    with store.begin() as session:
+        return jobs.get(session, job).state
+
+
+def test_jobs_are_worked_off_and_sigterm_ends_an_idle_worker(tmp_path: Path, database: Store, started: list[Any]) -> None:
+    queued = [enqueue(database, seed=seed) for seed in range(3)]
+    started.append(start(tmp_path, QUICK))
+    assert until(lambda: all(state(database, job) == "SUCCEEDED" for job in queued), 20)
+    with database.begin() as session:
+        assert [jobs.get(session, job).result for job in queued] == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
+    started[0].terminate()
+    assert started[0].wait(5) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_worker_gives_its_job_back_within_seconds(
+    tmp_path: Path, database: Store, started: list[Any], number: signal.Signals
+) -> None:
+    job = enqueue(database)
+    started.append(start(tmp_path, SLEEPER))
+    pid_file = tmp_path / "artifacts" / job / "1" / "pid"
+    assert until(lambda: pid_file.exists() and pid_file.read_text() != "", 20)
+    started[0].send_signal(number)
+    before = time.monotonic()
+    assert started[0].wait(10) == 0
+    assert time.monotonic() - before < 5
+    assert state(database, job) == "QUEUED"
+    assert not alive(int(pid_file.read_text()))
+
+
+def test_a_killed_worker_takes_its_trainer_along(tmp_path: Path, database: Store, started: list[Any]) -> None:
+    job = enqueue(database)
+    started.append(start(tmp_path, SLEEPER))
+    pid_file = tmp_path / "artifacts" / job / "1" / "pid"
+    assert until(lambda: pid_file.exists() and pid_file.read_text() != "", 20)
+    started[0].kill()
+    assert until(lambda: not alive(int(pid_file.read_text())), 3)
+    assert state(database, job) == "RUNNING"  # until its lease ends and the evolver's reaper comes by
+
+
+def test_a_worker_is_named_by_host_process_and_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_name().split("/")[1] == str(os.getpid())
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\n[ "$3" = "--id=2" ] && echo GPU-2c || { echo GPU-0a; echo GPU-1b; }\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu() == "GPU-0a+GPU-1b"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert gpu() == "GPU-2c"
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    assert gpu() == "cpu"
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert gpu() == "cpu"
