@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from statistics import fmean, pstdev
 
-from detkds_core.policy import Policy, Term, canonical, legality, named_policies
+from detkds_core.policy import Policy, Term, canonical, named_policies
 
 from .history import History, Measured, generator, halved_and_doubled, is_new, island_members, tournament
 from .spec import Proposal
@@ -47,7 +47,8 @@ def islands_by_claim(history: History) -> list[str]:
     fitness = {island: [one.fitness for one in island_members(history, island)] for island in spec.knowledge}
     seen = [value for values in fitness.values() for value in values]
     spread = pstdev(seen) if len(seen) > 1 else 1.0
-    floor = max(opening(history), math.floor(spec.floor * (total + 1)))
+    # Looked at one round ahead, so that all islands have their floor when stage 1 ends.
+    floor = max(opening(history), math.ceil(spec.floor * min(total + len(spec.knowledge), spec.stage1_candidates)))
 
     def claim(island: str) -> tuple[int, float]:
         if counts[island] < floor:
@@ -75,7 +76,7 @@ def propose_on(history: History, island: str, rng: random.Random) -> Proposal | 
     spec = history.spec
     for _ in range(ATTEMPTS):
         term, parents, operator = draw(history, island, rng)
-        if not legality(term) and is_new(history, Policy((term,))):
+        if not spec.space.contains(term) and is_new(history, Policy((term,))):
             return island_proposal(history, term, parents, operator)
     for term in spec.space.terms(island):
         if is_new(history, Policy((term,))):
@@ -106,7 +107,7 @@ def draw(history: History, island: str, rng: random.Random) -> tuple[Term, tuple
         migrant = tournament(rng, migrants, spec.tournament)
         gene = replace(migrant.proposal.policy.terms[0], knowledge=island)
         return spec.space.crossover(rng, term, gene), (parent.proposal.index, migrant.proposal.index), "migrate"
-    if luck < SAMPLE + SEED + MIGRATE + WEIGHT:
+    if luck < SAMPLE + SEED + MIGRATE + WEIGHT or spec.space.size(island) == 1:
         # A formula's loss scale is its own, so its weight is looked for on its own scale too, beyond the space's list.
         weights = [*halved_and_doubled(term.weight), *spec.space.weights(island)]
         return replace(term, weight=rng.choice(weights)), (parent.proposal.index,), "weight"
