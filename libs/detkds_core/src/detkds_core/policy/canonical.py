@@ -71,13 +71,14 @@ def _plain_numbers(term: Term) -> Term:
 def _fold_normalisation(term: Term) -> Term:
     """Normalisations that change nothing that the distance sees."""
     *first, norm = term.transforms
-    on_map = term.knowledge != "instance"  # an instance is cut from the normalised map, and cutting mixes positions
+    # An instance is cut from the normalised map, and cutting mixes positions: one factor of each position does not cancel there.
+    on_map = term.knowledge != "instance"
     pearson, cosine = term.distance == "pear", term.distance == "cos"
     if (
         norm == "channel"  # (N, C, H*W) has the channels along dim 1 as before
         or (norm == "batch" and term.distance in ELEMENTWISE)  # a mean over elements does not see their layout
         or (norm == "norm_C" and (pearson or cosine) and on_map)  # a factor of each vector
-        or (norm == "logsoftmax_C" and pearson and on_map)  # subtracts one number from each vector
+        or (norm == "logsoftmax_C" and pearson)  # subtracts one number from each vector
         or (norm == "min_max_normalize" and pearson)  # one factor and one summand for the whole tensor
     ):
         return replace(term, transforms=(*first, "none"))
@@ -91,10 +92,13 @@ def _fold_scale(term: Term) -> Term:
         return replace(term, transforms=(attention, "none", norm))
     if scale == "local_s1":
         # It moves every position to the channels: a permutation, unless the normalisation or the distance look along channels.
-        if term.distance in ELEMENTWISE and norm in ("none", "norm_N", "softmax_N", "logsoftmax_N", "min_max_normalize"):
+        elementwise = term.distance in ELEMENTWISE and norm in ("none", "norm_N", "softmax_N", "logsoftmax_N", "min_max_normalize")
+        if elementwise or (term.distance == "kl" and norm == "softmax_N"):
             return replace(term, transforms=(attention, "none", norm))
         if term.distance in ALONG_CHANNELS and norm in ("none", "batch"):
             return replace(term, transforms=(attention, "none", "batch"))
+    if scale in ("local_s2", "local_s4") and norm == "batch" and term.distance == "cos":  # a permutation, and zeros that add nothing
+        return replace(term, transforms=(attention, "none", norm))
     if scale == "scale":  # (f + 1) / 2
         without = (attention, "none", norm)
         if norm == "min_max_normalize" or (term.distance == "pear" and norm in ("none", "batch")):
