@@ -13,6 +13,7 @@ from detkds_core.policy.vocabulary import (
     FEATURES,
     KNOWLEDGE,
     MAX_BACKGROUND,
+    MAX_NAME,
     MAX_TEMPERATURE,
     MAX_TERMS,
     MAX_WARM_UP,
@@ -54,7 +55,8 @@ def unknown(name: object, what: str, choices: tuple[str, ...]) -> str:
     """The message for a name that is not in its vocabulary."""
     why = f" ({NOT_OFFERED[name]})" if isinstance(name, str) and name in NOT_OFFERED else ""
     article = "an" if what[0] in "aeiou" else "a"
-    return f"{name!r} is not {article} {what}{why}; one of {', '.join(choices)}"
+    text = name if not isinstance(name, str) or len(name) <= MAX_NAME else name[:MAX_NAME] + "..."  # a request may hold megabytes
+    return f"{text!r} is not {article} {what}{why}; one of {', '.join(choices)}"
 
 
 def _names(term: Term) -> Iterator[Reason]:

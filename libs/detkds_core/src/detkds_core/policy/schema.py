@@ -13,6 +13,7 @@ from detkds_core.policy.vocabulary import (
     FEATURES,
     KNOWLEDGE,
     MAX_BACKGROUND,
+    MAX_NAME,
     MAX_TEMPERATURE,
     MAX_TERMS,
     MAX_WARM_UP,
@@ -23,7 +24,6 @@ from detkds_core.policy.vocabulary import (
 
 REQUIRED = ("knowledge", "transforms", "distance", "weight")
 OPTIONS: Mapping[str, Any] = {field.name: field.default for field in fields(Term) if field.name not in REQUIRED}
-MAX_NAME = 40  # characters of a text that an error repeats
 
 
 def to_json(policy: Policy) -> dict[str, Any]:

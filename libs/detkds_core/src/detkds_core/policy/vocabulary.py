@@ -58,3 +58,4 @@ MAX_WEIGHT = 1000.0
 MAX_BACKGROUND = 1000.0
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 MAX_WARM_UP = 10_000_000  # training steps
+MAX_NAME = 40  # characters of a text that an error repeats

@@ -1,0 +1,94 @@
+"""Policies as text, both ways."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detkds_core.policy import Policy, PolicyError, Term, formula, parse_formula
+
+from .strategies import policies
+
+
+def test_a_formula_is_read_from_the_inside() -> None:
+    text = "6·l1(norm_N(scale_r2(catt(global)))) + 2·l1(norm_HW(local_s4(fgbg)))"
+    policy = Policy((Term("global", ("catt", "scale_r2", "norm_N"), "l1", 6.0), Term("fgbg", ("none", "local_s4", "norm_HW"), "l1", 2.0)))
+    assert parse_formula(text) == policy
+    assert formula(policy) == text
+
+
+def test_options_stand_behind_the_distance() -> None:
+    text = "kl[T=2](softmax_HW(global)) + 0.1·l2[shared, background=0, warm_up=500, stop=0.9](satt(fgbg))"
+    policy = Policy(
+        (
+            Term("global", ("none", "none", "softmax_HW"), "kl", 1.0, temperature=2.0),
+            Term("fgbg", ("satt", "none", "none"), "l2", 0.1, shared_attention=True, background=0.0, warm_up=500, stop=0.9),
+        )
+    )
+    assert parse_formula(text) == policy
+    assert formula(policy) == text
+
+
+def test_other_spellings() -> None:
+    assert parse_formula(" 6 * l1 ( none ( global ) )\n+1.·giou(none(localization))") == parse_formula("6·l1(global)+giou(localization)")
+    assert parse_formula(".5e1·l1(logits)").terms[0].weight == 5
+
+
+def test_no_distillation_is_none() -> None:
+    assert formula(Policy(())) == "none"
+    assert parse_formula(" none ") == Policy(())
+
+
+@given(policies())
+@settings(max_examples=150, deadline=None)
+def test_what_is_written_reads_back_equal(policy: Policy) -> None:
+    assert parse_formula(formula(policy)) == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "message"),
+    [
+        ("", "policy.terms[0]", "column 1: the end where a weight or a distance should be"),
+        ("none + none", "policy.terms[0]", "column 6: '+' where '(' should be"),
+        ("l1(global", "policy.terms[0]", "column 10: the end where ')' should be"),
+        ("l1(global))", "policy", "column 11: ')' where '+' and another term, or the end should be"),
+        ("l1(global) + ", "policy.terms[1]", "column 14: the end where a weight or a distance should be"),
+        ("-1·l1(global)", "policy.terms[0]", "column 1: '-' where a weight or a distance should be"),
+        ("6 l1(global)", "policy.terms[0]", "column 3: 'l1' where '·' or '*' should be"),
+        ("l1()", "policy.terms[0]", "column 4: ')' where a transform or knowledge should be"),
+        ("l1(gl§bal)", "policy.terms[0]", "column 6: '§' where ')' should be"),
+        (
+            "l1(globl)",
+            "policy.terms[0].knowledge",
+            "'globl' is not a kind of knowledge; one of global, fgbg, instance, logits, localization",
+        ),
+        ("giou(catt(localization))", "policy.terms[0].transforms", "'catt' is not a transform of localization; one of none"),
+        ("l1(catt(norm_C(global)))", "policy.terms[0].transforms[0]", "'catt' acts before 'norm_C', so it stands inside it: attention"),
+        ("l1(norm_C(norm_N(global)))", "policy.terms[0].transforms[2]", "'norm_C' and 'norm_N' are both normalisation"),
+        ("kl[](softmax_C(global))", "policy.terms[0]", "column 4: ']' where an option (shared, T, background, warm_up, stop) should be"),
+        ("kl[t=2](softmax_C(global))", "policy.terms[0]", "column 4: 't' is not an option; one of shared, T, background, warm_up, stop"),
+        ("kl[T](softmax_C(global))", "policy.terms[0].temperature", "column 5: ']' where '=' should be"),
+        ("kl[T=2, T=3](softmax_C(global))", "policy.terms[0].temperature", "column 9: T is given twice"),
+        ("l1[warm_up=1.5](global)", "policy.terms[0].warm_up", "column 12: '1.5' where a whole number of steps should be"),
+        ("l1(global) + 2000·l1(fgbg)", "policy.terms[1].weight", "2000.0 is not a number above 0 and at most 1000"),
+        ("l1[warm_up=99999999999999999999999](global)", "policy.terms[0].warm_up", "is not a number of steps from 0 to 10000000"),
+        ("1e999·l1(global)", "policy.terms[0].weight", "inf is not a number above 0"),
+        (" + ".join(["l1(global)"] * 21), "policy.terms", "more than 20 terms; at most 20"),
+        ("l1(" * 10_000, "policy.terms[0]", "column 30001: the end where a transform or knowledge should be"),
+    ],
+)
+def test_errors_name_the_place(text: str, path: str, message: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_formula(text)
+    assert caught.value.errors[0][0] == path
+    assert message in caught.value.errors[0][1]
+    assert len(str(caught.value)) < 2000
+
+
+@given(st.text(alphabet="l1klgoba()[]+·*=,.T 2eé", max_size=30) | st.text(max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_a_legal_policy_or_a_policy_error(text: str) -> None:
+    try:
+        policy = parse_formula(text)
+    except PolicyError:  # and no other exception
+        return
+    assert parse_formula(formula(policy)) == policy
