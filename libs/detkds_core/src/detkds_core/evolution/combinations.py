@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from detkds_core.policy import Policy, Term, canonical, canonical_json, check
+from detkds_core.policy import Policy, Term, canonical, check
 
 from .history import History, Measured, generator, halved_and_doubled, is_new, measured, only_term, tournament
 from .spec import Proposal
@@ -60,8 +60,8 @@ Move = tuple[list[Term], tuple[int, ...]]
 def best_formulas(history: History) -> dict[str, list[Choice]]:
     """The best two formulas of every island that has any, the island with the best term first.
 
-    A formula is a term without its weight; of one formula the best weight counts. Ties go to the lower index. An island whose results
-    are all still out gives its first proposals instead; one whose candidates all turned out infeasible gives nothing.
+    A formula is a term without its weight; of one formula the best weight counts. Ties go to the lower index. Candidates whose results
+    are still out come after all measured ones; an island whose candidates all turned out infeasible gives nothing.
     """
     ranked: list[tuple[float, int, Term]] = []
     for index, proposal in enumerate(history.proposals):
@@ -73,9 +73,9 @@ def best_formulas(history: History) -> dict[str, list[Choice]]:
         elif (fitness := history.results[index].fitness) is not None:
             ranked.append((-fitness, index, term))
     choices: dict[str, list[Choice]] = {}
-    known: set[str] = set()
+    known: set[Term] = set()
     for _, index, term in sorted(ranked, key=lambda one: one[:2]):
-        formula = canonical_json(Policy((replace(term, weight=1.0),)))
+        formula = replace(term, weight=1.0)  # canonical, as every proposal is
         mine = choices.setdefault(term.knowledge, [])
         if formula not in known and len(mine) < FORMULAS:
             known.add(formula)
