@@ -182,12 +182,18 @@ def test_an_island_that_is_always_infeasible_gets_its_floor_and_no_more():
 
 
 def test_an_exhausted_island_stops_and_leaves_its_budget_to_the_others():
-    size = SPACE.size("localization")
-    spec = make_spec(knowledge=("localization", "global"), candidates=2 + 10 * size, stage2_share=0.0, floor=0.4)
-    evolution = run(spec, measure(6))
-    assert len(evolution.proposals) == spec.candidates
-    counts = Counter(proposal.island for proposal in evolution.proposals if proposal.stage == "stage1")
-    assert counts["localization"] >= 4 * size or counts["global"] > counts["localization"]
+    """Localization has half of the budget for its floor, but, as nothing there is feasible and no weight can be improved, few policies."""
+
+    def result(policy):
+        return Result(None, "not_finite") if any(term.knowledge == "localization" for term in policy.terms) else measure(6)(policy)
+
+    spec = make_spec(knowledge=("localization", "global"), candidates=62, stage2_share=0.0, floor=0.5)
+    proposals = run(spec, result).proposals[2:]
+    hand_made = [term for named in named_policies().values() for term in named.policy.terms if term.knowledge == "localization"]
+    everything = {canonical_json(Policy((term,))) for term in [*SPACE.terms("localization"), *hand_made]}
+    assert 4 * 3 <= len(everything) < 30
+    assert {canonical_json(proposal.policy) for proposal in proposals if proposal.island == "localization"} == everything
+    assert sum(proposal.island == "global" for proposal in proposals) == 60 - len(everything)
 
 
 def test_a_space_without_anything_new_ends_the_search_early():

@@ -45,6 +45,7 @@ def islands_by_claim(history: History) -> list[str]:
     counts = {island: stage1_count(history, island) for island in spec.knowledge}
     total = sum(counts.values())
     fitness = {island: [one.fitness for one in island_members(history, island)] for island in spec.knowledge}
+    failed = {proposal.island for proposal, result in zip(history.proposals, history.results, strict=False) if result.fitness is None}
     seen = [value for values in fitness.values() for value in values]
     spread = pstdev(seen) if len(seen) > 1 else 1.0
     # Looked at one round ahead, so that all islands have their floor when stage 1 ends.
@@ -53,8 +54,10 @@ def islands_by_claim(history: History) -> list[str]:
     def claim(island: str) -> tuple[int, float]:
         if counts[island] < floor:
             return (0, counts[island])
-        # An island that has shown nothing feasible counts as the worst that was seen anywhere.
-        earned = fmean(sorted(fitness[island], reverse=True)[:3]) if fitness[island] else min(seen, default=0.0)
+        if fitness[island]:
+            earned = fmean(sorted(fitness[island], reverse=True)[:3])
+        else:  # as good as the best while all its results are out, as bad as the worst once they turned out infeasible
+            earned = min(seen, default=0.0) if island in failed else max(seen, default=0.0)
         return (1, -(earned + spread * math.sqrt(math.log(total + 1) / (counts[island] + 1))))
 
     return sorted(spec.knowledge, key=claim)
