@@ -43,7 +43,8 @@ def global_context(feat: Tensor, conv_mask: nn.Module, channel_add_conv: nn.Modu
     """FGD's GcBlock: add to every position what the attended image as a whole says. (N, C, H, W) in and out."""
     attention = conv_mask(feat).flatten(2).softmax(2)  # (N, 1, H*W)
     context = (feat.flatten(2) @ attention.transpose(1, 2))[..., None]  # (N, C, 1, 1)
-    return feat + torch.as_tensor(channel_add_conv(context))
+    added: Tensor = channel_add_conv(context)
+    return feat + added
 
 
 class FGDLevel(nn.Module):
@@ -174,7 +175,8 @@ class MaskTokens(nn.Module):
 
     def weights(self, feat: Tensor) -> Tensor:
         """How much each token counts for each image: (N, T), sum 1."""
-        return torch.as_tensor(self.prob(feat)).flatten(1).softmax(1)
+        scores: Tensor = self.prob(feat)
+        return scores.flatten(1).softmax(1)
 
     def forward(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         """What the tokens are learned with: the feature seen through weighted masks (N, C, H, W), and how alike the masks are (scalar).
@@ -226,6 +228,7 @@ class MasKD(nn.Module):
             losses = []
             for level, (s, t) in enumerate(aligned(self.align, student, teacher)):
                 tokens = self.mask_modules[level]
+                assert isinstance(tokens, MaskTokens)
                 with torch.no_grad():
                     masks = tokens.masks(t)  # (N, T, H, W)
                     if self.custom_mask and scene.step >= self.custom_mask_warm_up:

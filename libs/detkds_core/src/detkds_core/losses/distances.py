@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-COSINE_EPS = 1e-8  # torch's and DetKDS'; survives because losses are computed in float32
+# Below this length a vector counts as zero. Far above float32's smallest number even when squared, and far below what a softmax over a map
+# or an area-weighted mask leaves: the customary 1e-8 on the product of two lengths makes such a vector differ from itself.
+NO_LENGTH = 1e-12
 FLAT = 1e-6  # spread relative to the mean below which a vector is constant up to float32 rounding
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -27,29 +29,31 @@ def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
     return F.smooth_l1_loss(student, teacher)
 
 
-def _mean_apart(cosine: Tensor, student_flat: Tensor, teacher_flat: Tensor) -> Tensor:
-    """Mean of 1 - cosine. Two vectors without a direction are at distance 0, one without is at distance 1, both without gradient.
-
-    So a masked position costs nothing, and a dead student position does not get the gradient of 1 / eps.
-    """
-    return torch.where(student_flat | teacher_flat, (student_flat ^ teacher_flat).to(cosine.dtype), 1 - cosine).mean()
-
-
 def pearson(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of 1 - Pearson correlation over dim 1. Constant vectors: see `_mean_apart`."""
+    """Mean of 1 - Pearson correlation over dim 1. Constant vectors: see `_mean_angle`."""
     s_mean, t_mean = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
     s, t = student - s_mean, teacher - t_mean
-    s_norm, t_norm = torch.linalg.vector_norm(s, dim=1), torch.linalg.vector_norm(t, dim=1)
-    cosine = (s * t).sum(1) / (s_norm * t_norm + COSINE_EPS)
     flat = FLAT * student.shape[1] ** 0.5
-    return _mean_apart(cosine, s_norm <= flat * s_mean.squeeze(1).abs(), t_norm <= flat * t_mean.squeeze(1).abs())
+    return _mean_angle(s, t, flat * s_mean.squeeze(1).abs(), flat * t_mean.squeeze(1).abs())
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of 1 - cosine similarity over dim 1. Zero vectors: see `_mean_apart`."""
+    """Mean of 1 - cosine similarity over dim 1. Zero vectors: see `_mean_angle`."""
+    return _mean_angle(student, teacher)
+
+
+def _mean_angle(student: Tensor, teacher: Tensor, student_least: Tensor | None = None, teacher_least: Tensor | None = None) -> Tensor:
+    """Mean of 1 - cosine over dim 1, where a vector not longer than its `least` has no direction.
+
+    Two such vectors are at distance 0, one such and another at distance 1, without gradient. So a masked position costs nothing, and a dead
+    student position gets no gradient of one over nearly nothing.
+    """
     s_norm, t_norm = torch.linalg.vector_norm(student, dim=1), torch.linalg.vector_norm(teacher, dim=1)
-    similarity = (student * teacher).sum(1) / (s_norm.clamp_min(COSINE_EPS) * t_norm.clamp_min(COSINE_EPS))
-    return _mean_apart(similarity, s_norm <= COSINE_EPS, t_norm <= COSINE_EPS)
+    cosine = (student * teacher).sum(1) / (s_norm * t_norm).clamp_min(NO_LENGTH**2)
+    s_flat, t_flat = s_norm <= NO_LENGTH, t_norm <= NO_LENGTH
+    if student_least is not None and teacher_least is not None:
+        s_flat, t_flat = s_flat | (s_norm <= student_least), t_flat | (t_norm <= teacher_least)
+    return torch.where(s_flat | t_flat, (s_flat ^ t_flat).to(cosine.dtype), 1 - cosine).mean()
 
 
 DISTANCES: Mapping[str, Distance] = {"l1": l1, "l2": l2, "smooth_l1": smooth_l1, "pear": pearson, "cos": cosine}

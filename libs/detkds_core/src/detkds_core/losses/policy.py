@@ -1,9 +1,6 @@
 """The loss of a policy: each of its terms compares a student's signals with a teacher's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,17 +10,16 @@ from detkds_core.losses.localization import BOX_DISTANCES, box_certainty, box_l1
 from detkds_core.losses.regions import crop, region_masks, rois
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.losses.transforms import ATTENTION, NORMALISATION, POOL, SCALE, SOFTMAX_DIMS, draw_mask, several_images
+from detkds_core.policy import Policy, Term
 
-if TYPE_CHECKING:
-    from detkds_core.policy import Policy, Term
-
-# Normalisations that only say what stands along dim 1: of a region they describe the region, not the map that it is cut from.
-LAYOUTS = frozenset({"batch", "channel"})
+GROUND_TRUTH = ("fgbg", "instance")  # the knowledge that is read at ground-truth boxes
 
 
 def needs(policy: Policy) -> frozenset[str]:
     """Which of features, logits, boxes and edges the policy is computed from: what must be captured."""
-    return frozenset(signal for term in policy.terms for signal in (_compared(term), *(["logits"] if _scored(term) else [])))
+    compared = {_compared(term) for term in policy.terms}
+    # Boxes and edges are weighted by the teacher's class scores.
+    return frozenset(compared | ({"logits"} if compared & {"boxes", "edges"} else set()))
 
 
 def _compared(term: Term) -> str:
@@ -31,11 +27,6 @@ def _compared(term: Term) -> str:
     if term.knowledge == "localization":
         return "edges" if term.distance == "kl_edges" else "boxes"
     return "logits" if term.knowledge == "logits" else "features"
-
-
-def _scored(term: Term) -> bool:
-    """Whether the term is weighted by the teacher's class scores."""
-    return term.knowledge == "localization"
 
 
 def policy_losses(policy: Policy, student: Signals, teacher: Signals, scene: Scene) -> dict[str, Tensor]:
@@ -66,32 +57,20 @@ def _term_loss(index: int, term: Term, student: Signals, teacher: Signals, scene
     ours, theirs = getattr(student, signal), getattr(teacher, signal)
     _check_fit(signal, ours, theirs)
     weight = term.weight * schedule(term, scene.step, scene.total_steps)
-    regional = term.knowledge in ("fgbg", "instance")
-    if weight == 0 or (regional and not sum(len(b) for b in scene.boxes)):
-        return torch.stack([s[:0].sum().float() for s in ours]).sum()  # 0, and still a function of the student
+    if weight == 0 or (term.knowledge in GROUND_TRUTH and not any(len(boxes) for boxes in scene.boxes)):
+        return _sum([s[:0].sum().float() for s in ours])  # 0, and still a function of the student
     with torch.autocast(ours[0].device.type, enabled=False):
         pairs = [(s.float(), t.detach().float()) for s, t in zip(ours, theirs, strict=True)]
         if term.knowledge == "localization":
-            return weight * _localization(term, pairs, teacher.logits, scene)
-        if term.knowledge == "logits":
-            return weight * sum_levels([_logits(term, s, t) for s, t in pairs])
-        boxes = [b.to(ours[0].device) for b in scene.boxes]
-        if regional and len(boxes) != len(ours[0]):
-            raise ValueError(f"the scene has boxes for {len(boxes)} images, the batch {len(ours[0])}")
-        losses = []
-        for level, (s, t) in enumerate(pairs):
-            # One mask a term and level, whatever it is applied to: student and teacher, foreground and background.
-            mask = draw_mask(s, (scene.seed, scene.step, index, level)) if term.transforms[0] == "mask" else None
-            if term.knowledge == "global":
-                losses.append(_compare(term, *_attend_and_scale(term, s, t, mask)))
-            elif term.knowledge == "fgbg":
-                losses.append(_fgbg(term, s, t, mask, boxes, scene.batch_shape))
-            else:
-                losses.append(_instance(term, s, t, mask, boxes, scene.batch_shape))
-        return weight * sum_levels(losses)
+            loss = _localization(term, pairs, teacher.logits, scene)
+        elif term.knowledge == "logits":
+            loss = _sum([_logits(term, s, t) for s, t in pairs])
+        else:
+            loss = _features(index, term, pairs, scene)
+        return weight * loss
 
 
-def sum_levels(losses: Sequence[Tensor]) -> Tensor:
+def _sum(losses: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(losses)).sum()
 
 
@@ -107,6 +86,24 @@ def _check_fit(signal: str, student: Sequence[Tensor], teacher: Sequence[Tensor]
             raise ValueError(
                 f"{signal} of level {level} is {tuple(s.shape)} at the student and {tuple(t.shape)} at the teacher; adapt the student"
             )
+
+
+def _features(index: int, term: Term, pairs: Sequence[tuple[Tensor, Tensor]], scene: Scene) -> Tensor:
+    boxes = [b.to(pairs[0][0].device) for b in scene.boxes]
+    images = len(pairs[0][0])
+    if term.knowledge in GROUND_TRUTH and len(boxes) != images:
+        raise ValueError(f"the scene has boxes for {len(boxes)} images, the batch {images}")
+    losses = []
+    for level, (s, t) in enumerate(pairs):
+        # One mask a term and level, whatever it is applied to: student and teacher, foreground and background.
+        mask = draw_mask(s, (scene.seed, scene.step, index, level)) if term.transforms[0] == "mask" else None
+        if term.knowledge == "global":
+            losses.append(_compare(term, *_attend_and_scale(term, s, t, mask)))
+        elif term.knowledge == "fgbg":
+            losses.append(_fgbg(term, s, t, mask, boxes, scene.batch_shape))
+        else:
+            losses.append(_instance(term, s, t, mask, boxes, scene.batch_shape))
+    return _sum(losses)
 
 
 def _attend_and_scale(term: Term, student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -146,14 +143,12 @@ def _instance(
     interpolated, is no distribution.
     """
     H, W = student.shape[2:]
-    name = term.transforms[2]
     student, teacher = _attend_and_scale(term, student, teacher, mask)
     regions = rois(boxes, (H, W), batch_shape, POOL.get(term.transforms[1], 1))
-    if term.distance == "kl" or name in LAYOUTS:
+    if term.distance == "kl":
         return _compare(term, crop(student, regions), crop(teacher, regions))
-    normalise = NORMALISATION[name]
-    student, teacher = (crop(normalise(x).view_as(x), regions) for x in (student, teacher))
-    return DISTANCES[term.distance](student, teacher)
+    normalise = NORMALISATION[term.transforms[2]]
+    return DISTANCES[term.distance](crop(normalise(student), regions), crop(normalise(teacher), regions))
 
 
 def _logits(term: Term, student: Tensor, teacher: Tensor) -> Tensor:

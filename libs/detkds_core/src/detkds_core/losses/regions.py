@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
+from torchvision.ops import roi_align  # type: ignore[import-untyped]
 
 ROI_SIZE = 14  # cells a side of a ground-truth region, as in DetKDS
 
@@ -58,4 +58,5 @@ def rois(boxes: Sequence[Tensor], map_shape: tuple[int, int], batch_shape: tuple
 
 def crop(feat: Tensor, regions: Tensor) -> Tensor:
     """RoIAlign to (K, C, 14, 14), adaptive sampling, cell corners not aligned (as DetKDS calls it)."""
-    return roi_align(feat, regions, (ROI_SIZE, ROI_SIZE), spatial_scale=1.0, sampling_ratio=0, aligned=False)
+    cut: Tensor = roi_align(feat, regions, (ROI_SIZE, ROI_SIZE), spatial_scale=1.0, sampling_ratio=0, aligned=False)
+    return cut
