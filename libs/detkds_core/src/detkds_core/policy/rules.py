@@ -142,3 +142,5 @@ def _pair_rules(term: Term, images_per_batch: int, has_edges: bool, score_channe
             yield Reason("transforms[0]", f"{name!r} is constant on a single class score; use norm_HW or softmax_HW")
         elif term.distance in ("pear", "cos") and name != "batch":
             yield Reason("distance", f"{term.distance!r} over a single class score is constant; flatten with 'batch', or use l1 or l2")
+    if term.knowledge == "logits" and score_channels == 2 and term.distance == "pear" and term.transforms[0] != "batch":
+        yield Reason("distance", "'pear' over two class scores is 0 or 2, without gradient; flatten with 'batch', or use cos or l1")
