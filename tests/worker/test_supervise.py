@@ -218,7 +218,9 @@ print("y" * 3_000_000); report(4)
 leave("result.json", {})
 """)
     claim = claimed(database)
+    began = time.monotonic()
     assert run_claim(database, claim, ours) == "succeeded"
+    assert time.monotonic() - began < 8
     assert (attempt_folder(ours, claim) / "trainer.log").stat().st_size > 11_000_000
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import time
@@ -106,7 +107,7 @@ def watch(
                     log.warning("job %s attempt %d is cancelled or not ours any more", claim.job_id, claim.attempt)
                     return "lost"
                 held_since, told = now, progress
-        time.sleep(TICK)
+        stdout.wait(TICK)
 
 
 class Stdout:
@@ -117,8 +118,16 @@ class Stdout:
         self.fd = trainer.stdout.fileno()
         os.set_blocking(self.fd, False)
         self.log = trainer_log
+        self.open = True
         self.rest = b""
         self.progress: dict[str, Any] | None = None
+
+    def wait(self, seconds: float) -> None:
+        """Wait, at most so long, for something to read: a pipe holds 64 KiB, a talkative trainer must not wait for the next look."""
+        if self.open:
+            select.select([self.fd], [], [], seconds)
+        else:
+            time.sleep(seconds)
 
     def read(self) -> bool:
         """Take what is there; whether there was anything."""
@@ -129,6 +138,7 @@ class Stdout:
             except BlockingIOError:
                 return heard
             if not chunk:
+                self.open = False
                 return heard
             heard = True
             self.log.write(chunk)
