@@ -84,6 +84,7 @@ def watch(
         if stdout.read():
             heard = time.monotonic()
         if ended:
+            stdout.log.write(stdout.rest)
             return "exited"
         now = time.monotonic()
         if draining():
@@ -141,11 +142,13 @@ class Stdout:
                 self.open = False
                 return heard
             heard = True
-            self.log.write(chunk)
             *lines, self.rest = (self.rest + chunk).split(b"\n")
-            self.rest = self.rest[-LONGEST_LINE:]
             for line in lines:
+                self.log.write(line + b"\n")  # whole lines only: the trainer's stderr goes into the same file
                 self.progress = progress_of(line) or self.progress
+            if len(self.rest) > LONGEST_LINE:
+                self.log.write(self.rest)
+                self.rest = b""
 
 
 def progress_of(line: bytes) -> dict[str, Any] | None:
@@ -198,7 +201,6 @@ def trainer_environment(settings: Settings) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
-        "PYTHONUNBUFFERED": "1",
     }
 
 
