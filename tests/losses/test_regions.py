@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torchvision.ops import roi_align
 
-from detkds_core.losses.regions import boxes_in_cells, crop, region_masks, rois
+from detkds_core.losses import regions as regions_module
+from detkds_core.losses.regions import boxes_in_cells, crop, ground_truth_regions, region_masks
 
 NONE = torch.zeros(0, 4)
 
@@ -82,15 +84,39 @@ def test_boxes_are_scaled_by_the_batch_and_by_the_pool() -> None:
     assert boxes_in_cells(box, (5, 10), (100, 200), pool=2).tolist() == [[0, 0, 2, 2]]
 
 
-def test_rois_name_their_image() -> None:
-    regions = rois([NONE, torch.tensor([[0.0, 0, 4, 4], [2, 2, 4, 8]])], (4, 4), (8, 8))
-    assert regions.tolist() == [[1, 0, 0, 2, 2], [1, 1, 1, 2, 4]]
-    assert rois([NONE, NONE], (4, 4), (8, 8)).shape == (0, 5)
-
-
 def test_a_region_samples_its_box() -> None:
     # A ramp of slope 1 a cell: a box of 2 cells, sampled 14 times a side, sees its left to right rise.
-    ramp = torch.arange(8.0).expand(1, 1, 8, 8).contiguous()
-    region = crop(ramp, torch.tensor([[0.0, 2, 2, 4, 4]]))
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    regions = ground_truth_regions([torch.tensor([[4.0, 4.0, 8.0, 8.0]])], (8, 8), (16, 16))
+    region = crop(ramp, regions)
     assert region.shape == (1, 1, 14, 14)
     assert_close(region[0, 0, 5], 2 + (torch.arange(14) + 0.5) / 7)
+
+
+def test_regions_come_in_the_order_of_images() -> None:
+    maps = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1).expand(3, 2, 8, 8)
+    box = torch.tensor([[4.0, 4.0, 8.0, 8.0]])
+    regions = ground_truth_regions([torch.cat([box, box]), NONE, box], (8, 8), (16, 16))
+    assert crop(maps, regions).mean((1, 2, 3)).tolist() == [1, 1, 3]
+    assert crop(maps, ground_truth_regions([NONE] * 3, (8, 8), (16, 16))).shape == (0, 2, 14, 14)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("boxes_at_once", [100, 1])
+def test_regions_are_those_of_roi_align(pool: int, boxes_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    H, W, batch_shape = 33, 46, (264, 368)
+    corners = torch.rand(9, 2, generator=generator) * 380 - 40  # some begin left of or above the image, some right of it
+    boxes = torch.cat([corners, corners + torch.rand(9, 2, generator=generator) * 300], dim=1)
+    boxes[0, 2:] = boxes[0, :2]  # a point counts as a cell
+    feat = torch.randn(2, 3, -(-H // pool), -(-W // pool), generator=generator).requires_grad_()
+    monkeypatch.setattr(regions_module, "CROP_ELEMENTS", boxes_at_once * feat[:, :, 0].numel() * 14)
+
+    cells = boxes_in_cells(boxes, (H, W), batch_shape, pool)
+    image = torch.tensor([0.0] * 4 + [1.0] * 5)[:, None]
+    expected = roi_align(feat, torch.cat([image, cells], dim=1), (14, 14), sampling_ratio=0, aligned=False)
+    got = crop(feat, ground_truth_regions([boxes[:4], boxes[4:]], (H, W), batch_shape, pool))
+    assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    weight = torch.randn(expected.shape, generator=generator)
+    slopes = [torch.autograd.grad((x * weight).sum(), feat)[0] for x in (got, expected)]
+    assert_close(*slopes, rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detkds_core.losses.distances import DISTANCES, kl_divergence
 from detkds_core.losses.localization import BOX_DISTANCES, box_certainty, box_l1, edge_divergence, weighted_mean
-from detkds_core.losses.regions import crop, region_masks, rois
+from detkds_core.losses.regions import crop, ground_truth_regions, region_masks
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.losses.transforms import ATTENTION, NORMALISATION, POOL, SCALE, SOFTMAX_DIMS, draw_mask, several_images
 from detkds_core.policy import Policy, Term
@@ -144,7 +144,7 @@ def _instance(
     """
     H, W = student.shape[2:]
     student, teacher = _attend_and_scale(term, student, teacher, mask)
-    regions = rois(boxes, (H, W), batch_shape, POOL.get(term.transforms[1], 1))
+    regions = ground_truth_regions(boxes, (H, W), batch_shape, POOL.get(term.transforms[1], 1))
     if term.distance == "kl":
         return _compare(term, crop(student, regions), crop(teacher, regions))
     normalise = NORMALISATION[term.transforms[2]]
