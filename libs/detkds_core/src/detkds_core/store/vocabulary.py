@@ -1,0 +1,13 @@
+"""The words of the store: states and kinds, one spelling in the code, the database and the API."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+JobState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "LOST", "DEAD"]
+SearchState = Literal["QUEUED", "RUNNING", "CONFIRMING", "SUCCEEDED", "FAILED", "CANCELLED"]
+DistillationState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD"]
+CandidateState = Literal["PROPOSED", "MEASURED", "INFEASIBLE"]
+JobKind = Literal["evaluate", "confirm", "distill"]
+ResultKind = Literal["search", "distill"]
+Role = Literal["searched", "alone", "reference"]
