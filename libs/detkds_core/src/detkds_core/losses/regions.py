@@ -64,8 +64,9 @@ def ground_truth_regions(boxes: Sequence[Tensor], map_shape: tuple[int, int], ba
     """The regions of all boxes on a map of map_shape after pooling by `pool`, which pads odd sides.
 
     RoIAlign with adaptive sampling and without the half-cell shift (`sampling_ratio=0, aligned=False`), of boxes in whole cells, as DetKDS
-    calls it. Its bilinear samples separate into rows and columns, so a region is two matrix products: ten times faster than
-    `torchvision.ops.roi_align` on a CPU, and the same to the bit in every run, which its backward on a GPU is not.
+    calls it. Its bilinear samples separate into rows and columns, so a region is two matrix products. Against `torchvision.ops.roi_align` on
+    one CPU core with its backward: 2.8 ms for 8.9 on 8 maps of 32 x 16 x 16, but 163 ms for 77 on 2 of 256 x 100 x 152, which belong on a
+    GPU; and the same to the bit in every run, which the backward of roi_align on a GPU is not.
     """
     H, W = (-(-side // pool) for side in map_shape)
     together, present = padded(boxes)
@@ -93,7 +94,7 @@ def crop(feat: Tensor, regions: Regions) -> Tensor:
     B, C, _, W = feat.shape
     go = max(1, CROP_ELEMENTS // (B * C * ROI_SIZE * W))  # boxes of an image at once
     parts = []
-    for down, across in zip(regions.down.split(go, dim=1), regions.across.split(go, dim=1), strict=True):
+    for down, across in zip(torch.split(regions.down, go, 1), torch.split(regions.across, go, 1), strict=True):
         rows = torch.einsum("bnph,bchw->bncpw", down, feat)
         parts.append(torch.einsum("bncpw,bnqw->bncpq", rows, across))
     return torch.cat(parts, dim=1)[regions.present]
