@@ -64,7 +64,7 @@ def ground_truth_regions(boxes: Sequence[Tensor], map_shape: tuple[int, int], ba
     """The regions of all boxes on a map of map_shape after pooling by `pool`, which pads odd sides.
 
     RoIAlign with adaptive sampling and without the half-cell shift (`sampling_ratio=0, aligned=False`), of boxes in whole cells, as DetKDS
-    calls it. Its bilinear samples separate into rows and columns, so a region is two matrix products. Against `torchvision.ops.roi_align` on
+    calls it. Its bilinear samples separate into rows and columns, so a region is two matrix products. Against torchvision.ops.roi_align on
     one CPU core with its backward: 2.8 ms for 8.9 on 8 maps of 32 x 16 x 16, but 163 ms for 77 on 2 of 256 x 100 x 152, which belong on a
     GPU; and the same to the bit in every run, which the backward of roi_align on a GPU is not.
     """
