@@ -15,7 +15,6 @@ from detkds_core.detectors.runtime import prepare_mmdet
 @pytest.fixture(scope="session", autouse=True)
 def _ready() -> None:
     prepare_mmdet()
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

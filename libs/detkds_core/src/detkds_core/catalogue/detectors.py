@@ -103,6 +103,7 @@ def _small_gfl(width: int, channels: int) -> dict[str, Any]:
     head = {
         "type": "GFLHead",
         "stacked_convs": 2,
+        "norm_cfg": {"type": "GN", "num_groups": min(32, channels), "requires_grad": True},
         "anchor_generator": {
             "type": "AnchorGenerator",
             "ratios": [1.0],

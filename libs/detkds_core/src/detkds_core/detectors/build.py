@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from detkds_core.catalogue import DetectorEntry, detector
@@ -126,8 +126,17 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str], dtyp
         key: value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else value.dtype).contiguous()
         for key, value in model.state_dict().items()
     }
-    save_file(weights, path, metadata=dict(metadata))
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    content = with_sorted_header(save(weights, metadata=dict(metadata)))
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def with_sorted_header(content: bytes) -> bytes:
+    """The same safetensors file with its header in key order: the library writes metadata in an order that differs from run to run."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def export_student(
