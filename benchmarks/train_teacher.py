@@ -14,8 +14,8 @@ from detkds_core.catalogue import PAIRS, Recipe
 from detkds_core.catalogue.pairs import CHECKPOINTS
 
 RECIPES = {
-    "digits": Recipe(iterations=6000, batch=8, lr=2e-3, image_size=128, augment="none"),
-    "trees": Recipe(iterations=6000, batch=8, lr=2e-3, image_size=256, augment="dihedral"),
+    "digits": Recipe(iterations=4000, batch=8, lr=2e-3, image_size=128, augment="none"),
+    "trees": Recipe(iterations=4000, batch=4, lr=2e-3, image_size=256, augment="dihedral"),
 }
 
 

@@ -1,0 +1,99 @@
+"""The service as it runs: uvicorn on a free port, a real SQLite store, data below a registered folder."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import uvicorn
+from detkds_api.app import create_app
+from detkds_api.settings import Settings
+from PIL import Image
+from safetensors.numpy import save_file
+
+from detkds_core.store import Store
+
+CLASSES = ("circle", "square")
+
+
+@dataclass
+class Service:
+    """A running service, a plain HTTP client of it, and what it stands on."""
+
+    url: str
+    http: httpx2.Client
+    store: Store
+    settings: Settings
+    roots: Path
+
+
+def write_coco(folder: Path, images: int, *, classes: tuple[str, ...] = CLASSES, shade: int = 0) -> dict[str, str]:
+    """A COCO split of grey images of 64 px, one box each: `{"annotations", "images"}`. shade tells the pictures of splits apart."""
+    (folder / "images").mkdir(parents=True)
+    records, boxes = [], []
+    for number in range(1, images + 1):
+        name = f"{number:03d}.png"
+        Image.fromarray(np.full((64, 64, 3), (shade + number) % 256, dtype=np.uint8)).save(folder / "images" / name)
+        records.append({"id": number, "file_name": name, "width": 64, "height": 64})
+        category = 1 + number % len(classes)
+        boxes.append({"id": number, "image_id": number, "category_id": category, "bbox": [8, 8, 24, 24], "area": 576, "iscrowd": 0})
+    categories = [{"id": index, "name": name} for index, name in enumerate(classes, start=1)]
+    (folder / "coco.json").write_text(json.dumps({"images": records, "annotations": boxes, "categories": categories}))
+    return {"annotations": str(folder / "coco.json"), "images": str(folder / "images")}
+
+
+def write_checkpoint(path: Path, classes: tuple[str, ...] | None) -> Path:
+    """A safetensors file with one weight and class names in its header."""
+    metadata = {"classes": json.dumps(list(classes))} if classes is not None else None
+    save_file({"backbone.weight": np.zeros((2, 2), dtype=np.float32)}, path, metadata=metadata)
+    return path
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service a test module, with the dataset `shapes` registered and two teachers of it below the root."""
+    home = tmp_path_factory.mktemp("home")
+    roots = tmp_path_factory.mktemp("roots").resolve()
+    settings = Settings(home=home, port=free_port(), data_roots=(roots,), cache=home / "cache")
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), host="127.0.0.1", port=settings.port, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the service ended while it started"
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{settings.port}"
+    write_checkpoint(roots / "teacher.safetensors", CLASSES)
+    write_checkpoint(roots / "other.safetensors", ("cat", "dog", "cow"))
+    with httpx2.Client(base_url=url, timeout=30, trust_env=False) as http:
+        body = {"name": "shapes", "train": write_coco(roots / "train", 6), "val": write_coco(roots / "val", 4, shade=100)}
+        answer = http.post("/datasets", json=body)
+        assert answer.status_code == 201, answer.text
+        yield Service(url, http, Store(settings.url), settings, roots)
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def wanted(service: Service) -> dict[str, Any]:
+    """A search that is possible; tests change one thing of it."""
+    return {
+        "dataset": "shapes",
+        "teacher": {"detector": "gfl_r18w32_fpn32", "checkpoint": str(service.roots / "teacher.safetensors")},
+        "student": {"detector": "gfl_r18w8_fpn32"},
+        "candidates": 12,
+        "seed": 3,
+        "recipe": {"iterations": 2, "batch": 2, "image_size": 64},
+    }

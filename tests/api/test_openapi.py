@@ -1,0 +1,58 @@
+"""The service describes itself: every operation has an example, and examples are what the operation takes and gives."""
+
+import jsonschema
+import pytest
+
+OPERATIONS = {
+    ("post", "/searches"),
+    ("get", "/searches"),
+    ("get", "/searches/{search_id}"),
+    ("post", "/searches/{search_id}/cancel"),
+    ("get", "/searches/{search_id}/candidates"),
+    ("post", "/distill"),
+    ("get", "/distill"),
+    ("get", "/distill/{distillation_id}"),
+    ("post", "/distill/{distillation_id}/cancel"),
+    ("get", "/results"),
+    ("get", "/results/{result_id}"),
+    ("get", "/results/{result_id}/checkpoint"),
+    ("get", "/datasets"),
+    ("post", "/datasets"),
+    ("get", "/detectors"),
+    ("get", "/policies"),
+    ("get", "/health"),
+}
+
+
+@pytest.fixture
+def document(service):
+    return service.http.get("/openapi.json").json()
+
+
+def test_the_operations_are_these(document):
+    assert {(method, path) for path, methods in document["paths"].items() for method in methods} == OPERATIONS
+
+
+def check(document, media, what):
+    assert "example" in media, f"{what} has no example"
+    schema = {**media["schema"], "components": document["components"]}
+    jsonschema.validate(media["example"], schema)
+
+
+def test_every_operation_has_an_example_that_fits_its_schema(document):
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert operation.get("description"), f"{method} {path} does not say what it does"
+            success = next(answer for status, answer in operation["responses"].items() if status.startswith("2"))
+            if path.endswith("/checkpoint"):
+                assert "application/octet-stream" in success["content"]
+                continue
+            check(document, success["content"]["application/json"], f"the answer of {method} {path}")
+            if "requestBody" in operation:
+                check(document, operation["requestBody"]["content"]["application/json"], f"the body of {method} {path}")
+
+
+def test_request_examples_can_be_posted(document, service):
+    """The search example names the pair that ships; only its teacher may be missing from a checkout that has not trained one."""
+    example = document["paths"]["/searches"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    assert example["pair"] in {pair["name"] for pair in service.http.get("/detectors").json()["pairs"]}

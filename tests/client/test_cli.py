@@ -1,0 +1,119 @@
+"""The `detkds` command as people run it: a process, its output, its exit code."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def paragraph(text: str) -> str:
+    """Text without the line breaks of a terminal."""
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def test_a_search_is_started_listed_and_cancelled(detkds, pairing):
+    started = detkds("search", *pairing, "--candidates", "12", "--name", "from cli", "--no-wait", "--json")
+    assert started.returncode == 0, started.stderr
+    one = json.loads(started.stdout)
+    assert one["spec"]["recipe"]["iterations"] == 2
+    listed = detkds("searches")
+    assert one["id"] in listed.stdout
+    assert "from cli" in listed.stdout
+    shown = detkds("searches", one["id"])
+    assert "0 of 12" in shown.stdout
+    assert "No candidate is measured yet." in shown.stdout
+    cancelled = detkds("cancel", one["id"])
+    assert cancelled.returncode == 0
+    assert "CANCELLED" in cancelled.stdout
+
+
+def test_a_distillation_is_started_and_cancelled(detkds, pairing):
+    started = detkds("distill", *pairing, "--policy", "pkd", "--no-wait", "--json")
+    assert started.returncode == 0, started.stderr
+    one = json.loads(started.stdout)
+    assert one["formula"].startswith("0.5·l2(standardize(global))") or "standardize(global)" in one["formula"]
+    assert one["id"] in detkds("distillations").stdout
+    assert "CANCELLED" in detkds("cancel", one["id"]).stdout
+
+
+def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"terms": []}))
+    started = detkds("distill", *pairing, "--policy", f"@{file}", "--no-wait", "--json")
+    assert started.returncode == 0, started.stderr
+    assert json.loads(started.stdout)["spec"]["policy"] == {"terms": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "--candidates", "12"], "is required, unless 'pair' names one of digits_gfl"),
+        (["search", "--pair", "digits_yolo"], "one of digits_gfl"),
+        (["search", "--pair", "digits_gfl", "--recipe", "iterations"], "write it as FIELD=VALUE"),
+        (["distill", "--pair", "digits_gfl", "--policy", "@/nothing/here.json"], "cannot be read as JSON"),
+        (["searches", "none"], "there is no search none"),
+        (["watch", "none"], "is neither a search nor a distillation"),
+        (["results", "none"], "there is no result none"),
+        (["results", "--checkpoint", "x.pth"], "needs the result's id"),
+        (
+            ["datasets", "add", "mine", "--train-annotations", "/a", "--train-images", "/b", "--val-annotations", "/c", "--val-images", "/d"],
+            "train.annotations: '/a' leads outside the registered folders",
+        ),
+        (["convert", "missing.pth", "out.bin"], "does not end in .safetensors"),
+    ],
+)
+def test_a_mistake_is_one_paragraph(detkds, arguments, message):
+    done = detkds(*arguments)
+    assert done.returncode == 1
+    assert message in paragraph(done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_nobody_there_is_one_paragraph(detkds):
+    done = detkds("searches", DETKDS_URL="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "no answer from http://127.0.0.1:9" in paragraph(done.stderr)
+    done = detkds("searches", DETKDS_URL="")
+    assert "Start one with 'detkds serve'" in paragraph(done.stderr)
+
+
+@pytest.mark.parametrize("command", ["datasets", "policies", "pairs", "results", "distillations"])
+def test_what_is_listed_is_listed_as_json_too(detkds, command):
+    shown, document = detkds(command), detkds(command, "--json")
+    assert shown.returncode == document.returncode == 0, shown.stderr + document.stderr
+    assert json.loads(document.stdout) is not None
+    assert shown.stdout.strip()
+
+
+def test_datasets_lists_built_in_and_registered(detkds):
+    lines = detkds("datasets").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["name", "digits", "trees", "shapes"]
+
+
+def test_interrupting_leaves_the_search_running_and_says_how_to_come_back(service, pairing, tmp_path):
+    env = {**os.environ, "DETKDS_URL": service.url}
+    command = [sys.executable, "-m", "detkds_client.cli", "search", *pairing, "--candidates", "12"]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    search_id = process.stdout.readline().split()[-1]
+    assert "QUEUED waiting 0/12" in process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"detkds watch {search_id}" in told
+    assert "Traceback" not in told
+    assert service.http.get(f"/searches/{search_id}").json()["state"] == "QUEUED"
+
+
+def test_watching_a_cancelled_search_says_so_by_its_exit_code(detkds, service, wanted):
+    one = service.http.post("/searches", json=wanted).json()["id"]
+    service.http.post(f"/searches/{one}/cancel")
+    done = detkds("watch", one)
+    assert done.returncode == 1
+    assert "CANCELLED" in done.stdout
