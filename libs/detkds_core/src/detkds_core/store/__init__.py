@@ -1,6 +1,5 @@
-"""What is remembered: tables, state machines, migrations, and all SQL, a module a domain. No torch."""
+"""What is remembered: searches, candidates, jobs, results. One unit of work is `with store.begin() as session`; it commits once."""
 
-from detkds_core.store import datasets, distillations, events, jobs, leases, results, searches
-from detkds_core.store.session import Store
+from .session import Store
 
-__all__ = ["Store", "datasets", "distillations", "events", "jobs", "leases", "results", "searches"]
+__all__ = ["Store"]

@@ -1,4 +1,4 @@
-"""`python -m detkds_core.store`: bring the schema of the services' database up to date (DETKDS_DATABASE_URL, else SQLite in DETKDS_HOME)."""
+"""`python -m detkds_core.store`: bring the database of DETKDS_DATABASE_URL (else SQLite in DETKDS_HOME) up to date."""
 
 from __future__ import annotations
 

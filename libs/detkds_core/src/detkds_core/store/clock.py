@@ -30,7 +30,7 @@ class Moment(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class db_time(FunctionElement[datetime]):  # noqa: N801  reads as the SQL function it is
+class db_time(FunctionElement[datetime]):
     """The database's time of now, `seconds` later."""
 
     type = Moment()

@@ -1,5 +1,7 @@
 """Registered datasets, by name."""
 
+from __future__ import annotations
+
 import builtins
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +9,13 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from detkds_core.store.models import Dataset
-from detkds_core.store.session import now
+from . import pages
+from .models import Dataset
 
 
 def create(session: Session, *, name: str, data: Mapping[str, Any]) -> Dataset:
-    dataset = Dataset(name=name, data=dict(data), created_at=now(session))
+    """Remember a checked dataset (its JSON). Raises IntegrityError for a name that is taken."""
+    dataset = Dataset(name=name, digest=data["digest"], data=dict(data))
     session.add(dataset)
     session.flush()
     return dataset
@@ -23,11 +26,10 @@ def get(session: Session, name: str) -> Dataset | None:
 
 
 def names(session: Session) -> builtins.list[str]:
-    return [*session.scalars(select(Dataset.name).order_by(Dataset.name))]
+    """All names, sorted."""
+    return builtins.list(session.scalars(select(Dataset.name).order_by(Dataset.name)))
 
 
 def list(session: Session, *, limit: int = 50, cursor: str | None = None) -> tuple[builtins.list[Dataset], str | None]:
-    """A page by name; the cursor is the last name of the page before."""
-    statement = select(Dataset).order_by(Dataset.name).limit(limit + 1)
-    rows = [*session.scalars(statement if cursor is None else statement.where(Dataset.name > cursor))]
-    return rows[:limit], rows[limit - 1].name if len(rows) > limit else None
+    """The datasets by name and the cursor of the next page. Raises ValueError for what is no cursor."""
+    return pages.ascending(session, select(Dataset), Dataset.name, kind=str, limit=limit, cursor=cursor)

@@ -1,16 +1,20 @@
-"""Distillations: a row to follow and a job that does the work."""
+"""Distillations: one student, one policy, one job."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from detkds_core.store import events, jobs, results
-from detkds_core.store.models import Distillation, Job, Result
-from detkds_core.store.pages import newest_first
-from detkds_core.store.session import new_id, now
-from detkds_core.store.states import is_final, move
+from . import events, jobs, pages
+from .clock import db_time
+from .models import Distillation as Distillation
+from .states import move
+
+PRIORITY = 10  # someone waits for the student; a search has many jobs and would hold it up
 
 
 def create(
@@ -21,59 +25,72 @@ def create(
     dataset: Mapping[str, Any],
     idempotency_key: str | None = None,
     owner: str | None = None,
-    priority: int = 1,
+    search_id: str | None = None,
+    max_attempts: int = 3,
 ) -> Distillation:
-    """Store a distillation and its job. It goes before the candidates of searches: somebody waits for one student."""
-    moment = now(session)
+    """Store a distillation and put its job into the queue. spec: the job's, whole. search_id: whose policy it trains with.
+
+    Raises IntegrityError when the owner has used the idempotency key before; `by_key` finds that distillation.
+    """
     distillation = Distillation(
-        id=new_id(),
         name=name,
-        state="QUEUED",
         spec=dict(spec),
-        dataset=dict(dataset),
+        dataset=dataset["name"],
+        dataset_digest=dataset.get("digest") or "",
         idempotency_key=idempotency_key,
-        owner=owner,
-        created_at=moment,
-        updated_at=moment,
+        owner=owner or "",
+        search_id=search_id,
     )
     session.add(distillation)
     session.flush()
-    job_spec = {**spec, "kind": "distill", "dataset": dict(dataset)}
-    jobs.enqueue(session, kind="distill", spec=job_spec, distillation_id=distillation.id, priority=priority)
-    events.append(session, "distillation", distillation.id, "created", {"name": name})
+    events.append(session, "distillation", distillation.id, "queued", {"name": name})
+    jobs.enqueue(
+        session,
+        kind="distill",
+        spec={"kind": "distill", **spec},
+        distillation_id=distillation.id,
+        priority=PRIORITY,
+        max_attempts=max_attempts,
+    )
     return distillation
 
 
-def get(session: Session, distillation_id: str) -> Distillation | None:
-    return session.get(Distillation, distillation_id)
+def get(session: Session, distillation_id: str, *, owner: str | None = None) -> Distillation | None:
+    """One distillation; None where there is none, or it is not the owner's (None: of anybody)."""
+    return session.scalar(select(Distillation).where(Distillation.id == distillation_id, *_of(owner)))
 
 
-def by_key(session: Session, idempotency_key: str) -> Distillation | None:
-    return session.scalars(select(Distillation).where(Distillation.idempotency_key == idempotency_key)).one_or_none()
+def by_key(session: Session, idempotency_key: str, *, owner: str | None = None) -> Distillation | None:
+    """The distillation that was created with this key."""
+    query = select(Distillation).where(Distillation.owner == (owner or ""), Distillation.idempotency_key == idempotency_key)
+    return session.scalar(query)
 
 
 def list(
-    session: Session, *, limit: int = 50, cursor: str | None = None, state: str | None = None
-) -> tuple[Sequence[Distillation], str | None]:
-    """A page, newest first. Raises ValueError for a cursor that no page gave."""
-    statement = select(Distillation)
-    return newest_first(session, statement.where(Distillation.state == state) if state else statement, Distillation, limit, cursor)
+    session: Session, *, limit: int = 50, cursor: str | None = None, state: str | None = None, owner: str | None = None
+) -> tuple[builtins.list[Distillation], str | None]:
+    """The newest distillations first and the cursor of the next page. Raises ValueError for what is no cursor."""
+    query = select(Distillation).where(*_of(owner), *([Distillation.state == state] if state is not None else []))
+    return pages.newest_first(session, query, Distillation, limit=limit, cursor=cursor)
 
 
-def cancel(session: Session, distillation_id: str) -> bool:
-    """Stop it. False: it is not there, or has ended."""
-    distillation = session.get(Distillation, distillation_id)
-    if distillation is None or is_final(Distillation, distillation.state):
+def cancel(session: Session, distillation_id: str, *, owner: str | None = None) -> bool:
+    """End a distillation and its job. False: there is none, or it had ended."""
+    if get(session, distillation_id, owner=owner) is None:
         return False
     job = jobs.of_distillation(session, distillation_id)
-    if job is not None and not is_final(Job, job.state):
-        return jobs.cancel(session, job.id)
-    return False
+    return job is not None and jobs.cancel(session, job.id)
 
 
-def succeed(session: Session, distillation: Distillation, **result: Any) -> Result:
-    """Write the result and end the distillation, together."""
-    row = results.create(session, kind="distill", distillation_id=distillation.id, **result)
-    move(session, Distillation, id=distillation.id, old=distillation.state, new="SUCCEEDED", reason=None, updated_at=now(session))
-    events.append(session, "distillation", distillation.id, "succeeded", {"result": row.id})
-    return row
+def succeed(session: Session, distillation_id: str) -> bool:
+    """RUNNING to SUCCEEDED; the caller writes its result in the same transaction. False: it had ended otherwise."""
+    moved = move(
+        session, Distillation, Distillation.id == distillation_id, source="RUNNING", target="SUCCEEDED", reason=None, finished_at=db_time()
+    )
+    if moved:
+        events.append(session, "distillation", distillation_id, "succeeded", {})
+    return bool(moved)
+
+
+def _of(owner: str | None) -> builtins.list[ColumnElement[bool]]:
+    return [] if owner is None else [Distillation.owner == owner]

@@ -1,28 +1,30 @@
-"""The queue of record: jobs are claimed with a lease, and every later write of a worker carries its token."""
+"""The queue of record. A message that rings is only a doorbell; what runs, and whose it is, is decided here.
 
-import builtins
-import secrets
-from collections.abc import Mapping
+A worker holds a job by its claim (id, attempt, token) and only for as long as its lease. Every write of a worker names all three and the
+state RUNNING; one that changes no row means that the job is somebody else's by now, or cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import select, update
-from sqlalchemy.engine import CursorResult
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
-from detkds_core.store import events
-from detkds_core.store.models import Distillation, Job
-from detkds_core.store.session import new_id, now
-from detkds_core.store.states import is_final, move
+from . import events
+from .clock import db_time
+from .ids import new_id
+from .models import Distillation, Job
+from .states import FINAL, RETRIED, active, move, terminal
 
-RETRIED = frozenset({"out_of_memory", "lost", "timeout", "bug"})  # another attempt may go better
-HOPELESS = frozenset({"not_finite", "bad_data"})  # the same again would fail the same way
+NO_LEASE: Mapping[str, None] = {"lease_token": None, "lease_expires_at": None}
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to work on a job until the lease ends."""
+    """A worker's hold on one attempt of a job. attempt: 1 for the first."""
 
     job_id: str
     attempt: int
@@ -40,27 +42,21 @@ def enqueue(
     spec: Mapping[str, Any],
     search_id: str | None = None,
     distillation_id: str | None = None,
-    purpose: str | None = None,
     priority: int = 0,
     max_attempts: int = 3,
 ) -> Job:
-    """Put a job into the queue."""
+    """Put work into the queue. Higher priority first, then older first. max_attempts: tries before the job is DEAD."""
     job = Job(
-        id=new_id(),
         kind=kind,
-        state="QUEUED",
         spec=dict(spec),
         search_id=search_id,
         distillation_id=distillation_id,
-        purpose=purpose,
         priority=priority,
-        attempt=0,
         max_attempts=max_attempts,
-        taken=False,
-        created_at=now(session),
     )
     session.add(job)
     session.flush()
+    events.append(session, "job", job.id, "queued", {"kind": kind})
     return job
 
 
@@ -68,160 +64,233 @@ def get(session: Session, job_id: str) -> Job | None:
     return session.get(Job, job_id)
 
 
-def of_search(session: Session, search_id: str) -> builtins.list[Job]:
-    """The jobs of a search, oldest first."""
-    return [*session.scalars(select(Job).where(Job.search_id == search_id).order_by(Job.created_at, Job.id))]
-
-
-def of_distillation(session: Session, distillation_id: str) -> Job | None:
-    return session.scalars(select(Job).where(Job.distillation_id == distillation_id)).one_or_none()
-
-
 def claim(session: Session, *, worker: str, lease_seconds: float, job_id: str | None = None) -> Claim | None:
-    """Take a job: this one, or the first of the queue (priority, then age). None: there is none, or another was faster.
-
-    A job whose attempts are spent is never handed out; the reaper buries it.
-    """
-    waiting = select(Job.id, Job.attempt).where(Job.state == "QUEUED").order_by(Job.priority.desc(), Job.created_at, Job.id).limit(1)
-    if job_id is not None:
-        waiting = waiting.where(Job.id == job_id)
-    row = session.execute(waiting.with_for_update(skip_locked=True)).one_or_none()
-    if row is None:
-        return None
-    moment, token = now(session), secrets.token_hex(16)
-    taken = move(
+    """Take a waiting job for `lease_seconds`: this one, or the next in the queue. None: it is not waiting (any more), or none is."""
+    if job_id is None:
+        # SKIP LOCKED: workers that ask at the same time get different jobs and do not wait for one another. SQLite has one writer.
+        job_id = session.scalar(
+            select(Job.id)
+            .where(Job.state == "QUEUED")
+            .order_by(Job.priority.desc(), Job.created_at, Job.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        if job_id is None:
+            return None
+    moved = move(
         session,
         Job,
-        id=row.id,
-        old="QUEUED",
-        new="RUNNING",
-        attempt=row.attempt + 1,
-        worker=worker,
-        lease_token=token,
-        lease_expires_at=moment + timedelta(seconds=lease_seconds),
-        started_at=moment,
+        Job.id == job_id,
+        source="QUEUED",
+        target="RUNNING",
+        attempt=Job.attempt + 1,
+        worker=worker[:200],
+        lease_token=new_id(),
+        lease_expires_at=db_time(lease_seconds),
         progress=None,
+        started_at=db_time(),
     )
-    if not taken:
+    if not moved:
         return None
-    job = session.get_one(Job, row.id)
-    _tell(session, job, "started", {"attempt": job.attempt, "worker": worker})
+    job = _read(session, job_id)
+    assert job.lease_token is not None
     _mirror(session, job)
-    return Claim(job.id, job.attempt, token, job.kind, dict(job.spec), job.search_id, job.distillation_id)
+    events.append(session, "job", job.id, "started", {"attempt": job.attempt, "worker": job.worker})
+    return Claim(job.id, job.attempt, job.lease_token, job.kind, dict(job.spec), job.search_id, job.distillation_id)
 
 
-def _mine(claim: Claim) -> Any:
-    return (Job.attempt == claim.attempt) & (Job.lease_token == claim.token)
+def renew(session: Session, claim: Claim, *, lease_seconds: float, progress: Mapping[str, Any] | None = None) -> bool:
+    """Hold on for `lease_seconds` from now and tell the progress (None: nothing new).
 
-
-def renew(session: Session, claim: Claim, *, lease_seconds: float, progress: Mapping[str, Any] | None) -> bool:
-    """Hold the lease for another `lease_seconds` and note progress. False: the job is not the caller's any more; stop its trainer."""
-    values: dict[str, Any] = {"lease_expires_at": now(session) + timedelta(seconds=lease_seconds)}
+    False: the job is not this claim's any more, or cancelled; the worker stops its trainer.
+    """
+    values: dict[str, Any] = {"lease_expires_at": db_time(lease_seconds), "updated_at": db_time()}
     if progress is not None:
         values["progress"] = dict(progress)
-    statement = update(Job).where(Job.id == claim.job_id, Job.state == "RUNNING", _mine(claim)).values(**values)
-    done: CursorResult[Any] = session.execute(statement.execution_options(synchronize_session=False))  # type: ignore[assignment]
-    return done.rowcount == 1
+    statement = update(Job).where(*_held(claim), Job.state == "RUNNING").values(**values).returning(Job.id)
+    if session.scalar(statement) is None:
+        return False
+    if progress is not None:
+        events.append(session, "job", claim.job_id, "progress", progress)
+    return True
 
 
 def finish(session: Session, claim: Claim, result: Mapping[str, Any]) -> bool:
-    """Store the result. False: too late, it is not the caller's job any more, and nothing was stored."""
-    return _end(session, claim, "SUCCEEDED", result=dict(result))
+    """Store the result of a claimed job. False: it is not this claim's any more; the result is dropped."""
+    moved = move(
+        session,
+        Job,
+        *_held(claim),
+        source="RUNNING",
+        target="SUCCEEDED",
+        result=dict(result),
+        failure=None,
+        finished_at=db_time(),
+        **NO_LEASE,
+    )
+    if moved:
+        # A distillation that has succeeded has a result; `distillations.succeed` writes both at once.
+        events.append(session, "job", claim.job_id, "succeeded", {"attempt": claim.attempt})
+    return bool(moved)
 
 
 def fail(session: Session, claim: Claim, *, kind: str, detail: str) -> bool:
-    """Store why an attempt failed. The kind decides: tried again until the attempts are spent (DEAD), or FAILED at once."""
-    if kind not in RETRIED | HOPELESS:
-        raise ValueError(f"failure kind {kind!r} is not known; one of {', '.join(sorted(RETRIED | HOPELESS))}")
+    """Store why an attempt failed. The kind decides what follows.
+
+    out_of_memory, lost, timeout, bug: QUEUED again, DEAD after the last attempt. not_finite, bad_data: FAILED, another try would end alike.
+    False: the job is not this claim's any more. Raises ValueError for another kind.
+    """
     failure = {"kind": kind, "detail": detail}
-    if kind in HOPELESS:
-        return _end(session, claim, "FAILED", failure=failure)
-    job = session.get(Job, claim.job_id)
-    if job is not None and job.attempt < job.max_attempts:
-        return _end(session, claim, "QUEUED", failure=failure)
-    return _end(session, claim, "DEAD", failure=failure)
+    if kind in FINAL:
+        moved = move(session, Job, *_held(claim), source="RUNNING", target="FAILED", failure=failure, finished_at=db_time(), **NO_LEASE)
+    elif kind in RETRIED:
+        moved = _retry_or_bury(session, _held(claim), source="RUNNING", failure=failure)
+    else:
+        raise ValueError(f"{kind!r} is not a failure kind; one of {', '.join((*RETRIED, *FINAL))}")
+    if moved:
+        job = _read(session, claim.job_id)
+        _mirror(session, job)
+        events.append(session, "job", job.id, "failed", {"attempt": claim.attempt, "state": job.state, **failure})
+    return bool(moved)
 
 
 def release(session: Session, claim: Claim) -> bool:
-    """Give the job back to the queue without counting the attempt: its worker drains."""
-    return _end(session, claim, "QUEUED", attempt=claim.attempt - 1)
-
-
-def _end(session: Session, claim: Claim, state: str, **values: Any) -> bool:
-    ended_at = None if state == "QUEUED" else now(session)
-    done = move(
-        session,
-        Job,
-        id=claim.job_id,
-        old="RUNNING",
-        new=state,
-        where=_mine(claim),
-        lease_token=None,
-        lease_expires_at=None,
-        ended_at=ended_at,
-        **values,
-    )
-    if done:
-        job = session.get_one(Job, claim.job_id)
-        _tell(session, job, state.lower(), {"attempt": claim.attempt, **({"failure": job.failure} if "failure" in values else {})})
-        _mirror(session, job)
-    return done
+    """Give a claimed job back uncounted, because its worker has to stop. False: it was not this claim's any more."""
+    moved = move(session, Job, *_held(claim), source="RUNNING", target="QUEUED", attempt=Job.attempt - 1, **NO_LEASE)
+    if moved:
+        _mirror(session, _read(session, claim.job_id))
+        events.append(session, "job", claim.job_id, "released", {"attempt": claim.attempt})
+    return bool(moved)
 
 
 def cancel(session: Session, job_id: str) -> bool:
-    """Take a job out of the queue, or away from its worker, who notices at its next renewal. False: it had ended."""
-    job = session.get(Job, job_id)
-    if job is None or is_final(Job, job.state):
-        return False
-    done = move(session, Job, id=job_id, old=job.state, new="CANCELLED", lease_token=None, lease_expires_at=None, ended_at=now(session))
-    if done:
-        job = session.get_one(Job, job_id)
-        _tell(session, job, "cancelled", {"attempt": job.attempt})
-        _mirror(session, job)
-    return done
+    """Take a job out of the queue, or from its worker, whose next write is refused. False: it had ended."""
+    return bool(_cancel(session, Job.id == job_id))
 
 
-def reap(session: Session) -> builtins.list[str]:
-    """Return jobs whose lease has ended to the queue, or bury them after the last attempt. Gives the ids that wait again."""
-    expired = select(Job).where(Job.state == "RUNNING", Job.lease_expires_at < now(session)).with_for_update(skip_locked=True)
-    waiting = []
-    for job in [*session.scalars(expired)]:
-        failure = {"kind": "lost", "detail": f"attempt {job.attempt} on {job.worker} was not heard of until its lease ended"}
-        job_id, attempt, token, more = job.id, job.attempt, job.lease_token, job.attempt < job.max_attempts
-        if not move(session, Job, id=job_id, old="RUNNING", new="LOST", where=Job.lease_token == token, lease_token=None, failure=failure):
+def cancel_search(session: Session, search_id: str) -> list[str]:
+    """Cancel all jobs of a search that have not ended; their ids."""
+    return _cancel(session, Job.search_id == search_id)
+
+
+def reap(session: Session) -> list[str]:
+    """Take the jobs whose lease has run out from their workers, who are lost: QUEUED again, DEAD after the last attempt; their ids."""
+    # Locked in the order of ids, and only what nobody else holds: two reapers cannot wait for one another, nor for a worker that renews.
+    expired = list(
+        session.scalars(
+            select(Job.id)
+            .where(Job.state == "RUNNING", Job.lease_expires_at < db_time())
+            .order_by(Job.id)
+            .with_for_update(skip_locked=True)
+        )
+    )
+    reaped = []
+    for job_id in expired:
+        if not move(session, Job, Job.id == job_id, source="RUNNING", target="LOST", **NO_LEASE):
             continue
-        ended_at = None if more else now(session)
-        move(session, Job, id=job_id, old="LOST", new="QUEUED" if more else "DEAD", lease_expires_at=None, ended_at=ended_at)
-        job = session.get_one(Job, job_id)
-        _tell(session, job, "lost", {"attempt": attempt, "state": job.state})
+        job = _read(session, job_id)
+        failure = {"kind": "lost", "detail": f"worker {job.worker} was not heard of for the time of its lease (attempt {job.attempt})"}
+        _retry_or_bury(session, [Job.id == job_id], source="LOST", failure=failure)
+        job = _read(session, job_id)
         _mirror(session, job)
-        if more:
-            waiting.append(job_id)
-    return waiting
+        events.append(session, "job", job_id, "lost", {"attempt": job.attempt, "worker": job.worker, "state": job.state})
+        reaped.append(job_id)
+    return reaped
 
 
-def waiting(session: Session) -> builtins.list[str]:
-    """The ids of the queue, in its order: ring again for each, a lost ring must not leave a job lying."""
-    return [*session.scalars(select(Job.id).where(Job.state == "QUEUED").order_by(Job.priority.desc(), Job.created_at, Job.id))]
+def waiting(session: Session, *, limit: int = 100) -> list[str]:
+    """The jobs that wait for a worker, next one first."""
+    query = select(Job.id).where(Job.state == "QUEUED").order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)
+    return list(session.scalars(query))
 
 
-def untaken(session: Session, kind: str) -> builtins.list[Job]:
-    """Ended jobs of a kind whose outcome nobody has carried over yet."""
-    final = ("SUCCEEDED", "FAILED", "DEAD")
-    return [*session.scalars(select(Job).where(Job.kind == kind, Job.state.in_(final), Job.taken.is_(False)).order_by(Job.id))]
+def of_search(session: Session, search_id: str) -> list[Job]:
+    """All jobs of a search, oldest first."""
+    return list(session.scalars(select(Job).where(Job.search_id == search_id).order_by(Job.created_at, Job.id)))
 
 
-def _tell(session: Session, job: Job, kind: str, data: dict[str, Any]) -> None:
-    topic, subject = ("search", job.search_id) if job.search_id else ("distillation", job.distillation_id)
-    if subject:
-        events.append(session, topic, subject, f"job {kind}", {"job": job.id, "purpose": job.purpose, **data})
+def of_distillation(session: Session, distillation_id: str) -> Job | None:
+    """The newest job of a distillation."""
+    query = select(Job).where(Job.distillation_id == distillation_id).order_by(Job.created_at.desc(), Job.id.desc()).limit(1)
+    return session.scalar(query)
+
+
+def uncollected(session: Session, search_id: str) -> list[Job]:
+    """The jobs of a search that have ended and whose outcome nobody has counted yet, in the order of their ids."""
+    query = select(Job).where(Job.search_id == search_id, Job.collected.is_(False), Job.state.in_(terminal(Job))).order_by(Job.id)
+    return list(session.scalars(query))
+
+
+def succeeded_distillations(session: Session, *, limit: int = 50) -> Sequence[Job]:
+    """Jobs of distillations that have succeeded and whose result is not written yet."""
+    query = (
+        select(Job)
+        .where(Job.distillation_id.is_not(None), Job.collected.is_(False), Job.state == "SUCCEEDED")
+        .order_by(Job.id)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def collect(session: Session, job: Job) -> bool:
+    """Mark a job's outcome as counted. False: it has been counted before."""
+    statement = update(Job).where(Job.id == job.id, Job.collected.is_(False)).values(collected=True).returning(Job.id)
+    return session.scalar(statement) is not None
+
+
+def _held(claim: Claim) -> list[ColumnElement[bool]]:
+    return [Job.id == claim.job_id, Job.attempt == claim.attempt, Job.lease_token == claim.token]
+
+
+def _retry_or_bury(session: Session, where: Sequence[ColumnElement[bool]], *, source: str, failure: dict[str, str]) -> list[str]:
+    """To the queue while attempts are left, else DEAD: the same row cannot match both."""
+    again = move(session, Job, *where, Job.attempt < Job.max_attempts, source=source, target="QUEUED", failure=failure, **NO_LEASE)
+    if again:
+        return again
+    return move(session, Job, *where, source=source, target="DEAD", failure=failure, finished_at=db_time(), **NO_LEASE)
+
+
+def _cancel(session: Session, where: ColumnElement[bool]) -> list[str]:
+    cancelled = []
+    for state in sorted(active(Job) - {"LOST"}):  # LOST is never visible outside the reaper's transaction
+        moved = move(session, Job, where, source=state, target="CANCELLED", finished_at=db_time(), **NO_LEASE)
+        for job_id in moved:
+            _mirror(session, _read(session, job_id))
+            events.append(session, "job", job_id, "cancelled", {"from": state})
+        cancelled += moved
+    return cancelled
 
 
 def _mirror(session: Session, job: Job) -> None:
-    """A distillation is in its job's state, but SUCCEEDED only with its result, which the evolver writes."""
-    if job.distillation_id is None or job.state in ("SUCCEEDED", "LOST"):
+    """Give a distillation the state of its job."""
+    if job.distillation_id is None:
         return
-    distillation = session.get_one(Distillation, job.distillation_id)
-    if distillation.state != job.state and not is_final(Distillation, distillation.state):
-        reason = job.failure["detail"] if job.failure and job.state in ("FAILED", "DEAD") else None
-        move(session, Distillation, id=distillation.id, old=distillation.state, new=job.state, reason=reason, updated_at=now(session))
+    reason = readable(job.failure) if job.failure and job.state in ("FAILED", "DEAD") else None
+    sources = [state for state in active(Distillation) if state != job.state]
+    ended = {"finished_at": db_time()} if job.state in terminal(Distillation) else {}
+    started = {"started_at": db_time()} if job.state == "RUNNING" else {}
+    for source in sorted(sources):
+        if (source, job.state) in (("QUEUED", "FAILED"), ("QUEUED", "DEAD")):
+            continue  # a job that has not run has not failed
+        move(
+            session,
+            Distillation,
+            Distillation.id == job.distillation_id,
+            source=source,
+            target=job.state,
+            reason=reason,
+            **started,
+            **ended,
+        )
+    events.append(session, "distillation", job.distillation_id, job.state.lower(), {"job": job.id, "attempt": job.attempt})
+
+
+def readable(failure: Mapping[str, Any]) -> str:
+    """A failure in a line or a few: kind and detail, without what text columns refuse."""
+    return f"{failure.get('kind')}: {failure.get('detail')}".replace("\0", "")[:2000]
+
+
+def _read(session: Session, job_id: str) -> Job:
+    job = session.get(Job, job_id, populate_existing=True)
+    assert job is not None
+    return job

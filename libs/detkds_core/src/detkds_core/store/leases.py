@@ -1,30 +1,30 @@
-"""Rights that one process at a time may hold."""
+"""Duties that one process at a time has: who holds the row's lease does the work, any other waits for it to run out."""
 
-from datetime import timedelta
+from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import delete, or_, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from detkds_core.store.models import Lease
-from detkds_core.store.session import now
+from .clock import db_time
+from .models import Lease
 
 
-def hold(session: Session, name: str, holder: str, seconds: float) -> bool:
-    """Take a right that is free or expired, or keep one's own. False: another holds it."""
-    moment = now(session)
-    lease = session.scalars(select(Lease).where(Lease.name == name).with_for_update()).one_or_none()
-    if lease is None:
-        session.add(Lease(name=name, holder=holder, expires_at=moment + timedelta(seconds=seconds)))
-        session.flush()
+def acquire(session: Session, name: str, *, holder: str, seconds: float) -> bool:
+    """Take a duty, or keep it, for `seconds` from now. False: somebody else has it."""
+    statement = (
+        update(Lease)
+        .where(Lease.name == name, or_(Lease.holder == holder, Lease.expires_at < db_time()))
+        .values(holder=holder, expires_at=db_time(seconds))
+        .returning(Lease.name)
+    )
+    if session.scalar(statement) is not None:
         return True
-    if lease.holder != holder and lease.expires_at > moment:
-        return False
-    lease.holder, lease.expires_at = holder, moment + timedelta(seconds=seconds)
-    return True
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    first = insert(Lease).values(name=name, holder=holder, expires_at=db_time(seconds)).on_conflict_do_nothing().returning(Lease.name)
+    return session.scalar(first) is not None
 
 
-def let_go(session: Session, name: str, holder: str) -> None:
-    """Give a right back, if it is still one's own."""
-    lease = session.get(Lease, name)
-    if lease is not None and lease.holder == holder:
-        session.delete(lease)
+def give_up(session: Session, name: str, *, holder: str) -> None:
+    """Leave a duty to the next one at once."""
+    session.execute(delete(Lease).where(Lease.name == name, Lease.holder == holder))

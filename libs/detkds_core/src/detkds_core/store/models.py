@@ -1,144 +1,181 @@
-"""The tables: one class each. Ids are UUIDv7 text, times are the database's own in UTC, specifications and figures are JSON."""
+"""The tables. What is true of every row is a constraint here, not a hope elsewhere.
 
-from datetime import UTC, datetime
-from typing import Any
+No relationships: every query is written out in the module of its domain. Times are the database's, in UTC; ids are UUIDv7 text.
+"""
 
-from sqlalchemy import JSON, CheckConstraint, DateTime, ForeignKey, Index, String, Text, TypeDecorator, UniqueConstraint
-from sqlalchemy.engine import Dialect
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, get_args
+
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-JOB_STATES = ("QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "LOST", "DEAD")
-SEARCH_STATES = ("QUEUED", "RUNNING", "CONFIRMING", "SUCCEEDED", "FAILED", "CANCELLED")
-DISTILLATION_STATES = ("QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD")
-CANDIDATE_STATES = ("PROPOSED", "MEASURED", "INFEASIBLE")
-JOB_KINDS = ("evaluate", "confirm", "distill")
+from .clock import Moment, db_time
+from .ids import new_id
+from .vocabulary import CandidateState, DistillationState, JobKind, JobState, ResultKind, Role, SearchState
 
-
-class Utc(TypeDecorator[datetime]):
-    """A moment in UTC with its time zone in Python, also over SQLite, which keeps none."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None or dialect.name != "sqlite":
-            return value
-        return value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+ID = String(36)
+NAME = String(200)
+WORD = String(20)
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), list[int]: JSON, datetime: Utc}  # noqa: RUF012 (SQLAlchemy's way)
+    # Every constraint has a name: a migration can only change what it can name, and SQLite gives none itself.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    # none_as_null: a document that is not there is NULL, never the JSON text null.
+    type_annotation_map = {  # noqa: RUF012
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+        datetime: Moment(),
+    }
 
 
-def one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=f"{column}_known")
+def one_of(column: str, values: Iterable[str]) -> CheckConstraint:
+    """A CHECK that a column holds one of these words."""
+    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
+
+
+class Times:
+    """When a row came to be, and when it last changed."""
+
+    created_at: Mapped[datetime] = mapped_column(default=db_time())
+    updated_at: Mapped[datetime] = mapped_column(default=db_time())
 
 
 class Dataset(Base):
-    """A user's dataset that passed every check. data: `detkds_core.datasets.Dataset.to_json`."""
+    """A registered dataset. data: its JSON (`Dataset.to_json`), counts and digest included."""
 
     __tablename__ = "datasets"
-    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+
+    name: Mapped[str] = mapped_column(NAME, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(128))
     data: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(default=db_time())
 
 
-class Search(Base):
-    """A search. spec: all that decides its course; problems: errors in a row while it was driven."""
+class Search(Times, Base):
+    """A search for the policy of a pair. spec: all that decides its course. errors: steps of the evolver that failed in a row."""
 
     __tablename__ = "searches"
-    __table_args__ = (one_of("state", SEARCH_STATES), Index("searches_by_time", "created_at", "id"), Index("searches_by_state", "state", "id"))
-    id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    name: Mapped[str] = mapped_column(String(200))
-    state: Mapped[str] = mapped_column(String(12))
+    __table_args__ = (
+        one_of("state", get_args(SearchState)),
+        UniqueConstraint("owner", "idempotency_key"),
+        Index(None, "created_at", "id"),
+        Index(None, "owner", "created_at", "id"),
+        Index(None, "state", "created_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(NAME, default="")  # not NULL: NULLs are never equal, and one key could be used twice
+    idempotency_key: Mapped[str | None] = mapped_column(NAME)
+    name: Mapped[str] = mapped_column(NAME)
+    state: Mapped[str] = mapped_column(WORD, default="QUEUED")
     reason: Mapped[str | None] = mapped_column(Text)
     spec: Mapped[dict[str, Any]]
-    dataset: Mapped[dict[str, Any]]
-    summary: Mapped[dict[str, Any] | None]
-    problems: Mapped[int]
-    idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
-    owner: Mapped[str | None] = mapped_column(String(200))
-    created_at: Mapped[datetime]
-    updated_at: Mapped[datetime]
+    dataset: Mapped[str] = mapped_column(NAME)
+    dataset_digest: Mapped[str] = mapped_column(String(128))
+    errors: Mapped[int] = mapped_column(Integer, default=0)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
 
 
-class Distillation(Base):
-    """The training of one student under one policy; its job does the work."""
+class Distillation(Times, Base):
+    """The training of one student under one policy. Its state mirrors its job's; SUCCEEDED comes together with its result."""
 
     __tablename__ = "distillations"
     __table_args__ = (
-        one_of("state", DISTILLATION_STATES),
-        Index("distillations_by_time", "created_at", "id"),
-        Index("distillations_by_state", "state", "id"),
+        one_of("state", get_args(DistillationState)),
+        UniqueConstraint("owner", "idempotency_key"),
+        Index(None, "created_at", "id"),
+        Index(None, "owner", "created_at", "id"),
+        Index(None, "state", "created_at", "id"),
     )
-    id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    name: Mapped[str] = mapped_column(String(200))
-    state: Mapped[str] = mapped_column(String(12))
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(NAME, default="")
+    idempotency_key: Mapped[str | None] = mapped_column(NAME)
+    name: Mapped[str] = mapped_column(NAME)
+    state: Mapped[str] = mapped_column(WORD, default="QUEUED")
     reason: Mapped[str | None] = mapped_column(Text)
     spec: Mapped[dict[str, Any]]
-    dataset: Mapped[dict[str, Any]]
-    idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
-    owner: Mapped[str | None] = mapped_column(String(200))
-    created_at: Mapped[datetime]
-    updated_at: Mapped[datetime]
+    dataset: Mapped[str] = mapped_column(NAME)
+    dataset_digest: Mapped[str] = mapped_column(String(128))
+    search_id: Mapped[str | None] = mapped_column(ID, ForeignKey("searches.id"), index=True)  # whose policy it trains with
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
 
 
-class Job(Base):
-    """One piece of work for a trainer. attempt counts claims; the lease token is the right to write.
-
-    purpose: what the job is to its search (`group 3`, `confirm 2`), so that it is enqueued once whatever is repeated.
-    """
+class Job(Times, Base):
+    """Work for one trainer. A worker holds it by (id, attempt, lease_token); collected: its outcome has been counted, once."""
 
     __tablename__ = "jobs"
     __table_args__ = (
-        one_of("state", JOB_STATES),
-        one_of("kind", JOB_KINDS),
-        UniqueConstraint("search_id", "purpose", name="one_job_a_purpose"),
-        UniqueConstraint("distillation_id", name="one_job_a_distillation"),
-        Index("jobs_in_queue", "state", "priority", "created_at", "id"),
-        Index("jobs_by_lease", "state", "lease_expires_at"),
+        one_of("kind", get_args(JobKind)),
+        one_of("state", get_args(JobState)),
+        CheckConstraint("attempt >= 0 AND attempt <= max_attempts", name="attempts"),
+        CheckConstraint("(state = 'RUNNING') = (lease_token IS NOT NULL)", name="running_has_lease"),
+        CheckConstraint("(lease_token IS NULL) = (lease_expires_at IS NULL)", name="lease_expires"),
+        CheckConstraint("(state = 'SUCCEEDED') = (result IS NOT NULL)", name="succeeded_has_result"),
+        Index(None, "state", "priority", "created_at", "id"),
+        Index(None, "state", "lease_expires_at"),
+        Index(None, "search_id", "collected"),
+        Index(None, "distillation_id", "collected"),
     )
-    id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(12))
-    state: Mapped[str] = mapped_column(String(12))
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
+    kind: Mapped[str] = mapped_column(WORD)
+    state: Mapped[str] = mapped_column(WORD, default="QUEUED")
+    priority: Mapped[int] = mapped_column(Integer, default=0)
     spec: Mapped[dict[str, Any]]
-    search_id: Mapped[str | None] = mapped_column(ForeignKey("searches.id"), index=True)
-    distillation_id: Mapped[str | None] = mapped_column(ForeignKey("distillations.id"))
-    purpose: Mapped[str | None] = mapped_column(String(100))
-    priority: Mapped[int]
-    attempt: Mapped[int]
-    max_attempts: Mapped[int]
-    worker: Mapped[str | None] = mapped_column(String(200))
-    lease_token: Mapped[str | None] = mapped_column(String(64))
+    search_id: Mapped[str | None] = mapped_column(ID, ForeignKey("searches.id", ondelete="CASCADE"))
+    distillation_id: Mapped[str | None] = mapped_column(ID, ForeignKey("distillations.id", ondelete="CASCADE"))
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    max_attempts: Mapped[int] = mapped_column(Integer, default=3)
+    worker: Mapped[str | None] = mapped_column(NAME)
+    lease_token: Mapped[str | None] = mapped_column(ID)
     lease_expires_at: Mapped[datetime | None]
     progress: Mapped[dict[str, Any] | None]
     result: Mapped[dict[str, Any] | None]
     failure: Mapped[dict[str, Any] | None]
-    taken: Mapped[bool]  # the evolver has carried the outcome over to its search or distillation
-    created_at: Mapped[datetime]
+    collected: Mapped[bool] = mapped_column(default=False)
     started_at: Mapped[datetime | None]
-    ended_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
 
 
-class Candidate(Base):
-    """A policy of a search and what it was worth on the selection images (percent)."""
+class Candidate(Times, Base):
+    """A proposed policy, and what it was worth on the selection images (AP in percent; NULL where infeasible or not yet known)."""
 
     __tablename__ = "candidates"
-    __table_args__ = (one_of("state", CANDIDATE_STATES), UniqueConstraint("search_id", "canonical", name="no_policy_twice"))
-    search_id: Mapped[str] = mapped_column(ForeignKey("searches.id"), primary_key=True)
-    index: Mapped[int] = mapped_column("number", primary_key=True, autoincrement=False)  # INDEX is a reserved word
-    state: Mapped[str] = mapped_column(String(12))
+    __table_args__ = (
+        UniqueConstraint("search_id", "index"),
+        UniqueConstraint("search_id", "policy_key"),
+        one_of("state", get_args(CandidateState)),
+        CheckConstraint("(state = 'MEASURED') = (ap IS NOT NULL)", name="measured_has_ap"),
+        CheckConstraint("(state = 'INFEASIBLE') = (failure IS NOT NULL)", name="infeasible_has_failure"),
+        Index(None, "search_id", "state", "ap"),
+    )
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
+    search_id: Mapped[str] = mapped_column(ID, ForeignKey("searches.id", ondelete="CASCADE"))
+    index: Mapped[int] = mapped_column(Integer)
     policy: Mapped[dict[str, Any]]
-    canonical: Mapped[str] = mapped_column(Text)
-    stage: Mapped[str] = mapped_column(String(12))
-    island: Mapped[str | None] = mapped_column(String(20))
-    operator: Mapped[str] = mapped_column(String(20))
-    parents: Mapped[list[int]]
+    policy_key: Mapped[str] = mapped_column(String(64))  # SHA-256 of the canonical JSON: Postgres indexes at most 2,704 bytes
+    stage: Mapped[str] = mapped_column(WORD)
+    island: Mapped[str | None] = mapped_column(WORD)
+    operator: Mapped[str] = mapped_column(WORD)
+    parents: Mapped[list[Any]]
+    state: Mapped[str] = mapped_column(WORD, default="PROPOSED")
+    job_id: Mapped[str | None] = mapped_column(ID, ForeignKey("jobs.id"), index=True)  # the latest that measures it
     ap: Mapped[float | None]
     ap50: Mapped[float | None]
     ap75: Mapped[float | None]
@@ -146,66 +183,98 @@ class Candidate(Base):
     iterations: Mapped[int | None]
     seconds: Mapped[float | None]
     failure: Mapped[dict[str, Any] | None]
-    created_at: Mapped[datetime]
 
 
-class Confirmation(Base):
-    """One finalist or reference under one fresh seed, on the report images; selection_ap is what the winner is chosen by."""
+class Confirmation(Times, Base):
+    """One policy measured again with one fresh seed on the report images; selection_ap: the same student on the selection images."""
 
     __tablename__ = "confirmations"
-    search_id: Mapped[str] = mapped_column(ForeignKey("searches.id"), primary_key=True)
-    index: Mapped[int] = mapped_column("number", primary_key=True, autoincrement=False)
-    seed: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    __table_args__ = (
+        UniqueConstraint("search_id", "entrant", "seed"),
+        one_of("state", get_args(CandidateState)),
+        one_of("role", get_args(Role)),
+        CheckConstraint("(state = 'MEASURED') = (ap IS NOT NULL)", name="measured_has_ap"),
+        CheckConstraint("(state = 'INFEASIBLE') = (failure IS NOT NULL)", name="infeasible_has_failure"),
+    )
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
+    search_id: Mapped[str] = mapped_column(ID, ForeignKey("searches.id", ondelete="CASCADE"))
+    entrant: Mapped[int] = mapped_column(Integer)  # number of the policy within the confirmation
+    candidate: Mapped[int | None] = mapped_column(Integer)  # its index in the search; NULL: it was not measured there
+    name: Mapped[str] = mapped_column(NAME)
+    role: Mapped[str] = mapped_column(WORD)
+    policy: Mapped[dict[str, Any]]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(WORD, default="PROPOSED")
+    job_id: Mapped[str | None] = mapped_column(ID, ForeignKey("jobs.id"), index=True)
     ap: Mapped[float | None]
     ap50: Mapped[float | None]
     ap75: Mapped[float | None]
     selection_ap: Mapped[float | None]
     images: Mapped[int | None]
+    iterations: Mapped[int | None]
     seconds: Mapped[float | None]
     failure: Mapped[dict[str, Any] | None]
 
 
 class Result(Base):
-    """What came out of a search or a distillation, with its evidence. artifacts: name -> path below the artifacts folder."""
+    """What came out of a search or of a distillation, once each. ap: in percent, on the report images.
+
+    metrics: figures and verdict; evidence: seeds, images, versions, cost; artifacts: paths below the artifacts folder.
+    """
 
     __tablename__ = "results"
     __table_args__ = (
-        one_of("kind", ("search", "distill")),
-        Index("results_by_time", "created_at", "id"),
-        UniqueConstraint("search_id", name="one_result_a_search"),
-        UniqueConstraint("distillation_id", name="one_result_a_distillation"),
+        one_of("kind", get_args(ResultKind)),
+        UniqueConstraint("search_id"),
+        UniqueConstraint("distillation_id"),
+        CheckConstraint(
+            "(kind = 'search' AND search_id IS NOT NULL AND distillation_id IS NULL)"
+            " OR (kind = 'distill' AND distillation_id IS NOT NULL AND search_id IS NULL)",
+            name="one_origin",
+        ),
+        Index(None, "created_at", "id"),
+        Index(None, "owner", "created_at", "id"),
+        Index(None, "kind", "created_at", "id"),
     )
-    id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(12))
-    name: Mapped[str] = mapped_column(String(200))
-    search_id: Mapped[str | None] = mapped_column(ForeignKey("searches.id"))
-    distillation_id: Mapped[str | None] = mapped_column(ForeignKey("distillations.id"))
-    dataset: Mapped[str] = mapped_column(String(200))
-    formula: Mapped[str | None] = mapped_column(Text)
-    policy: Mapped[dict[str, Any] | None]
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(NAME, default="")
+    kind: Mapped[str] = mapped_column(WORD)
+    search_id: Mapped[str | None] = mapped_column(ID, ForeignKey("searches.id"))
+    distillation_id: Mapped[str | None] = mapped_column(ID, ForeignKey("distillations.id"))
+    name: Mapped[str] = mapped_column(NAME)
+    dataset: Mapped[str] = mapped_column(NAME)
+    dataset_digest: Mapped[str] = mapped_column(String(128))
+    policy: Mapped[dict[str, Any]]
     ap: Mapped[float | None]
     metrics: Mapped[dict[str, Any]]
+    evidence: Mapped[dict[str, Any]]
     artifacts: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime]
+    environment: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=db_time())
 
 
 class Event(Base):
-    """What happened to a search or a distillation, in order."""
+    """Something that happened to a search, a job or a distillation, in the order of ids."""
 
     __tablename__ = "events"
-    __table_args__ = (Index("events_by_subject", "subject_id", "id"),)
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    topic: Mapped[str] = mapped_column(String(20))
-    subject_id: Mapped[str] = mapped_column(String(36))
+    __table_args__ = (Index(None, "subject_id", "id"), {"sqlite_autoincrement": True})  # an id that was deleted never comes again
+
+    # SQLite gives numbers only to a column whose type is INTEGER to the letter.
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    topic: Mapped[str] = mapped_column(WORD)
+    subject_id: Mapped[str] = mapped_column(ID)
     kind: Mapped[str] = mapped_column(String(40))
     data: Mapped[dict[str, Any]]
-    at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(default=db_time())
 
 
 class Lease(Base):
-    """A right that one process at a time may hold, such as driving the searches."""
+    """A duty that one process at a time has, such as driving the searches."""
 
     __tablename__ = "leases"
-    name: Mapped[str] = mapped_column(String(100), primary_key=True)
-    holder: Mapped[str] = mapped_column(String(200))
+
+    name: Mapped[str] = mapped_column(NAME, primary_key=True)
+    holder: Mapped[str] = mapped_column(NAME)
     expires_at: Mapped[datetime]

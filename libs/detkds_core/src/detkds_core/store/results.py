@@ -1,70 +1,72 @@
-"""Results: written once, by the evolver, with their evidence."""
+"""Results: what came out, with its evidence. A search and a distillation have at most one each."""
+
+from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from detkds_core.store.models import Result
-from detkds_core.store.pages import newest_first
-from detkds_core.store.session import new_id, now
+from . import pages
+from .models import Distillation, Search
+from .models import Result as Result
 
 
 def create(
     session: Session,
+    origin: Search | Distillation,
     *,
-    kind: str,
-    name: str,
-    dataset: str,
-    formula: str | None,
-    policy: Mapping[str, Any] | None,
+    policy: Mapping[str, Any],
     ap: float | None,
     metrics: Mapping[str, Any],
-    artifacts: Mapping[str, Any] | None = None,
-    search_id: str | None = None,
-    distillation_id: str | None = None,
+    evidence: Mapping[str, Any],
+    artifacts: Mapping[str, Any],
+    environment: Mapping[str, Any],
 ) -> Result:
-    """Store a result. A search and a distillation have one each: a second one violates a unique key."""
+    """Store what came out of a search or a distillation. Raises IntegrityError when it has a result already."""
+    of_search = isinstance(origin, Search)
     result = Result(
-        id=new_id(),
-        kind=kind,
-        name=name,
-        search_id=search_id,
-        distillation_id=distillation_id,
-        dataset=dataset,
-        formula=formula,
-        policy=dict(policy) if policy is not None else None,
+        kind="search" if of_search else "distill",
+        search_id=origin.id if of_search else None,
+        distillation_id=None if of_search else origin.id,
+        owner=origin.owner,
+        name=origin.name,
+        dataset=origin.dataset,
+        dataset_digest=origin.dataset_digest,
+        policy=dict(policy),
         ap=ap,
         metrics=dict(metrics),
-        artifacts=dict(artifacts or {}),
-        created_at=now(session),
+        evidence=dict(evidence),
+        artifacts=dict(artifacts),
+        environment=dict(environment),
     )
     session.add(result)
     session.flush()
     return result
 
 
-def get(session: Session, result_id: str) -> Result | None:
-    return session.get(Result, result_id)
+def get(session: Session, result_id: str, *, owner: str | None = None) -> Result | None:
+    """One result; None where there is none, or it is not the owner's (None: of anybody)."""
+    return session.scalar(select(Result).where(Result.id == result_id, *_of(owner)))
 
 
-def of(session: Session, *, search_id: str | None = None, distillation_id: str | None = None) -> Result | None:
-    """The result of a search or of a distillation, if there is one yet."""
-    key = Result.search_id == search_id if search_id is not None else Result.distillation_id == distillation_id
-    return session.scalars(select(Result).where(key)).one_or_none()
+def of_search(session: Session, search_id: str) -> Result | None:
+    return session.scalar(select(Result).where(Result.search_id == search_id))
+
+
+def of_distillation(session: Session, distillation_id: str) -> Result | None:
+    return session.scalar(select(Result).where(Result.distillation_id == distillation_id))
 
 
 def list(
-    session: Session, *, limit: int = 50, cursor: str | None = None, kind: str | None = None
-) -> tuple[Sequence[Result], str | None]:
-    """A page, newest first. Raises ValueError for a cursor that no page gave."""
-    statement = select(Result)
-    return newest_first(session, statement.where(Result.kind == kind) if kind else statement, Result, limit, cursor)
+    session: Session, *, limit: int = 50, cursor: str | None = None, kind: str | None = None, owner: str | None = None
+) -> tuple[builtins.list[Result], str | None]:
+    """The newest results first and the cursor of the next page. Raises ValueError for what is no cursor."""
+    query = select(Result).where(*_of(owner), *([Result.kind == kind] if kind is not None else []))
+    return pages.newest_first(session, query, Result, limit=limit, cursor=cursor)
 
 
-def ids_of(session: Session, search_ids: builtins.list[str]) -> dict[str, str]:
-    """Result ids of many searches at once."""
-    rows = session.execute(select(Result.search_id, Result.id).where(Result.search_id.in_(search_ids)))
-    return {search_id: result_id for search_id, result_id in rows if search_id is not None}
+def _of(owner: str | None) -> builtins.list[ColumnElement[bool]]:
+    return [] if owner is None else [Result.owner == owner]

@@ -1,17 +1,22 @@
-"""Searches, their candidates and confirmations."""
+"""Searches, their candidates and their confirmations."""
+
+from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from detkds_core.store import events, jobs, results
-from detkds_core.store.models import Candidate, Confirmation, Job, Result, Search
-from detkds_core.store.pages import decoded, encoded, newest_first
-from detkds_core.store.session import new_id, now
-from detkds_core.store.states import is_final, move
+from . import events, jobs, pages
+from .clock import db_time
+from .models import Candidate, Confirmation
+from .models import Search as Search
+from .states import active, move
+
+REASON_LENGTH = 2000
 
 
 def create(
@@ -23,156 +28,189 @@ def create(
     idempotency_key: str | None = None,
     owner: str | None = None,
 ) -> Search:
-    """Store a search; the evolver takes it up."""
-    moment = now(session)
+    """Store a search; the evolver takes it from there. dataset: its JSON, of which name and digest become columns.
+
+    Raises IntegrityError when the owner has used the idempotency key before; `by_key` finds that search.
+    """
     search = Search(
-        id=new_id(),
         name=name,
-        state="QUEUED",
         spec=dict(spec),
-        dataset=dict(dataset),
-        problems=0,
+        dataset=dataset["name"],
+        dataset_digest=dataset.get("digest") or "",
         idempotency_key=idempotency_key,
-        owner=owner,
-        created_at=moment,
-        updated_at=moment,
+        owner=owner or "",
     )
     session.add(search)
     session.flush()
-    events.append(session, "search", search.id, "created", {"name": name})
+    events.append(session, "search", search.id, "queued", {"name": name})
     return search
 
 
-def get(session: Session, search_id: str) -> Search | None:
-    return session.get(Search, search_id)
+def get(session: Session, search_id: str, *, owner: str | None = None) -> Search | None:
+    """One search; None where there is none, or it is not the owner's (None: of anybody)."""
+    return session.scalar(select(Search).where(Search.id == search_id, *_of(owner)))
 
 
-def by_key(session: Session, idempotency_key: str) -> Search | None:
-    return session.scalars(select(Search).where(Search.idempotency_key == idempotency_key)).one_or_none()
+def by_key(session: Session, idempotency_key: str, *, owner: str | None = None) -> Search | None:
+    """The search that was created with this key."""
+    return session.scalar(select(Search).where(Search.owner == (owner or ""), Search.idempotency_key == idempotency_key))
 
 
 def list(
-    session: Session, *, limit: int = 50, cursor: str | None = None, state: str | None = None
-) -> tuple[Sequence[Search], str | None]:
-    """A page, newest first. Raises ValueError for a cursor that no page gave."""
-    statement = select(Search)
-    return newest_first(session, statement.where(Search.state == state) if state else statement, Search, limit, cursor)
+    session: Session, *, limit: int = 50, cursor: str | None = None, state: str | None = None, owner: str | None = None
+) -> tuple[builtins.list[Search], str | None]:
+    """The newest searches first and the cursor of the next page. Raises ValueError for what is no cursor."""
+    query = select(Search).where(*_of(owner), *([Search.state == state] if state is not None else []))
+    return pages.newest_first(session, query, Search, limit=limit, cursor=cursor)
 
 
-def active(session: Session) -> builtins.list[str]:
-    """Ids of the searches that are to be driven, oldest first."""
-    states = ("QUEUED", "RUNNING", "CONFIRMING")
-    return [*session.scalars(select(Search.id).where(Search.state.in_(states)).order_by(Search.id))]
-
-
-def advance(session: Session, search: Search, state: str, *, reason: str | None = None) -> bool:
-    """Move a search to its next state."""
-    done = move(session, Search, id=search.id, old=search.state, new=state, reason=reason, updated_at=now(session))
-    if done:
-        events.append(session, "search", search.id, state.lower(), {"reason": reason} if reason else {})
-    return done
-
-
-def cancel(session: Session, search_id: str) -> bool:
-    """Stop a search and its jobs; what is measured stays. False: it is not there, or has ended."""
-    return _stop(session, search_id, "CANCELLED", None)
+def cancel(session: Session, search_id: str, *, owner: str | None = None) -> bool:
+    """End a search and all its jobs; what was measured stays. False: there is none, or it had ended."""
+    # One state after the other, so that the machine is asked for each; the row is locked from the first hit.
+    for source in sorted(active(Search)):
+        if move(session, Search, Search.id == search_id, *_of(owner), source=source, target="CANCELLED", finished_at=db_time()):
+            jobs.cancel_search(session, search_id)
+            events.append(session, "search", search_id, "cancelled", {"from": source})
+            return True
+    return False
 
 
 def fail(session: Session, search_id: str, reason: str) -> bool:
-    """End a search that cannot go on, and its jobs with it. False: it is not there, or has ended."""
-    return _stop(session, search_id, "FAILED", reason)
+    """End a search that cannot go on, with the reason, and all its jobs. False: it had ended."""
+    reason = reason.replace("\0", "")[:REASON_LENGTH]
+    moved = move(session, Search, Search.id == search_id, source=active(Search), target="FAILED", reason=reason, finished_at=db_time())
+    if moved:
+        jobs.cancel_search(session, search_id)
+        events.append(session, "search", search_id, "failed", {"reason": reason})
+    return bool(moved)
 
 
-def _stop(session: Session, search_id: str, state: str, reason: str | None) -> bool:
-    search = session.get(Search, search_id)
-    if search is None or is_final(Search, search.state):
-        return False
-    done = advance(session, search, state, reason=reason)
-    if done:
-        for job in jobs.of_search(session, search_id):
-            if not is_final(Job, job.state):
-                jobs.cancel(session, job.id)
-    return done
+def start(session: Session, search: Search) -> None:
+    """QUEUED to RUNNING."""
+    if move(session, Search, Search.id == search.id, source="QUEUED", target="RUNNING", started_at=db_time()):
+        events.append(session, "search", search.id, "running", {})
+    session.refresh(search)
 
 
-def note_problem(session: Session, search_id: str) -> int:
-    """Count an error in a row while driving this search; gives the count."""
-    session.execute(update(Search).where(Search.id == search_id).values(problems=Search.problems + 1))
-    return session.scalars(select(Search.problems).where(Search.id == search_id)).one()
+def confirm(session: Session, search: Search) -> None:
+    """RUNNING to CONFIRMING: all candidates are measured."""
+    if move(session, Search, Search.id == search.id, source="RUNNING", target="CONFIRMING"):
+        events.append(session, "search", search.id, "confirming", {})
+    session.refresh(search)
 
 
-def clear_problems(session: Session, search_id: str) -> None:
-    session.execute(update(Search).where(Search.id == search_id, Search.problems > 0).values(problems=0))
+def succeed(session: Session, search: Search) -> None:
+    """CONFIRMING to SUCCEEDED; the caller writes its result in the same transaction."""
+    if move(session, Search, Search.id == search.id, source="CONFIRMING", target="SUCCEEDED", finished_at=db_time()):
+        events.append(session, "search", search.id, "succeeded", {})
+    session.refresh(search)
 
 
-def set_summary(session: Session, search_id: str, summary: Mapping[str, Any]) -> None:
-    session.execute(update(Search).where(Search.id == search_id).values(summary=dict(summary), updated_at=now(session)))
+def count_error(session: Session, search_id: str) -> int:
+    """Count a step of the evolver that failed; how many failed in a row."""
+    statement = update(Search).where(Search.id == search_id).values(errors=Search.errors + 1).returning(Search.errors)
+    return session.scalar(statement) or 0
 
 
-def add_candidates(session: Session, search_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Store proposals: index, policy, canonical, stage, island, operator, parents."""
-    moment = now(session)
-    session.add_all(Candidate(search_id=search_id, state="PROPOSED", created_at=moment, **row) for row in rows)
-    session.flush()
+def clear_errors(session: Session, search: Search) -> None:
+    """The last step went well."""
+    if search.errors:
+        session.execute(update(Search).where(Search.id == search.id).values(errors=0))
 
 
-def measured(session: Session, search_id: str, row: Mapping[str, Any]) -> bool:
-    """Store what a candidate was worth, once. False: it was stored before."""
-    failure = row.get("failure")
-    known = {name: row.get(name) for name in ("ap", "ap50", "ap75", "images", "iterations", "seconds", "failure")}
-    state = "MEASURED" if failure is None and row.get("ap") is not None else "INFEASIBLE"
-    statement = (
-        update(Candidate)
-        .where(Candidate.search_id == search_id, Candidate.index == row["index"], Candidate.state == "PROPOSED")
-        .values(state=state, **known)
-    )
-    done: Any = session.execute(statement.execution_options(synchronize_session=False))
-    return bool(done.rowcount == 1)
+def active_ids(session: Session) -> builtins.list[str]:
+    """The searches that have not ended, oldest first."""
+    return builtins.list(session.scalars(select(Search.id).where(Search.state.in_(active(Search))).order_by(Search.created_at, Search.id)))
 
 
-def all_candidates(session: Session, search_id: str) -> builtins.list[Candidate]:
-    """Every candidate, by index."""
-    return [*session.scalars(select(Candidate).where(Candidate.search_id == search_id).order_by(Candidate.index))]
+def lock(session: Session, search_id: str) -> Search | None:
+    """The search, if it has not ended, held against every other writer until the transaction ends."""
+    query = select(Search).where(Search.id == search_id, Search.state.in_(active(Search))).with_for_update()
+    return session.scalar(query.execution_options(populate_existing=True))
 
 
 def candidates(
     session: Session, search_id: str, *, limit: int = 100, cursor: str | None = None
-) -> tuple[Sequence[Candidate], str | None]:
-    """A page by index. Raises ValueError for a cursor that no page gave."""
-    statement = select(Candidate).where(Candidate.search_id == search_id).order_by(Candidate.index).limit(limit + 1)
-    if cursor is not None:
-        statement = statement.where(Candidate.index > int(decoded(cursor)))
-    rows = [*session.scalars(statement)]
-    return rows[:limit], encoded(str(rows[limit - 1].index)) if len(rows) > limit else None
+) -> tuple[builtins.list[Candidate], str | None]:
+    """The candidates of a search by index and the cursor of the next page. Raises ValueError for what is no cursor."""
+    query = select(Candidate).where(Candidate.search_id == search_id)
+    return pages.ascending(session, query, Candidate.index, kind=int, limit=limit, cursor=cursor)
 
 
-def best(session: Session, search_id: str) -> Candidate | None:
-    """The measured candidate with the highest AP on the selection images; the earlier one of equals."""
-    statement = select(Candidate).where(Candidate.search_id == search_id, Candidate.state == "MEASURED")
-    return session.scalars(statement.order_by(Candidate.ap.desc(), Candidate.index).limit(1)).one_or_none()
+def all_candidates(session: Session, search_id: str) -> builtins.list[Candidate]:
+    """Every candidate of a search by index."""
+    query = select(Candidate).where(Candidate.search_id == search_id).order_by(Candidate.index)
+    return builtins.list(session.scalars(query))
 
 
-def ended(session: Session, search_id: str) -> int:
-    """How many candidates are measured or known not to be measurable."""
-    statement = select(func.count()).select_from(Candidate).where(Candidate.search_id == search_id, Candidate.state != "PROPOSED")
-    return session.scalars(statement).one()
+def count_candidates(session: Session, search_id: str) -> dict[str, int]:
+    """How many candidates are in each state."""
+    query = select(Candidate.state, func.count()).where(Candidate.search_id == search_id).group_by(Candidate.state)
+    return {row[0]: row[1] for row in session.execute(query)}
 
 
-def add_confirmation(session: Session, search_id: str, seed: int, row: Mapping[str, Any]) -> None:
-    """Store one finalist's figures under one seed."""
-    names = ("ap", "ap50", "ap75", "selection_ap", "images", "seconds", "failure")
-    session.add(Confirmation(search_id=search_id, seed=seed, index=row["index"], **{name: row.get(name) for name in names}))
+def best_candidate(session: Session, search_id: str) -> Candidate | None:
+    """The candidate with the highest AP so far, ties by the lower index; references count too."""
+    query = (
+        select(Candidate)
+        .where(Candidate.search_id == search_id, Candidate.state == "MEASURED")
+        .order_by(Candidate.ap.desc(), Candidate.index)
+        .limit(1)
+    )
+    return session.scalar(query)
+
+
+def propose(session: Session, search_id: str, proposals: Sequence[Mapping[str, Any]], canonical: Sequence[str]) -> None:
+    """Store proposals (`Proposal.to_json`), each with its canonical text.
+
+    Raises IntegrityError for an index or a policy that the search has already.
+    """
+    for proposal, text in zip(proposals, canonical, strict=True):
+        session.add(Candidate(search_id=search_id, policy_key=hashlib.sha256(text.encode()).hexdigest(), **proposal))
     session.flush()
 
 
+def assign(session: Session, search_id: str, indices: Sequence[int], job_id: str) -> None:
+    """Note which job measures these candidates."""
+    session.execute(update(Candidate).where(Candidate.search_id == search_id, Candidate.index.in_(indices)).values(job_id=job_id))
+
+
+def measure(session: Session, search_id: str, index: int, figures: Mapping[str, Any]) -> bool:
+    """Store what a candidate was worth (a row of an `evaluate` result). False: it was known before."""
+    place = (Candidate.search_id == search_id, Candidate.index == index)
+    return _measure(session, Candidate, place, figures, ("ap", "ap50", "ap75", "images", "iterations", "seconds"))
+
+
 def confirmations(session: Session, search_id: str) -> builtins.list[Confirmation]:
-    """All confirmations, by candidate, then seed."""
-    statement = select(Confirmation).where(Confirmation.search_id == search_id).order_by(Confirmation.index, Confirmation.seed)
-    return [*session.scalars(statement)]
+    """The confirmations of a search by policy and seed."""
+    query = select(Confirmation).where(Confirmation.search_id == search_id).order_by(Confirmation.entrant, Confirmation.seed)
+    return builtins.list(session.scalars(query))
 
 
-def succeed(session: Session, search: Search, **result: Any) -> Result:
-    """Write the result and end the search, together."""
-    row = results.create(session, kind="search", search_id=search.id, **result)
-    advance(session, search, "SUCCEEDED")
-    return row
+def enter(session: Session, search_id: str, *, job_id: str, seed: int, entrants: Sequence[Mapping[str, Any]]) -> None:
+    """Store that a job confirms these policies with a seed. entrants: `{"entrant", "candidate", "name", "role", "policy"}` each."""
+    for entrant in entrants:
+        session.add(Confirmation(search_id=search_id, job_id=job_id, seed=seed, **entrant))
+    session.flush()
+
+
+def measure_again(session: Session, search_id: str, entrant: int, seed: int, figures: Mapping[str, Any]) -> bool:
+    """Store what a policy was worth with one seed (a row of a `confirm` result). False: it was known before."""
+    place = (Confirmation.search_id == search_id, Confirmation.entrant == entrant, Confirmation.seed == seed)
+    names = ("ap", "ap50", "ap75", "selection_ap", "images", "iterations", "seconds")
+    return _measure(session, Confirmation, place, figures, names)
+
+
+def _measure(
+    session: Session, table: type[Any], place: tuple[ColumnElement[bool], ...], figures: Mapping[str, Any], names: tuple[str, ...]
+) -> bool:
+    values = {name: figures.get(name) for name in names}
+    if figures.get("failure") is None and values["ap"] is not None:
+        return bool(move(session, table, *place, source="PROPOSED", target="MEASURED", **values))
+    values |= dict.fromkeys(("ap", "ap50", "ap75"))
+    failure = figures.get("failure") or {"kind": "bug", "detail": "the trainer gave neither an AP nor a failure"}
+    return bool(move(session, table, *place, source="PROPOSED", target="INFEASIBLE", failure=failure, **values))
+
+
+def _of(owner: str | None) -> builtins.list[ColumnElement[bool]]:
+    return [] if owner is None else [Search.owner == owner]

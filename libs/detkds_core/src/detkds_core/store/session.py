@@ -1,113 +1,114 @@
-"""The database: SQLite or Postgres, one unit of work a transaction, migrations under a lock, ids and the database's clock."""
+"""A database and its units of work."""
 
-import contextlib
-import fcntl
-import os
-import secrets
+from __future__ import annotations
+
+import json
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, event, text
-from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy import Connection, create_engine, event, make_url, text
 from sqlalchemy.orm import Session
 
-MIGRATIONS = Path(__file__).parent / "migrations"
-MIGRATION_LOCK = 0x64657464  # a key of our own among Postgres's advisory locks
-
-
-def new_id() -> str:
-    """A UUIDv7 (RFC 9562): ids made later sort later, to the millisecond."""
-    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
-    digits = f"{value:032x}"
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-
-def now(session: Session) -> datetime:
-    """The database's own time in UTC: leases must not depend on a worker's clock."""
-    if session.get_bind().dialect.name == "sqlite":
-        moment = session.execute(text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).scalar_one()
-        return datetime.fromisoformat(moment).replace(tzinfo=UTC)
-    moment = session.execute(text("SELECT clock_timestamp()")).scalar_one()
-    assert isinstance(moment, datetime)
-    return moment.astimezone(UTC)
+BUSY_SECONDS = 30.0
+MIGRATION_LOCK = 0x6465746B6473  # "detkds": the key of Postgres' advisory lock
 
 
 class Store:
-    """A database by its URL: `sqlite:///path` or `postgresql://...`. Safe to use from several threads."""
+    """A database at an SQLAlchemy URL, SQLite or Postgres. Making one connects to nothing yet; threads may share it."""
 
     def __init__(self, url: str) -> None:
-        self.url = _with_driver(make_url(url))
-        self.engine = _engine(self.url)
+        self.url = make_url(url)
+        # A figure that is not finite must fail here: neither JSON nor Postgres has NaN.
+        options: dict[str, Any] = {"json_serializer": partial(json.dumps, allow_nan=False)}
+        if self.sqlite:
+            if self.url.database in (None, "", ":memory:"):
+                raise ValueError(f"{url}: the store is shared by processes, so it needs a file: sqlite:////path/to/detkds.sqlite")
+            Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
+            options["connect_args"] = {"timeout": BUSY_SECONDS}
+        elif self.url.get_backend_name() == "postgresql":
+            if self.url.drivername == "postgresql":
+                self.url = self.url.set(drivername="postgresql+psycopg")
+            options |= {
+                "pool_pre_ping": True,  # after a restart of the server, a pooled connection is dead
+                "pool_size": 10,  # the API answers in up to 40 threads; few of them need the database at once
+                "max_overflow": 30,
+                "connect_args": {"connect_timeout": 10},
+            }
+        else:
+            raise ValueError(f"{self.url.get_backend_name()} is not a database of this store; sqlite or postgresql")
+        self.engine = create_engine(self.url, **options)
+        if self.sqlite:
+            event.listen(self.engine, "connect", _prepare_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+        self._reading = self.engine.execution_options(detkds_reads_only=True)
 
-    @contextlib.contextmanager
+    @property
+    def sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
+
+    @contextmanager
     def begin(self) -> Iterator[Session]:
-        """One unit of work: committed once at its end, rolled back by an exception."""
+        """One unit of work: commits once at the end, or rolls back when an exception leaves it.
+
+        The database is not locked before the first statement. Objects stay readable afterwards.
+        """
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A unit of work that only reads: on SQLite it waits for no writer and holds none up, and the database refuses its writes."""
+        with Session(self._reading, expire_on_commit=False) as session:
+            yield session
+
     def migrate(self) -> None:
-        """Bring the schema up to date. Several processes may ask at once: one works, the others wait."""
-        from alembic import command
-        from alembic.config import Config
+        """Bring the schema up to date. Any number of processes may do so at once: one does, the others wait for it."""
+        from .migrations import upgrade  # Alembic takes a while to import, and most processes never migrate
 
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        with self._migration_lock(), self.engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-
-    @contextlib.contextmanager
-    def _migration_lock(self) -> Iterator[None]:
-        if self.url.get_backend_name() == "sqlite":
-            database = self.url.database
-            if not database or database == ":memory:":
-                yield
-                return
-            Path(database).parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(f"{database}.migration-lock", os.O_CREAT | os.O_RDWR, 0o600)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(handle)
-            return
-        with self.engine.connect() as connection:
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
-            try:
-                yield
-            finally:
-                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+        with self.engine.begin() as connection:  # on SQLite, BEGIN IMMEDIATE is the lock
+            if not self.sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            upgrade(connection)
 
     def close(self) -> None:
+        """Close the connections that are not in use."""
         self.engine.dispose()
 
 
-def _with_driver(url: URL) -> URL:
-    return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgres", "postgresql") else url
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    """What every SQLite connection needs, each for its reason."""
+    connection.isolation_level = None  # sqlite3 would begin transactions by itself, too late and deferred; `_begin_sqlite` does
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")  # wait for another writer instead of failing at once
+    if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        _write_ahead(cursor)
+    cursor.execute("PRAGMA foreign_keys = ON")  # SQLite checks them only when asked, per connection
+    cursor.close()
 
 
-def _engine(url: URL) -> Engine:
-    if url.get_backend_name() != "sqlite":
-        # a connection that a restarted server has closed is noticed before it is used
-        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args={"connect_timeout": 10})
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+def _write_ahead(cursor: Any) -> None:
+    """WAL: readers and the writer do not wait for one another. Changing to it does not honour busy_timeout, so try again."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except cursor.connection.OperationalError:  # "database is locked": another process is changing to it
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
-    @event.listens_for(engine, "connect")
-    def _pragmas(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # sqlite3 would begin late; SQLAlchemy's begin below decides
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")  # readers do not wait for the writer
-        cursor.execute("PRAGMA synchronous=NORMAL")  # safe in WAL against a killed process; only a power cut may lose the last commits
-        cursor.execute("PRAGMA foreign_keys=ON")  # off by default
-        cursor.execute("PRAGMA busy_timeout=30000")  # wait for another writer instead of failing at once
-        cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        # a transaction that reads first and writes later would fail when another wrote in between; so take the write lock at once
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock at the start: a transaction that reads first and writes later fails at once when another wrote between.
 
-    return engine
+    That failure (SQLITE_BUSY_SNAPSHOT) no waiting can cure; waiting for the lock at BEGIN, busy_timeout does.
+    """
+    reads_only = connection.get_execution_options().get("detkds_reads_only", False)
+    connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if reads_only else 'OFF'}")
+    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")

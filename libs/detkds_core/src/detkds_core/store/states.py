@@ -1,59 +1,96 @@
-"""The states of jobs, searches and distillations, and the only way from one to the next."""
+"""The states of searches, candidates, jobs and distillations, and the only way from one to another.
 
-from collections.abc import Mapping
-from typing import Any
+Every state that is written goes through `move`: one compare-and-set UPDATE that the machine allows. Who loses a race moves nothing.
+"""
 
-from sqlalchemy import update
-from sqlalchemy.engine import CursorResult
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 
-from detkds_core.store.models import Distillation, Job, Search
+from .clock import db_time
+from .models import Candidate, Confirmation, Distillation, Job, Search
+from .vocabulary import CandidateState, DistillationState, JobState, SearchState
 
-JOB: Mapping[str, frozenset[str]] = {
-    "QUEUED": frozenset({"RUNNING", "CANCELLED"}),
-    "RUNNING": frozenset({"SUCCEEDED", "FAILED", "CANCELLED", "LOST", "QUEUED", "DEAD"}),  # QUEUED: tried again, or given back
-    "LOST": frozenset({"QUEUED", "DEAD"}),
-    "SUCCEEDED": frozenset(),
-    "FAILED": frozenset(),
-    "CANCELLED": frozenset(),
-    "DEAD": frozenset(),
+Machine = Mapping[str, frozenset[str]]
+
+
+def _machine(states: Any, **ways: Iterable[str]) -> Machine:
+    return {state: frozenset(ways.get(state, ())) for state in get_args(states)}
+
+
+JOB: Machine = _machine(
+    JobState,
+    QUEUED=("RUNNING", "CANCELLED"),
+    RUNNING=("SUCCEEDED", "FAILED", "QUEUED", "DEAD", "LOST", "CANCELLED"),  # QUEUED: worth another try, or given back by its worker
+    LOST=("QUEUED", "DEAD"),  # for the moment of the reaper's transaction only
+)
+SEARCH: Machine = _machine(
+    SearchState,
+    QUEUED=("RUNNING", "FAILED", "CANCELLED"),
+    RUNNING=("CONFIRMING", "FAILED", "CANCELLED"),
+    CONFIRMING=("SUCCEEDED", "FAILED", "CANCELLED"),
+)
+DISTILLATION: Machine = _machine(
+    DistillationState,
+    QUEUED=("RUNNING", "CANCELLED"),
+    RUNNING=("SUCCEEDED", "FAILED", "DEAD", "QUEUED", "CANCELLED"),
+)
+CANDIDATE: Machine = _machine(CandidateState, PROPOSED=("MEASURED", "INFEASIBLE"))
+
+MACHINES: Mapping[type[Any], Machine] = {
+    Job: JOB,
+    Search: SEARCH,
+    Distillation: DISTILLATION,
+    Candidate: CANDIDATE,
+    Confirmation: CANDIDATE,
 }
-SEARCH: Mapping[str, frozenset[str]] = {
-    "QUEUED": frozenset({"RUNNING", "FAILED", "CANCELLED"}),
-    "RUNNING": frozenset({"CONFIRMING", "FAILED", "CANCELLED"}),
-    "CONFIRMING": frozenset({"SUCCEEDED", "FAILED", "CANCELLED"}),
-    "SUCCEEDED": frozenset(),
-    "FAILED": frozenset(),
-    "CANCELLED": frozenset(),
-}
-DISTILLATION: Mapping[str, frozenset[str]] = {  # mirrors its one job
-    "QUEUED": frozenset({"RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD"}),
-    "RUNNING": frozenset({"QUEUED", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD"}),
-    "SUCCEEDED": frozenset(),
-    "FAILED": frozenset(),
-    "CANCELLED": frozenset(),
-    "DEAD": frozenset(),
-}
-MACHINES: Mapping[type, Mapping[str, frozenset[str]]] = {Job: JOB, Search: SEARCH, Distillation: DISTILLATION}
+
+# What a failure of an attempt means: worth another one, or final.
+RETRIED = ("out_of_memory", "lost", "timeout", "bug")
+FINAL = ("not_finite", "bad_data")
 
 
-class IllegalTransition(RuntimeError):
-    """A state change that the machine does not know: a defect of the caller."""
+class IllegalTransitionError(RuntimeError):
+    """A way that the state machine does not have: a mistake of the program, not of the data."""
 
 
-def move(session: Session, kind: type, *, id: str, old: str, new: str, where: Any = True, **values: Any) -> bool:
-    """Change a row's state from `old` to `new` by compare-and-set. False: the row is not in `old` (any more), or `where` does not hold.
+def terminal(table: type[Any]) -> frozenset[str]:
+    """The states that nothing leaves."""
+    return frozenset(state for state, ways in MACHINES[table].items() if not ways)
 
-    Raises IllegalTransition for a change that the state machine does not have.
+
+def active(table: type[Any]) -> frozenset[str]:
+    """The states that something leaves."""
+    return frozenset(MACHINES[table]) - terminal(table)
+
+
+def sources(table: type[Any], target: str) -> frozenset[str]:
+    """The states that lead to `target`."""
+    return frozenset(state for state, ways in MACHINES[table].items() if target in ways)
+
+
+def move(
+    session: Session, table: type[Any], *where: ColumnElement[bool], source: str | Iterable[str], target: str, **values: Any
+) -> list[str]:
+    """Move the rows that `where` names and that are in `source` to `target`, and set `values`; the ids of those that moved.
+
+    Raises IllegalTransitionError when the machine has no such way from one of the sources.
     """
-    if new not in MACHINES[kind][old]:
-        raise IllegalTransition(f"{kind.__name__} may not go from {old} to {new}; from {old} to {', '.join(sorted(MACHINES[kind][old])) or 'nowhere'}")
-    table: Any = kind
-    statement = update(table).where(table.id == id, table.state == old, where).values(state=new, **values)
-    done: CursorResult[Any] = session.execute(statement.execution_options(synchronize_session=False))  # type: ignore[assignment]
-    session.expire_all()
-    return done.rowcount == 1
-
-
-def is_final(kind: type, state: str) -> bool:
-    return not MACHINES[kind][state]
+    machine = MACHINES[table]
+    states = (source,) if isinstance(source, str) else tuple(source)
+    for one in states:
+        if target not in machine.get(one, ()):
+            known = ", ".join(sorted(machine.get(one, ()))) or "nothing"
+            raise IllegalTransitionError(f"{table.__tablename__}: {one} -> {target} is no transition; {one} leads to {known}")
+    statement = (
+        update(table)
+        .where(*where, table.state.in_(states))
+        .values(state=target, updated_at=db_time(), **values)
+        .returning(table.id)
+        .execution_options(synchronize_session="fetch")
+    )
+    return list(session.scalars(statement))
