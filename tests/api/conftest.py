@@ -13,11 +13,11 @@ import httpx2
 import numpy as np
 import pytest
 import uvicorn
-from detkds_api.app import create_app
-from detkds_api.settings import Settings
 from PIL import Image
 from safetensors.numpy import save_file
 
+from detkds_api.app import create_app
+from detkds_api.settings import Settings
 from detkds_core.store import Store
 
 CLASSES = ("circle", "square")

@@ -45,9 +45,7 @@ def test_a_chunked_body_of_50_mb_is_refused_without_being_kept(service):
 def test_an_announced_body_beyond_all_bounds_is_refused_before_it_is_sent(service):
     place = urlsplit(service.url)
     with socket.create_connection((place.hostname, place.port), timeout=5) as raw:
-        raw.sendall(
-            b"POST /searches HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 999999999999\r\n\r\n"
-        )
+        raw.sendall(b"POST /searches HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 999999999999\r\n\r\n")
         assert raw.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
@@ -71,7 +69,9 @@ def test_a_body_that_does_not_call_itself_json_is_refused(service, kind):
     assert "application/json" in problem(answer, 415)["detail"]
 
 
-@pytest.mark.parametrize("body", [b"{", b"\xff\xfe", b"[" * 100_000, b'{"seed": 1' + b"0" * 5000 + b"}"], ids=["open", "binary", "deep", "long number"])
+@pytest.mark.parametrize(
+    "body", [b"{", b"\xff\xfe", b"[" * 100_000, b'{"seed": 1' + b"0" * 5000 + b"}"], ids=["open", "binary", "deep", "long number"]
+)
 def test_a_body_that_cannot_be_read_is_a_bad_request(service, body):
     problem(service.http.post("/searches", content=body, headers={"Content-Type": "application/json"}), 400)
 
@@ -92,7 +92,9 @@ def test_a_page_of_another_site_may_not_change_anything(service, wanted, headers
 
 
 def test_the_own_page_may(service, wanted):
-    answer = service.http.post("/searches", json={**wanted, "name": "own page"}, headers={"Origin": service.url, "Sec-Fetch-Site": "same-origin"})
+    answer = service.http.post(
+        "/searches", json={**wanted, "name": "own page"}, headers={"Origin": service.url, "Sec-Fetch-Site": "same-origin"}
+    )
     assert answer.status_code == 202
 
 
@@ -101,7 +103,9 @@ def test_request_ids_are_given_back_when_harmless(service):
     assert service.http.get("/health", headers={"X-Request-ID": "two words\t"}).headers["x-request-id"] != "two words\t"
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("DELETE", "/searches", 405), ("GET", "/searches/%00", 404)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nothing", 404), ("DELETE", "/searches", 405), ("GET", "/searches/%00", 404)]
+)
 def test_what_is_not_there_is_a_problem_too(service, method, path, status):
     problem(service.http.request(method, path), status)
 

@@ -1,6 +1,7 @@
 """Pointers and words of problems."""
 
 import pytest
+
 from detkds_api.problems import FieldError, dotted, invalid, pointer, pointer_of_path
 
 

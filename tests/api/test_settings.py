@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from detkds_api.settings import Settings
 from pydantic import ValidationError
+
+from detkds_api.settings import Settings
 
 KEY = "0123456789abcdef0123456789abcdef"
 

@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
-from detkds_client import Client, ProblemError, ServiceUnreachable, find_url
 
+from detkds_client import Client, ProblemError, ServiceUnreachable, find_url
 from detkds_core.store import searches as stored
 
 
@@ -104,7 +104,10 @@ def test_what_is_no_detkds_service_is_told(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    with Client(f"http://127.0.0.1:{server.server_address[1]}") as client, pytest.raises(ProblemError, match="not as a DetKDS service does"):
+    with (
+        Client(f"http://127.0.0.1:{server.server_address[1]}") as client,
+        pytest.raises(ProblemError, match="not as a DetKDS service does"),
+    ):
         client.health()
     server.shutdown()
     thread.join()

@@ -33,7 +33,7 @@ def test_a_broker_that_does_not_answer_fails(tmp_path):
 
 
 def test_a_probe_that_crashes_is_a_finding():
-    probe = dict.fromkeys(("torch", "torchvision", "mmdet"), {"ok": False, "error": "ImportError: libGL.so.1"})
+    probe = {name: {"ok": False, "error": "ImportError: libGL.so.1"} for name in ("torch", "torchvision", "mmdet")}
     assert [finding.level for finding in doctor.packages(probe)] == ["fail"] * 3
     assert all("make setup" in finding.advice for finding in doctor.packages(probe))
     assert doctor.gpu(probe).level == "warn"

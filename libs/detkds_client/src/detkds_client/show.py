@@ -111,10 +111,7 @@ def distillations(found: Sequence[Distillation]) -> None:
 
 
 def results(found: Sequence[Result]) -> None:
-    rows = [
-        (one["id"], one["kind"], one["name"], one["dataset"], ap(one["ap"]), one["formula"] or "-", when(one["created_at"]))
-        for one in found
-    ]
+    rows = [(one["id"], one["kind"], one["name"], one["dataset"], ap(one["ap"]), one["formula"], when(one["created_at"])) for one in found]
     columns = [("id", ""), ("kind", ""), ("name", ""), ("dataset", ""), ("AP", "right"), ("policy", ""), ("created (UTC)", "")]
     listed(columns, rows, "No result yet. Searches and distillations leave theirs here when they end.")
 
@@ -206,7 +203,7 @@ def result(one: Result) -> None:
             ("result", f"{one['name']}  {one['id']}  ({one['kind']})"),
             ("dataset", one["dataset"]),
             *([("verdict", str(metrics["verdict"]))] if metrics.get("verdict") else []),
-            ("policy", one["formula"] or "-"),
+            ("policy", one["formula"]),
             ("AP", ap(one["ap"])),
             *([("checkpoint", f"detkds results {one['id']} --checkpoint student.safetensors")] if one["checkpoint"] else []),
         ]

@@ -100,10 +100,12 @@ class Result(TypedDict):
     distillation_id: str | None
     name: str
     dataset: str
-    formula: str | None
-    policy: dict[str, Any] | None
+    formula: str
+    policy: dict[str, Any]
     ap: float | None
     metrics: dict[str, Any]
+    evidence: dict[str, Any]
+    environment: dict[str, Any]
     checkpoint: bool
 
 
@@ -112,7 +114,6 @@ class Dataset(TypedDict):
 
     name: str
     builtin: bool
-    ready: bool
     classes: list[str]
     train_images: int | None
     val_images: int | None

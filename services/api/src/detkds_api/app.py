@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-import detkds_core
 from detkds_api import datasets, detectors, distill, health, policies, problems, results, searches
 from detkds_api.gate import Gate
 from detkds_api.settings import Settings
@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="DetKDS",
-        version=detkds_core.__version__,
+        version=version("detkds_api"),
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # the built-in pages load scripts from elsewhere, which the content policy forbids

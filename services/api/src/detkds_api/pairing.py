@@ -1,4 +1,4 @@
-"""What searches and distillations share: a dataset, a teacher, a student and a recipe, named by the request, checked before anything runs."""
+"""What searches and distillations share: dataset, teacher, student and recipe, named by the request, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from detkds_api.problems import FieldError, InvalidInput, invalid, pointer, poin
 from detkds_api.settings import Settings
 from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Pair, Recipe, exchange
 from detkds_core.catalogue import detector as detector_entry
+from detkds_core.catalogue.pairs import CHECKPOINTS
 
 
 class TeacherChoice(Body):
@@ -34,17 +35,17 @@ class StudentChoice(Body):
 class RecipeChoice(Body):
     """How to train and measure; what is left out comes from the pair, else from the defaults."""
 
-    iterations: int | None = Field(None, ge=1, le=10_000_000, description="optimisation steps")
-    batch: int | None = Field(None, ge=1, le=4096)
-    lr: float | None = Field(None, gt=0, le=10, description="peak learning rate")
+    iterations: int | None = Field(default=None, ge=1, le=10_000_000, description="optimisation steps")
+    batch: int | None = Field(default=None, ge=1, le=4096)
+    lr: float | None = Field(default=None, gt=0, le=10, description="peak learning rate")
     optimizer: Name | None = None
-    weight_decay: float | None = Field(None, ge=0, le=1)
+    weight_decay: float | None = Field(default=None, ge=0, le=1)
     schedule: Name | None = None
-    image_size: int | None = Field(None, ge=32, le=4096, description="pixels of the longer side")
+    image_size: int | None = Field(default=None, ge=32, le=4096, description="pixels of the longer side")
     augment: Name | None = None
-    clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm")
-    train_images: int | None = Field(None, ge=1, description="null: all")
-    eval_images: int | None = Field(None, ge=1, description="null: all")
+    clip: float | None = Field(default=None, gt=0, le=1e6, description="largest gradient norm")
+    train_images: int | None = Field(default=None, ge=1, description="null: all")
+    eval_images: int | None = Field(default=None, ge=1, description="null: all")
 
 
 class Pairing(NamedTuple):
@@ -56,6 +57,12 @@ class Pairing(NamedTuple):
     recipe: Recipe
     exchange: Exchange
     pair: Pair | None
+
+    @property
+    def score_channels(self) -> int:
+        """Class scores a cell of the student's dense head."""
+        entry = DETECTORS[self.student["detector"]]
+        return entry.anchors * (len(self.dataset["classes"]) if entry.scores == "classes" else 1)
 
     def spec(self) -> dict[str, Any]:
         """The part of a job's specification that all kinds share (docs/architecture.md)."""
@@ -72,8 +79,11 @@ def resolve(
     student: StudentChoice | None,
     recipe: RecipeChoice | None,
     schedule: str,
+    base: Recipe | None = None,
 ) -> Pairing:
-    """Look everything up and check that it fits together. schedule: which of a pair's recipes is the base, "proxy" or "full".
+    """Look everything up and check that it fits together.
+
+    schedule: which of a pair's recipes the request's fields go over, "proxy" or "full"; base: what they go over without a pair.
 
     Raises InvalidInput with every field that is wrong, and what would be right.
     """
@@ -96,7 +106,8 @@ def resolve(
     classes = tuple(data["classes"]) if data else None
     teacher_json = checked_detector("teacher", teacher, classes, settings, errors) if teacher else None
     student_json = checked_detector("student", student, classes, settings, errors) if student else None
-    base = (chosen.proxy if schedule == "proxy" else chosen.full) if chosen else None
+    if chosen:
+        base = chosen.proxy if schedule == "proxy" else chosen.full
     merged = merged_recipe(recipe, base, errors)
     if errors or data is None or teacher_json is None or student_json is None or merged is None:
         raise invalid(errors)
@@ -126,7 +137,7 @@ def checked_detector(
         return {"detector": choice.detector, "checkpoint": None} if len(errors) == before else None
     where = pointer(role, "checkpoint")
     try:
-        found = checkpoints.find(choice.checkpoint, (*settings.data_roots, settings.artifacts_folder))
+        found = checkpoints.find(choice.checkpoint, (*settings.data_roots, settings.artifacts_folder, CHECKPOINTS))
     except ValueError as error:
         errors.append(FieldError(where, str(error)))
         return None

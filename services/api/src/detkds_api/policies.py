@@ -8,14 +8,13 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from detkds_api.problems import FieldError, invalid, pointer, pointer_of_path
-from detkds_core.catalogue import Exchange
+from detkds_api.pairing import Pairing
+from detkds_api.problems import FieldError, invalid, pointer_of_path
 from detkds_core.policy import (
     Policy,
     PolicyError,
-    SearchSpace,
+    Term,
     canonical,
-    check,
     formula,
     from_json,
     json_schema,
@@ -23,6 +22,7 @@ from detkds_core.policy import (
     parse_formula,
     to_json,
 )
+from detkds_core.policy.rules import pair_legality
 
 router = APIRouter(tags=["policies"])
 
@@ -50,10 +50,10 @@ EXAMPLE = {
     "items": [
         {
             "name": "pkd",
-            "formula": "0.5·l2(standardize(global))",
-            "policy": {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 0.5}]},
-            "source": "PKD",
-            "note": "Pearson correlation of feature maps",
+            "formula": "5·l2(standardize(global))",
+            "policy": {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 5.0}]},
+            "source": "PKD (Cao et al., NeurIPS 2022)",
+            "note": "Published weight 10 times its factor of 1/2.",
         }
     ],
     "policy_schema": {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object"},
@@ -70,49 +70,49 @@ def list_policies() -> Policies:
     return Policies(items=items, policy_schema=json_schema())
 
 
-def read_policy(value: str | Mapping[str, Any], where: str) -> Policy:
-    """The canonical policy of a name, a formula or JSON. where: its JSON pointer in the request, for the errors.
+def read_policy(value: str | Mapping[str, Any], where: str, pairing: Pairing) -> Policy:
+    """The canonical policy of a name, a formula or JSON, once it is sure that this pair can be trained under it.
 
-    Raises InvalidInput with a pointer to every illegal place of JSON, or to `where` for text.
+    where: its JSON pointer in the request. Raises InvalidInput with a pointer to every illegal place of JSON, or to `where` for text.
     """
-    if isinstance(value, str):
-        named = named_policies()
-        if value in named:
-            return canonical(named[value].policy)
-        if value.isidentifier():
-            raise invalid([FieldError(where, f"{value!r} is not a named policy; one of {', '.join(named)}; or a formula, or JSON")])
-        if len(value) > FORMULA_LIMIT:
-            raise invalid([FieldError(where, f"a formula of {len(value)} characters; at most {FORMULA_LIMIT}")])
-        try:
-            policy = parse_formula(value)
-            check(policy)
-        except PolicyError as error:
-            raise invalid([FieldError(where, f"{path}: {message}" if path else message) for path, message in error.errors]) from None
-        return canonical(policy)
-    try:
-        policy = from_json(value)
-        check(policy)
-    except PolicyError as error:
-        raise invalid([FieldError(where + within(path), message) for path, message in error.errors]) from None
+    written = isinstance(value, Mapping)
+    policy = policy_of_json(value, where) if isinstance(value, Mapping) else policy_of_text(value, where)
+    errors: list[FieldError] = []
+    for place, term in enumerate(policy.terms):
+        for field, message in pair_faults(term, pairing):
+            errors.append(FieldError(where + pointer_of_path(f"terms[{place}].{field}") if written else where, message))
+    if errors:
+        raise invalid(errors)
     return canonical(policy)
 
 
-def within(path: str) -> str:
-    """Pointer below a policy of the policy language's own path: `policy.terms[1].weight` is `/terms/1/weight`."""
-    return pointer_of_path(path.removeprefix("policy"))
+def pair_faults(term: Term, pairing: Pairing) -> list[tuple[str, str]]:
+    """(field, why) for what a legal term asks of a pair that cannot give it."""
+    if (why := pairing.exchange.excluded.get(term.knowledge)) is not None:
+        return [("knowledge", f"this pair cannot exchange {term.knowledge!r}: {why}")]
+    return list(pair_legality(term, pairing.recipe.batch, pairing.exchange.has_edges, pairing.score_channels))
 
 
-def check_exchange(policy: Policy, common: Exchange, batch: int, where: str) -> None:
-    """Raise InvalidInput for terms that this teacher and student cannot exchange. batch: images a training step sees."""
-    errors: list[FieldError] = []
-    for place, term in enumerate(policy.terms):
-        here = where + pointer("terms", place)
-        if term.knowledge in common.excluded:
-            errors.append(
-                FieldError(here + "/knowledge", f"this pair cannot exchange {term.knowledge!r}: {common.excluded[term.knowledge]}")
-            )
-            continue
-        space = SearchSpace(knowledge=common.knowledge, images_per_batch=batch, has_edges=common.has_edges)
-        errors += [FieldError(here, f"not for this pair: {reason}") for reason in reasons(space, term)]
-    if errors:
-        raise invalid(errors)
+def policy_of_text(text: str, where: str) -> Policy:
+    """The policy of a name or a formula. Raises InvalidInput."""
+    named = named_policies()
+    if text in named:
+        return named[text].policy
+    if text.isidentifier():
+        raise invalid([FieldError(where, f"{text!r} is not a named policy; one of {', '.join(named)}; or a formula, or JSON")])
+    if len(text) > FORMULA_LIMIT:
+        raise invalid([FieldError(where, f"a formula of {len(text)} characters; at most {FORMULA_LIMIT}")])
+    try:
+        return parse_formula(text)
+    except PolicyError as error:
+        raise invalid([FieldError(where, f"{path}: {message}" if path else message) for path, message in error.errors]) from None
+
+
+def policy_of_json(value: Mapping[str, Any], where: str) -> Policy:
+    """The policy of JSON. Raises InvalidInput."""
+    try:
+        return from_json(value)
+    except PolicyError as error:
+        # The policy language's own path: `policy.terms[1].weight` is `/terms/1/weight` below where the policy stands.
+        found = [FieldError(where + pointer_of_path(path.removeprefix("policy")), message) for path, message in error.errors]
+        raise invalid(found) from None

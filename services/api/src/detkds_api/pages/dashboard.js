@@ -92,13 +92,13 @@ const resultColumns = [
   { title: "dataset", of: (one) => one.dataset },
   { title: "AP", kind: "number", of: (one) => percent(one.ap) },
   { title: "policy", kind: "formula", of: (one) => one.formula || "–" },
-  { title: "when", of: (one) => time(one.created_at) },
+  { title: "when", kind: "when", of: (one) => time(one.created_at) },
 ];
 
 async function overview() {
   const [searches, distillations, results] = await Promise.all(
     ["/searches?limit=20", "/distill?limit=10", "/results?limit=20"].map((path) => ask(path)));
-  if (!searches.items.length && !distillations.items.length && !results.items.length) return { view: start(), busy: false };
+  if (!searches.items.length && !distillations.items.length && !results.items.length) return { view: start("Nothing has been searched yet"), busy: false };
   const view = [
     make("h2", {}, "Searches"),
     searches.items.length ? searches.items.map(searchCard) : make("p", { class: "quiet" }, "None yet."),
@@ -110,9 +110,9 @@ async function overview() {
   return { view, busy: [...searches.items, ...distillations.items].some((one) => BUSY.includes(one.state)) };
 }
 
-function start() {
+function start(heading) {
   return [
-    make("h1", {}, "Nothing has been searched yet"),
+    make("h1", {}, heading),
     make("p", {}, "Start with the pair that ships with its teacher. It takes some minutes on a small machine."),
     make("pre", {}, "detkds search --pair digits_gfl --candidates 24\n\n# the same over HTTP\n"
       + `curl -X POST ${location.origin}/searches -H 'Content-Type: application/json' \\\n     -d '{"pair": "digits_gfl", "candidates": 24}'`),
@@ -188,7 +188,7 @@ function legend() {
 }
 
 function chart(measured, alone) {
-  const width = 900, height = 280, left = 44, right = 12, top = 12, bottom = 30;
+  const width = Math.max(400, Math.min(900, main.clientWidth - 40)), height = 280, left = 44, right = 12, top = 12, bottom = 30;
   const last = Math.max(1, ...measured.map((one) => one.index));
   const values = measured.map((one) => one.ap);
   const step = niceStep((Math.max(...values) - Math.min(...values)) || 1);
@@ -201,10 +201,7 @@ function chart(measured, alone) {
       make("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(step < 1 ? 1 : 0)));
   }
   picture.append(make("text", { x: left, y: height - 8 }, "candidate 0"), make("text", { x: width - right, y: height - 8, "text-anchor": "end" }, `${last}`));
-  if (alone) {
-    picture.append(make("line", { class: "level", x1: left, x2: width - right, y1: y(alone.ap), y2: y(alone.ap) }),
-      make("text", { x: width - right, y: y(alone.ap) - 6, "text-anchor": "end" }, "no distillation"));
-  }
+  if (alone) picture.append(make("line", { class: "level", x1: left, x2: width - right, y1: y(alone.ap), y2: y(alone.ap) }));
   let best = -Infinity, path = "";
   for (const one of [...measured].sort((a, b) => a.index - b.index)) {
     if (one.ap > best) {
@@ -217,6 +214,7 @@ function chart(measured, alone) {
     picture.append(make("circle", { class: `point ${one.stage}`, cx: x(one.index), cy: y(one.ap), r: 4.5 },
       make("title", {}, `#${one.index}  AP ${percent(one.ap)}\n${one.formula}`)));
   }
+  if (alone) picture.append(make("text", { class: "over", x: width - right, y: y(alone.ap) + 16, "text-anchor": "end" }, "no distillation"));
   return picture;
 }
 
@@ -238,7 +236,7 @@ async function result(id) {
       make("button", { onclick: () => download(id, "pth") }, "pth for MMDetection")) : null,
     one.search_id ? make("p", {}, make("a", { href: `#/searches/${one.search_id}` }, "The search it comes from")) : null,
     make("h2", {}, "Evidence"),
-    make("pre", {}, JSON.stringify(one.metrics, null, 1)),
+    make("pre", {}, JSON.stringify({ metrics: one.metrics, evidence: one.evidence, environment: one.environment }, null, 1)),
   ];
   return { view, busy: false };
 }
@@ -268,7 +266,7 @@ async function page() {
   const [, domain, id] = (location.hash || "#/").slice(1).split("/");
   if (domain === "searches" && id) return search(encodeURIComponent(id));
   if (domain === "results" && id) return result(encodeURIComponent(id));
-  if (domain === "start") return { view: start(), busy: false };
+  if (domain === "start") return { view: start("How to start"), busy: false };
   return overview();
 }
 

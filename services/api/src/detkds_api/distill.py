@@ -1,0 +1,242 @@
+"""`/distill`: train the student under one policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, cast
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+
+from detkds_api.datasets import make_builtin
+from detkds_api.fields import Body, Name, Seed
+from detkds_api.lists import Cursor, Limit, Page, page_of
+from detkds_api.once import once
+from detkds_api.pairing import RecipeChoice, StudentChoice, TeacherChoice, resolve
+from detkds_api.policies import read_policy
+from detkds_api.problems import Conflict, FieldError, NotFound, invalid
+from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
+from detkds_api.progress import Progress, seconds_left, seconds_since, share
+from detkds_api.service import Id, IdempotencyKey, Service, example, is_id
+from detkds_core.catalogue import Recipe
+from detkds_core.policy import Policy, formula, from_json, to_json
+from detkds_core.store import distillations as stored
+from detkds_core.store import jobs, results, searches
+from detkds_core.store.models import Distillation, Search
+
+router = APIRouter(tags=["distill"])
+
+State = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD"]
+
+
+class DistillRequest(Body):
+    """What to train: either a `pair` of the catalogue, or dataset, teacher and student; and under which policy."""
+
+    name: Name | None = None
+    pair: Name | None = None
+    dataset: Name | None = None
+    teacher: TeacherChoice | None = None
+    student: StudentChoice | None = None
+    policy: str | dict[str, Any] = Field(description='a named policy, a formula, a policy, or {"search": id} for the winner of a search')
+    recipe: RecipeChoice | None = None
+    seed: Seed = 0
+    inherit: bool = Field(default=True, description="the student starts from the teacher's neck and head where shapes match")
+
+
+class DistillationView(BaseModel):
+    """The training of one student under one policy, and where it stands."""
+
+    id: str
+    name: str
+    state: State
+    reason: str | None
+    created_at: datetime
+    updated_at: datetime
+    dataset: str
+    teacher: str
+    student: str
+    formula: str
+    progress: Progress
+    result_id: str | None
+    spec: dict[str, Any]
+
+
+REQUEST_EXAMPLE = {"pair": "digits_gfl", "policy": {"search": "0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa"}, "seed": 0}
+EXAMPLE = {
+    "id": "0198a3d0-1f7a-7f0e-8b44-6a0f1f6f5c21",
+    "name": "digits_gfl, searched policy",
+    "state": "RUNNING",
+    "reason": None,
+    "created_at": "2026-05-04T10:21:12Z",
+    "updated_at": "2026-05-04T10:22:40Z",
+    "dataset": "digits",
+    "teacher": "gfl_r18w32_fpn32",
+    "student": "gfl_r18w8_fpn32",
+    "formula": "2·l2(standardize(global))",
+    "progress": {**PROGRESS_EXAMPLE, "step": "training", "done": 120, "total": 300, "best_ap": None, "message": ""},
+    "result_id": None,
+    "spec": {"seed": 0},
+}
+
+
+@router.post("/distill", status_code=202, responses={202: example(EXAMPLE)}, openapi_extra=example(REQUEST_EXAMPLE, request=True))
+def create_distillation(
+    wanted: DistillRequest, service: Service, response: Response, idempotency_key: IdempotencyKey = None
+) -> DistillationView:
+    """Start the training of a student. The answer comes when it is stored; `Location` tells where to look at it.
+
+    With `"policy": {"search": id}`, what the request does not name (dataset, teacher, student, recipe) is the search's.
+    """
+    make_builtin(service.settings, wanted.dataset, wanted.pair)
+    with service.store.begin() as session:
+        asked, source = wanted.policy, named_search(session, wanted.policy)
+        if source is not None:
+            asked = winner(session, source)
+            wanted = wanted.model_copy(update=left_to(source, wanted))
+        pairing = resolve(
+            session,
+            service.settings,
+            pair=wanted.pair,
+            dataset=wanted.dataset,
+            teacher=wanted.teacher,
+            student=wanted.student,
+            recipe=wanted.recipe,
+            schedule="full",
+            base=Recipe.from_json(source.spec["recipe"]) if source is not None else None,
+        )
+        policy = read_policy(asked, "/policy", pairing)
+        spec = {**pairing.spec(), "policy": to_json(policy), "seed": wanted.seed, "inherit": wanted.inherit, "pair": wanted.pair}
+        name = wanted.name or f"{wanted.pair or pairing.dataset['name']}, {called(policy, wanted.policy)}"
+        one = once(
+            session,
+            idempotency_key,
+            lambda key: stored.by_key(session, key),
+            lambda: stored.create(
+                session,
+                name=name,
+                spec=spec,
+                dataset=pairing.dataset,
+                idempotency_key=idempotency_key,
+                search_id=source.id if source is not None else None,
+            ),
+            lambda found: (found.name, found.spec) == (name, spec),
+        )
+        answer = view(session, one)
+    response.headers["Location"] = f"/distill/{answer.id}"
+    return answer
+
+
+@router.get("/distill", responses={200: example({"items": [EXAMPLE], "next_cursor": None})})
+def list_distillations(service: Service, limit: Limit = 50, cursor: Cursor = None, state: State | None = None) -> Page[DistillationView]:
+    """The newest distillations first, all or those in one state."""
+    with service.store.read() as session:
+        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor, state=state))
+        return Page(items=[view(session, one) for one in found], next_cursor=after)
+
+
+@router.get("/distill/{distillation_id}", responses={200: example(EXAMPLE)})
+def get_distillation(distillation_id: Id, service: Service) -> DistillationView:
+    """One distillation and where it stands."""
+    with service.store.read() as session:
+        return view(session, existing(session, distillation_id))
+
+
+@router.post("/distill/{distillation_id}/cancel", responses={200: example({**EXAMPLE, "state": "CANCELLED"})})
+def cancel_distillation(distillation_id: Id, service: Service) -> DistillationView:
+    """Stop a distillation: its trainer ends within seconds. One that has ended otherwise cannot be cancelled any more (409)."""
+    with service.store.begin() as session:
+        one = existing(session, distillation_id)
+        if not stored.cancel(session, distillation_id) and one.state != "CANCELLED":
+            raise Conflict(f"distillation {distillation_id} has ended ({one.state}); there is nothing to cancel")
+        return view(session, existing(session, distillation_id))
+
+
+def named_search(session: Session, policy: str | dict[str, Any]) -> Search | None:
+    """The search whose winner `policy` asks for, None when it asks for none. Raises InvalidInput."""
+    if not isinstance(policy, dict) or "search" not in policy:
+        return None
+    search_id = policy["search"]
+    if len(policy) > 1 or not isinstance(search_id, str):
+        raise invalid([FieldError("/policy", 'the winner of a search is named by {"search": id} and nothing else')])
+    search = searches.get(session, search_id) if is_id(search_id) else None
+    if search is None:
+        raise invalid([FieldError("/policy/search", f"there is no search {search_id!r}; GET /searches lists them")])
+    return search
+
+
+def winner(session: Session, search: Search) -> dict[str, Any]:
+    """The policy that a search found best. Raises InvalidInput when it has none (yet)."""
+    if search.state != "SUCCEEDED":
+        message = f"search {search.id} is {search.state}; its winner is known once it has SUCCEEDED"
+        raise invalid([FieldError("/policy/search", message)])
+    result = results.of_search(session, search.id)
+    if result is None:
+        raise invalid([FieldError("/policy/search", f"search {search.id} has no winner: none of its candidates could be measured")])
+    return result.policy
+
+
+def left_to(search: Search, wanted: DistillRequest) -> dict[str, Any]:
+    """What a request that trains with a search's winner leaves to that search."""
+    if wanted.pair is not None:
+        return {}
+    known = {
+        "pair": search.spec.get("pair"),
+        "dataset": search.dataset,
+        "teacher": TeacherChoice(**search.spec["teacher"]),
+        "student": StudentChoice(**search.spec["student"]),
+    }
+    return {name: value for name, value in known.items() if getattr(wanted, name) is None}
+
+
+def called(policy: Policy, asked: str | dict[str, Any]) -> str:
+    """What to call a policy in a name: as it was asked for, or by its formula."""
+    if isinstance(asked, dict) and "search" in asked:
+        return "searched policy"
+    return asked[:60] if isinstance(asked, str) else formula(policy)[:60]
+
+
+def existing(session: Session, distillation_id: str) -> Distillation:
+    """Raises NotFound."""
+    one = stored.get(session, distillation_id) if is_id(distillation_id) else None
+    if one is None:
+        raise NotFound(f"there is no distillation {distillation_id}; GET /distill lists them")
+    return one
+
+
+def view(session: Session, one: Distillation) -> DistillationView:
+    result = results.of_distillation(session, one.id) if one.state == "SUCCEEDED" else None
+    return DistillationView(
+        id=one.id,
+        name=one.name,
+        state=cast(State, one.state),
+        reason=one.reason,
+        created_at=one.created_at,
+        updated_at=one.updated_at,
+        dataset=one.dataset,
+        teacher=one.spec["teacher"]["detector"],
+        student=one.spec["student"]["detector"],
+        formula=formula(from_json(one.spec["policy"])),
+        progress=progress(session, one, result.ap if result else None),
+        result_id=result.id if result else None,
+        spec=one.spec,
+    )
+
+
+def progress(session: Session, one: Distillation, ap: float | None) -> Progress:
+    """Where a distillation stands: what its trainer says, and its AP at the end."""
+    job = jobs.of_distillation(session, one.id)
+    said: Mapping[str, Any] = (job.progress if job else None) or {}
+    fraction = 1.0 if one.state == "SUCCEEDED" else share(said)
+    running = one.state == "RUNNING"
+    elapsed = seconds_since(session, job.started_at) if running and job else None
+    return Progress(
+        step={"QUEUED": "waiting", "RUNNING": "training", "SUCCEEDED": "done"}.get(one.state, "stopped"),
+        done=int(said.get("done") or 0),
+        total=int(said.get("total") or one.spec["recipe"]["iterations"]),
+        fraction=round(fraction, 4),
+        best_ap=ap if ap is not None else said.get("best_ap"),
+        seconds_left=seconds_left(fraction, elapsed),
+        message=str(said.get("message") or "") if running else "",
+    )

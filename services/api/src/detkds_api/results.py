@@ -1,0 +1,133 @@
+"""`/results`: what came out, with its evidence and its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from detkds_api.lists import Cursor, Limit, Page, page_of
+from detkds_api.paths import inside
+from detkds_api.problems import NotFound
+from detkds_api.service import Id, Service, example, is_id
+from detkds_core.policy import formula, from_json
+from detkds_core.store import results as stored
+from detkds_core.store.models import Result
+
+router = APIRouter(tags=["results"])
+
+Kind = Literal["search", "distill"]
+Format = Literal["safetensors", "pth"]
+ARTIFACT: Mapping[str, str] = {"safetensors": "checkpoint", "pth": "checkpoint_pth"}  # as the trainer names them
+
+
+class ResultView(BaseModel):
+    """What came out of a search (its winner) or of a distillation (its student).
+
+    ap: percent, on the report images; metrics: all figures; evidence: what they rest on (seeds, images, dataset digest, seconds).
+    """
+
+    id: str
+    kind: Kind
+    created_at: datetime
+    search_id: str | None
+    distillation_id: str | None
+    name: str
+    dataset: str
+    formula: str
+    policy: dict[str, Any]
+    ap: float | None
+    metrics: dict[str, Any]
+    evidence: dict[str, Any]
+    environment: dict[str, Any]
+    checkpoint: bool
+
+
+EXAMPLE = {
+    "id": "0198a3e0-55aa-7b11-8d2f-0c6c2c7e9f10",
+    "kind": "distill",
+    "created_at": "2026-05-04T10:26:31Z",
+    "search_id": None,
+    "distillation_id": "0198a3d0-1f7a-7f0e-8b44-6a0f1f6f5c21",
+    "name": "digits_gfl, searched policy",
+    "dataset": "digits",
+    "formula": "2·l2(standardize(global))",
+    "policy": {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 2.0}]},
+    "ap": 31.2,
+    "metrics": {"student": {"ap": 31.2, "ap50": 54.0, "ap75": 30.1, "parameters": 530000, "images": 300}},
+    "evidence": {"dataset": "5f0c0d0e", "seeds": [0], "images": 300, "seconds": 71.4},
+    "environment": {"torch": "2.14.1", "device": "cpu"},
+    "checkpoint": True,
+}
+
+
+def view(result: Result) -> ResultView:
+    return ResultView(
+        id=result.id,
+        kind="search" if result.kind == "search" else "distill",
+        created_at=result.created_at,
+        search_id=result.search_id,
+        distillation_id=result.distillation_id,
+        name=result.name,
+        dataset=result.dataset,
+        formula=formula(from_json(result.policy)),
+        policy=result.policy,
+        ap=result.ap,
+        metrics=result.metrics,
+        evidence=result.evidence,
+        environment=result.environment,
+        checkpoint=ARTIFACT["safetensors"] in result.artifacts,
+    )
+
+
+@router.get("/results", responses={200: example({"items": [EXAMPLE], "next_cursor": None})})
+def list_results(service: Service, limit: Limit = 50, cursor: Cursor = None, kind: Kind | None = None) -> Page[ResultView]:
+    """The newest results first, all or those of one kind."""
+    with service.store.read() as session:
+        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor, kind=kind))
+        return Page(items=[view(one) for one in found], next_cursor=after)
+
+
+@router.get("/results/{result_id}", responses={200: example(EXAMPLE)})
+def get_result(result_id: Id, service: Service) -> ResultView:
+    """One result with its evidence."""
+    with service.store.read() as session:
+        return view(existing(session, result_id))
+
+
+@router.get(
+    "/results/{result_id}/checkpoint",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+def get_checkpoint(
+    result_id: Id,
+    service: Service,
+    format: Annotated[Format, Query(description="`pth`: a plain MMDetection checkpoint; `safetensors`: the same weights.")] = "safetensors",
+) -> FileResponse:
+    """The distilled student's weights, as a file."""
+    with service.store.read() as session:
+        result = existing(session, result_id)
+    name = result.artifacts.get(ARTIFACT[format])
+    if name is None:
+        advice = "distil with its policy first (POST /distill)" if result.kind == "search" else "its trainer left none"
+        raise NotFound(f"result {result_id} has no {format} checkpoint; {advice}")
+    folder = service.settings.artifacts_folder.resolve()
+    try:
+        path = inside(str(folder / name), [folder])
+    except ValueError:
+        raise NotFound(f"the {format} checkpoint of result {result_id} is no longer in the artifacts folder") from None
+    return FileResponse(path, media_type="application/octet-stream", filename=f"student-{result_id}.{format}")
+
+
+def existing(session: Session, result_id: str) -> Result:
+    """Raises NotFound."""
+    result = stored.get(session, result_id) if is_id(result_id) else None
+    if result is None:
+        raise NotFound(f"there is no result {result_id}; GET /results lists them")
+    return result

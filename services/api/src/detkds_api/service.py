@@ -1,0 +1,49 @@
+"""What every endpoint stands on: the store and the settings of the running app."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import Depends, Header, Path, Request
+
+from detkds_api.settings import Settings
+from detkds_core.store import Store
+
+ID = re.compile(r"[0-9a-f-]{36}")
+
+
+class Running(NamedTuple):
+    """The store and the settings of the app that a request came to."""
+
+    store: Store
+    settings: Settings
+
+
+def running(request: Request) -> Running:
+    return Running(request.app.state.store, request.app.state.settings)
+
+
+Service = Annotated[Running, Depends(running)]
+# Any text is taken, so that what is no id is answered as what is not there.
+Id = Annotated[str, Path(max_length=200, examples=["0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa"])]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="A text of the client's own: the same request with the same key is done once and answered again.",
+    ),
+]
+
+
+def is_id(text: str) -> bool:
+    """Whether a text can be an id at all; what cannot is not there, and not every database would take it in a question."""
+    return bool(ID.fullmatch(text))
+
+
+def example(document: Any, *, request: bool = False) -> dict[str, Any]:
+    """OpenAPI's place for an example document: of an answer, or of the request body."""
+    content = {"content": {"application/json": {"example": document}}}
+    return {"requestBody": content} if request else content
