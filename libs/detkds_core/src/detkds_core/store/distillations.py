@@ -92,5 +92,15 @@ def succeed(session: Session, distillation_id: str) -> bool:
     return bool(moved)
 
 
+def fail(session: Session, distillation_id: str, reason: str) -> bool:
+    """RUNNING to FAILED, for a reason that its job does not know. False: it had ended."""
+    reason = reason.replace("\0", "")[:2000]
+    where = Distillation.id == distillation_id
+    moved = move(session, Distillation, where, source="RUNNING", target="FAILED", reason=reason, finished_at=db_time())
+    if moved:
+        events.append(session, "distillation", distillation_id, "failed", {"reason": reason})
+    return bool(moved)
+
+
 def _of(owner: str | None) -> builtins.list[ColumnElement[bool]]:
     return [] if owner is None else [Distillation.owner == owner]

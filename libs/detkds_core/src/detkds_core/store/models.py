@@ -202,7 +202,7 @@ class Confirmation(Times, Base):
     entrant: Mapped[int] = mapped_column(Integer)  # number of the policy within the confirmation
     candidate: Mapped[int | None] = mapped_column(Integer)  # its index in the search; NULL: it was not measured there
     name: Mapped[str] = mapped_column(NAME)
-    role: Mapped[str] = mapped_column(WORD)
+    role: Mapped[Role] = mapped_column(WORD)
     policy: Mapped[dict[str, Any]]
     seed: Mapped[int] = mapped_column(BigInteger)
     state: Mapped[str] = mapped_column(WORD, default="PROPOSED")

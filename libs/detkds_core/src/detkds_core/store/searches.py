@@ -7,14 +7,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from . import events, jobs, pages
 from .clock import db_time
-from .models import Candidate, Confirmation
+from .models import Candidate, Confirmation, Job
 from .models import Search as Search
-from .states import active, move
+from .states import active, move, terminal
 
 REASON_LENGTH = 2000
 
@@ -118,9 +118,15 @@ def clear_errors(session: Session, search: Search) -> None:
         session.execute(update(Search).where(Search.id == search.id).values(errors=0))
 
 
-def active_ids(session: Session) -> builtins.list[str]:
-    """The searches that have not ended, oldest first."""
-    return builtins.list(session.scalars(select(Search.id).where(Search.state.in_(active(Search))).order_by(Search.created_at, Search.id)))
+def due(session: Session) -> builtins.list[str]:
+    """The searches that the evolver has something to do for, oldest first.
+
+    Those that are new, that have an ended job whose outcome is not counted, or that nothing is under way for.
+    """
+    ended = exists().where(Job.search_id == Search.id, Job.collected.is_(False), Job.state.in_(terminal(Job)))
+    under_way = exists().where(Job.search_id == Search.id, Job.state.in_(active(Job)))
+    query = select(Search.id).where(Search.state.in_(active(Search)), or_(Search.state == "QUEUED", ended, ~under_way))
+    return builtins.list(session.scalars(query.order_by(Search.created_at, Search.id)))
 
 
 def lock(session: Session, search_id: str) -> Search | None:

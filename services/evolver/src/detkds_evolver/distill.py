@@ -1,0 +1,61 @@
+"""The end of a distillation: its trainer's result becomes a result with its checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from detkds_core.store import distillations, jobs, results
+from detkds_core.store.models import Job
+
+FILES = ("checkpoint", "checkpoint_pth", "config", "detections")  # what a trainer leaves in its folder, by name in its result
+
+
+def finish(session: Session, job_id: str) -> bool:
+    """Write the result of a distillation whose job has succeeded, and end it, together. False: done before, or cancelled."""
+    job = jobs.get(session, job_id)
+    if job is None or job.distillation_id is None or not jobs.collect(session, job):
+        return False
+    distillation = distillations.get(session, job.distillation_id)
+    if distillation is None or not distillations.succeed(session, distillation.id):
+        return False
+    result = job.result or {}
+    spec = distillation.spec
+    results.create(
+        session,
+        distillation,
+        policy=spec["policy"],
+        ap=result["student"]["ap"],
+        metrics={name: result.get(name) for name in ("student", "teacher", "seconds")},
+        evidence={
+            "dataset": {"name": distillation.dataset, "digest": distillation.dataset_digest},
+            "seed": spec.get("seed"),
+            "recipe": spec.get("recipe"),
+            "teacher": spec.get("teacher"),
+            "student": spec.get("student"),
+            "images": {"report": result["student"].get("images")},
+            "search": distillation.search_id,
+            "cost": {"seconds": result.get("seconds"), "iterations": (spec.get("recipe") or {}).get("iterations")},
+            "curve": result.get("curve"),
+        },
+        artifacts=artifacts(job, result),
+        environment=result.get("environment") or {},
+    )
+    return True
+
+
+def artifacts(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """Paths below the artifacts folder, and the digest of the checkpoint.
+
+    Raises ValueError for a name that would lead out of the attempt's folder: a trainer reads data that others made.
+    """
+    found: dict[str, Any] = {}
+    for kind in FILES:
+        name = result.get(kind)
+        if name is None:
+            continue
+        if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
+            raise ValueError(f"{kind} is {name!r}, not the name of a file in the folder of the attempt")
+        found[kind] = f"{job.id}/{job.attempt}/{name}"
+    return found | {"sha256": result.get("sha256")}

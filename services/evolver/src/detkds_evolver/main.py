@@ -1,0 +1,176 @@
+"""The evolver's loop: every search a step further, lost workers' jobs back into the queue, the bell rung for what waits."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from detkds_core.evolution import Evolution
+from detkds_core.store import Store, distillations, jobs, leases, searches
+from detkds_core.store.ids import new_id
+from detkds_evolver import distill
+from detkds_evolver.doorbell import Doorbell
+from detkds_evolver.drive import SearchError, step
+from detkds_evolver.settings import Settings
+
+log = logging.getLogger("detkds.evolver")
+
+DUTY = "evolver"
+ERRORS = 5  # steps of one search that may fail in a row; more is no accident
+UNREACHABLE = (OperationalError, InterfaceError)  # a database that restarts or is busy: ask again, it is nobody's fault
+
+
+class Evolver:
+    """What one process knows between two rounds; all of it can be lost."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self.holder = f"{socket.gethostname()}/{os.getpid()}/{new_id()}"
+        broker = settings.broker_url.get_secret_value() if settings.broker_url else None
+        self.doorbell = Doorbell(broker)
+        self.rings = broker is not None
+        self.evolutions: dict[str, Evolution] = {}
+        self.not_before: dict[str, float] = {}  # search that failed a step -> time.monotonic() of its next try
+        self.on_duty_until = 0.0  # time.monotonic() by which the lease must be renewed
+        self.reap_at = 0.0
+
+    def round(self) -> bool:
+        """Do what there is to do; False while another evolver is on duty."""
+        if not self.on_duty():
+            return False
+        self.reap()
+        with self.store.read() as session:
+            due = searches.due(session)
+            succeeded = [job.id for job in jobs.succeeded_distillations(session)]
+        for search_id in due:
+            self.drive(search_id)
+        for job_id in succeeded:
+            self.finish(job_id)
+        if self.rings:
+            with self.store.read() as session:
+                waiting = jobs.waiting(session)
+            self.doorbell.ring(waiting)
+        return True
+
+    def on_duty(self) -> bool:
+        """Whether this process is the one that works. Two at once would only be slower: each step locks its search."""
+        now = time.monotonic()
+        if now < self.on_duty_until:
+            return True
+        with self.store.begin() as session:
+            mine = leases.acquire(session, DUTY, holder=self.holder, seconds=self.settings.evolver_lease_seconds)
+        if mine:
+            self.on_duty_until = now + self.settings.evolver_lease_seconds / 3
+        else:
+            self.evolutions.clear()
+        return mine
+
+    def reap(self) -> None:
+        now = time.monotonic()
+        if now < self.reap_at:
+            return
+        self.reap_at = now + self.settings.reap_seconds
+        with self.store.begin() as session:
+            for job_id in jobs.reap(session):
+                log.warning("job %s: its worker was lost", job_id)
+
+    def drive(self, search_id: str) -> None:
+        """One step of one search; whatever goes wrong in it is that search's alone."""
+        if time.monotonic() < self.not_before.get(search_id, 0.0):
+            return
+        known = self.evolutions.pop(
+            search_id, None
+        )  # back only after a commit: a step that was rolled back leaves it ahead of the database
+        try:
+            with self.store.begin() as session:
+                evolution = step(session, search_id, known)
+        except SearchError as error:
+            log.warning("search %s cannot go on: %s", search_id, error)
+            self.fail(search_id, str(error))
+        except UNREACHABLE:
+            raise
+        except Exception as error:
+            log.exception("search %s: a step failed", search_id)
+            with self.store.begin() as session:
+                errors = searches.count_error(session, search_id)
+            self.not_before[search_id] = time.monotonic() + self.settings.evolver_poll_seconds * 2**errors
+            if errors >= ERRORS:
+                self.fail(search_id, f"the evolver failed {errors} times in a row: {type(error).__name__}: {error}")
+        else:
+            self.not_before.pop(search_id, None)
+            if evolution is not None:
+                self.evolutions[search_id] = evolution
+            else:
+                log.info("search %s has ended", search_id)
+
+    def fail(self, search_id: str, reason: str) -> None:
+        with self.store.begin() as session:
+            searches.fail(session, search_id, reason)
+
+    def finish(self, job_id: str) -> None:
+        """The result of one distillation; one that cannot be read fails it."""
+        try:
+            with self.store.begin() as session:
+                distill.finish(session, job_id)
+        except UNREACHABLE:
+            raise
+        except Exception as error:
+            log.exception("job %s: its result cannot be read", job_id)
+            with self.store.begin() as session:
+                job = jobs.get(session, job_id)
+                if job is not None and job.distillation_id is not None and jobs.collect(session, job):
+                    distillations.fail(session, job.distillation_id, f"the trainer's result cannot be read: {error!r}")
+
+    def retire(self) -> None:
+        """Let another evolver begin at once."""
+        with self.store.begin() as session:
+            leases.give_up(session, DUTY, holder=self.holder)
+        self.doorbell.close()
+
+
+def run(store: Store, settings: Settings, stopping: Callable[[], bool]) -> None:
+    """Drive all searches until `stopping()`; a database that cannot be reached is asked again."""
+    evolver = Evolver(store, settings)
+    log.info("evolver %s drives the searches", evolver.holder)
+    while not stopping():
+        try:
+            evolver.round()
+        except UNREACHABLE as error:
+            log.warning("the database cannot be reached: %s", str(error).splitlines()[0])
+            evolver.evolutions.clear()
+        time.sleep(settings.evolver_poll_seconds)
+    try:
+        evolver.retire()
+    except UNREACHABLE as error:
+        log.warning("the lease stays until it runs out: %s", str(error).splitlines()[0])
+
+
+class Stop:
+    """Set by SIGTERM or SIGINT. A plain flag: a lock taken in a signal handler can deadlock."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def ask(self, *_: object) -> None:
+        self.asked = True
+
+    def listen(self) -> Stop:
+        signal.signal(signal.SIGTERM, self.ask)
+        signal.signal(signal.SIGINT, self.ask)
+        return self
+
+
+def main() -> None:
+    settings = Settings()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    run(Store(settings.url), settings, Stop().listen())
