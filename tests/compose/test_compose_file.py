@@ -46,7 +46,8 @@ OURS = ("migrate", "api", "evolver", "worker")
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    return compose_file.interpolate(compose_file.read(MAIN), SECRETS)
+    document: dict[str, Any] = compose_file.interpolate(compose_file.read(MAIN), SECRETS)
+    return document
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

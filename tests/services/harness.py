@@ -122,7 +122,8 @@ def small_dataset(folder: Path) -> dict[str, dict[str, str]]:
     folder.mkdir(parents=True)
     paths: dict[str, dict[str, str]] = {}
     for split, offset in (("train", 0), ("val", 8)):
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         (folder / split).mkdir()
         for n in range(8):
             x, y = 4 + 3 * n + offset // 4, 6 + 2 * n

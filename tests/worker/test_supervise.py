@@ -39,7 +39,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
     def with_trainer(script: str, **changes: Any) -> Settings:
         path = tmp_path / "trainer.py"
         path.write_text(PRELUDE + script)
-        return Settings(home=tmp_path, trainer=f"{sys.executable} {path}", stop_grace_seconds=1.0, **changes)
+        return Settings(home=tmp_path, trainer=(sys.executable, str(path)), stop_grace_seconds=1.0, **changes)
 
     for name in [name for name in os.environ if name.startswith("DETKDS_")]:
         monkeypatch.delenv(name)

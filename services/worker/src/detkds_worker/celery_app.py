@@ -68,7 +68,7 @@ def store() -> Store:
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def tell_children(**_: object) -> None:
     """Runs in Celery's main process, inside its signal handler."""
-    from billiard import active_children
+    from billiard import active_children  # type: ignore[import-untyped]
 
     for child in active_children():
         os.kill(child.pid, signal.SIGTERM)

@@ -94,13 +94,13 @@ def watch(
         if now - held_since > settings.lease_seconds:
             log.warning("job %s: the lease could not be renewed in time", claim.job_id)
             return "lost"
-        news = stdout.progress is not told and now - renewed > PROGRESS_EVERY
-        if news or now - renewed > settings.lease_seconds / 3:
+        news = stdout.progress is not told
+        if now - renewed > (min(PROGRESS_EVERY, settings.lease_seconds / 3) if news else settings.lease_seconds / 3):
             renewed = now
             progress = stdout.progress
             try:
                 with store.begin() as session:
-                    mine = jobs.renew(session, claim, lease_seconds=settings.lease_seconds, progress=progress)
+                    mine = jobs.renew(session, claim, lease_seconds=settings.lease_seconds, progress=progress if news else None)
             except UNREACHABLE as error:
                 log.warning("job %s: the database cannot be reached: %s", claim.job_id, first_line(error))
             else:
@@ -243,8 +243,7 @@ def write_outcome(store: Store, claim: Claim, settings: Settings, outcome: dict[
 
 def release(store: Store, claim: Claim) -> bool:
     with store.begin() as session:
-        jobs.release(session, claim)
-    return True
+        return jobs.release(session, claim)
 
 
 def persist(write: Callable[[], bool], settings: Settings) -> bool:
@@ -281,7 +280,7 @@ def tail(path: Path) -> str:
     """The last lines of a log."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - (1 << 16)))
-        return "\n".join(file.read().decode(errors="replace").splitlines()[-LOG_LINES:])
+        return "\n".join(file.read().decode(errors="replace").replace("\0", "").splitlines()[-LOG_LINES:])
 
 
 def first_line(error: Exception) -> str:
