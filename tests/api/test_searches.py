@@ -104,7 +104,7 @@ def test_an_illegal_term_is_named_by_its_place(service, wanted):
         ("name", "", "/name", "at least 1"),
         ("name", "x" * 121, "/name", "at most 120"),
         ("name", "a\u0000b", "/name", "cannot be printed"),
-        ("name", "\ud800", "/name", "cannot be printed"),
+        ("name", "\ud800", "/name", "unicode"),
         ("knowledge", [], "/knowledge", "at least 1"),
         ("knowledge", ["global", "global"], "/knowledge/1", "twice"),
         ("knowledge", ["color"], "/knowledge/0", "'global', 'fgbg'"),

@@ -15,12 +15,13 @@ def convert(source: Path, target: Path, classes: tuple[str, ...] | None = None) 
 
     Only tensors are read; a pickle with code in it is refused. classes: needed when the checkpoint does not name its own.
     """
+    if target.suffix != ".safetensors":
+        raise ConvertError(f"{target} does not end in .safetensors")
+    # Imported here: torch takes seconds, and no other command needs it.
     from safetensors.torch import save_file
 
     from detkds_core.detectors.build import CheckpointError, read_checkpoint
 
-    if target.suffix != ".safetensors":
-        raise ConvertError(f"{target} does not end in .safetensors")
     try:
         weights, metadata = read_checkpoint(source)
     except CheckpointError as error:

@@ -25,11 +25,13 @@ STATE_STYLE: Mapping[str, str] = {
     "CANCELLED": "dim",
 }
 BAR_WIDTH = 24  # characters
+FILE_WIDTH = 400  # characters; of what goes into a file or a pipe
+WIDE = 120  # characters; in a narrower terminal, columns marked "wide" are left out
 
 
 def console() -> Console:
-    """A console on the standard output of now, which a test may have replaced."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """A console on the standard output of now. What is no terminal is as wide as a line may be, so that it can be searched."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=FILE_WIDTH)
 
 
 def as_json(document: object) -> None:
@@ -58,13 +60,15 @@ def state(name: str) -> Text:
     return Text(name, style=STATE_STYLE.get(name, ""))
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]]) -> Table:
-    """A table without lines; columns are (heading, "left" | "right")."""
+def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]], width: int = FILE_WIDTH) -> Table:
+    """A table without lines; columns are (heading, words): "right" for numbers, "wide" for what a narrow terminal can do without."""
     shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for heading, side in columns:
-        shown.add_column(heading, justify="right" if side == "right" else "left", overflow="fold", no_wrap=heading == "id")
+    kept = [place for place, (_, words) in enumerate(columns) if width >= WIDE or "wide" not in words]
+    for place in kept:
+        heading, words = columns[place]
+        shown.add_column(heading, justify="right" if "right" in words else "left", overflow="fold", no_wrap=heading in ("id", "state"))
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(row[place] for place in kept))
     return shown
 
 
@@ -87,8 +91,8 @@ def searches(found: Sequence[Search]) -> None:
         ("state", ""),
         ("candidates", "right"),
         ("best AP", "right"),
-        ("dataset", ""),
-        ("created (UTC)", ""),
+        ("dataset", "wide"),
+        ("created (UTC)", "wide"),
     ]
     listed(columns, rows, "No search yet. Start one: detkds search --pair digits_gfl")
 
@@ -106,13 +110,13 @@ def distillations(found: Sequence[Distillation]) -> None:
         )
         for one in found
     ]
-    columns = [("id", ""), ("name", ""), ("state", ""), ("done", "right"), ("dataset", ""), ("policy", ""), ("created (UTC)", "")]
+    columns = [("id", ""), ("name", ""), ("state", ""), ("done", "right"), ("dataset", "wide"), ("policy", ""), ("created (UTC)", "wide")]
     listed(columns, rows, "No distillation yet. Start one: detkds distill --pair digits_gfl --policy pkd")
 
 
 def results(found: Sequence[Result]) -> None:
     rows = [(one["id"], one["kind"], one["name"], one["dataset"], ap(one["ap"]), one["formula"], when(one["created_at"])) for one in found]
-    columns = [("id", ""), ("kind", ""), ("name", ""), ("dataset", ""), ("AP", "right"), ("policy", ""), ("created (UTC)", "")]
+    columns = [("id", ""), ("kind", ""), ("name", ""), ("dataset", "wide"), ("AP", "right"), ("policy", ""), ("created (UTC)", "wide")]
     listed(columns, rows, "No result yet. Searches and distillations leave theirs here when they end.")
 
 
@@ -153,7 +157,7 @@ def candidates(found: Sequence[Candidate], top: int = 10) -> None:
 def listed(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]], nothing: str) -> None:
     screen = console()
     if rows:
-        screen.print(table(columns, rows))
+        screen.print(table(columns, rows, screen.width))
     else:
         screen.print(nothing)
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
@@ -13,9 +14,11 @@ from fastapi.staticfiles import StaticFiles
 
 from detkds_api import datasets, detectors, distill, health, policies, problems, results, searches
 from detkds_api.gate import Gate
+from detkds_api.service import keep_nulls
 from detkds_api.settings import Settings
 from detkds_core.store import Store
 
+ROUTERS = [domain.router for domain in (searches, distill, results, datasets, detectors, policies, health)]
 PAGES = Path(__file__).parent / "pages"
 
 DESCRIPTION = """\
@@ -48,14 +51,22 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.store = store
     app.state.settings = settings
-    for domain in (searches, distill, results, datasets, detectors, policies, health):
-        app.include_router(domain.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.mount("/pages", StaticFiles(directory=PAGES), name="pages")
 
     @app.get("/", include_in_schema=False)
     def dashboard() -> FileResponse:
         return FileResponse(PAGES / "dashboard.html", headers={"Cache-Control": "no-cache"})
 
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            keep_nulls(describe(), ROUTERS)
+        return describe()
+
+    app.openapi = described  # type: ignore[method-assign]
     problems.install(app)
     key = settings.api_key.get_secret_value() if settings.api_key else None
     app.add_middleware(Gate, allowed_hosts=settings.hosts, api_key=key)

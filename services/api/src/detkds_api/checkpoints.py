@@ -34,8 +34,8 @@ def read_header(path: Path) -> Checkpoint:
     """Read the metadata of a safetensors file (8 bytes of length, then JSON). Raises ValueError when it is not one."""
     if path.suffix != ".safetensors":
         raise ValueError(
-            f"{path.name} is not a .safetensors file, and other formats can run code when they are read; convert it where you trust it: "
-            "safetensors.torch.save_file(state_dict, 'teacher.safetensors', metadata={'classes': json.dumps([...])})"
+            f"{path.name} is not a .safetensors file, and other formats can run code when they are read; "
+            f"convert it: detkds convert {path.name} {path.stem}.safetensors"
         )
     try:
         with path.open("rb") as file:

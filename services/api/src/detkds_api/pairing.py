@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -159,7 +160,7 @@ def merged_recipe(choice: RecipeChoice | None, base: Recipe | None, errors: list
     try:
         return Recipe.from_json(fields, base)
     except ValueError as error:
-        for sentence in str(error).split("; "):
+        for sentence in re.split(r"; (?=recipe\.)", str(error)):
             path, _, message = sentence.partition(": ")
             errors.append(FieldError(pointer_of_path(path), message))
         return None

@@ -196,14 +196,30 @@ def model_in(annotation: object) -> type[BaseModel] | None:
 
 def from_validation(error: RequestValidationError, model: type[BaseModel] | None) -> Problem:
     """pydantic's errors in the words of this API: where, what was wrong, what would be right."""
-    found: list[FieldError] = []
+    found: dict[str, list[str]] = {}
     for entry in error.errors():
         place, *path = entry["loc"]
         if entry["type"] == "json_invalid":
             return BadRequest(f"the body is not JSON: {entry['ctx']['error']} at character {path[0] if path else 0}")
+        if place == "body":
+            path = places(path, error.body)
         where = pointer(*path) if place == "body" else f"?{path[0]}" if place == "query" else f"header {path[0]}" if path else str(place)
-        found.append(FieldError(where, words(entry, path, model)))
-    return invalid(found)
+        found.setdefault(where, []).append(words(entry, path, model))
+    return invalid(FieldError(where, ", or ".join(messages)) for where, messages in found.items())
+
+
+def places(path: Sequence[str | int], body: object) -> list[str | int]:
+    """The part of pydantic's path that leads through the body: behind it come the names of a union's alternatives."""
+    kept: list[str | int] = []
+    for part in path:
+        if isinstance(body, Mapping) and (part in body or part == path[-1]):
+            body = body.get(part)
+        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
+            body = body[part]
+        else:
+            break
+        kept.append(part)
+    return kept
 
 
 def words(entry: Mapping[str, Any], path: Sequence[str | int], model: type[BaseModel] | None) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import Depends, Header, Path, Request
+from fastapi import APIRouter, Depends, Header, Path, Request
+from fastapi.routing import APIRoute
 
 from detkds_api.settings import Settings
 from detkds_core.store import Store
@@ -26,7 +28,7 @@ def running(request: Request) -> Running:
 
 Service = Annotated[Running, Depends(running)]
 # Any text is taken, so that what is no id is answered as what is not there.
-Id = Annotated[str, Path(max_length=200, examples=["0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa"])]
+Id = Annotated[str, Path(examples=["0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa"])]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -41,6 +43,19 @@ IdempotencyKey = Annotated[
 def is_id(text: str) -> bool:
     """Whether a text can be an id at all; what cannot is not there, and not every database would take it in a question."""
     return bool(ID.fullmatch(text))
+
+
+def keep_nulls(schema: dict[str, Any], routers: Iterable[APIRouter]) -> None:
+    """Put the examples back into an OpenAPI document as they were written: FastAPI drops whatever is null in them."""
+    for router in routers:
+        for route in router.routes:
+            if not isinstance(route, APIRoute):
+                continue
+            for method in route.methods or ():
+                operation = schema["paths"][route.path_format][method.lower()]
+                for status, answer in route.responses.items():
+                    for media, content in answer.get("content", {}).items():
+                        operation["responses"][str(status)]["content"][media].update(content)
 
 
 def example(document: Any, *, request: bool = False) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""`/results`: the evidence, and the checkpoint as a file."""
+
+import json
+
+import pytest
+
+from detkds_core.store import distillations, jobs, results, searches
+
+PKD = {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 5.0}]}
+
+
+@pytest.fixture(scope="module")
+def finished(service):
+    """The ids of a distillation's result with a checkpoint, and of one whose artifacts lead astray."""
+    folder = service.settings.artifacts_folder / "job" / "1"
+    folder.mkdir(parents=True)
+    (folder / "student.safetensors").write_bytes(b"safe" * 100_000)
+    (folder / "student.pth").write_bytes(b"pickled")
+    body = {
+        "dataset": "shapes",
+        "teacher": {"detector": "gfl_r18w32_fpn32", "checkpoint": str(service.roots / "teacher.safetensors")},
+        "student": {"detector": "gfl_r18w8_fpn32"},
+        "recipe": {"iterations": 2, "batch": 2, "image_size": 64},
+        "policy": "pkd",
+    }
+    made = []
+    good = {"checkpoint": "job/1/student.safetensors", "checkpoint_pth": "job/1/student.pth"}
+    for artifacts in (good, {"checkpoint": "../../../../etc/passwd"}):
+        one = service.http.post("/distill", json=body).json()["id"]
+        with service.store.begin() as session:
+            claim = jobs.claim(session, worker="test", lease_seconds=30, job_id=jobs.of_distillation(session, one).id)
+            jobs.finish(session, claim, {"student": {"ap": 31.2}})
+            row = distillations.get(session, one)
+            metrics = {"student": {"ap": 31.2, "ap50": 54.0}}
+            result = results.create(
+                session,
+                row,
+                policy=PKD,
+                ap=31.2,
+                metrics=metrics,
+                evidence={"seeds": [3]},
+                artifacts=artifacts,
+                environment={"device": "cpu"},
+            )
+            distillations.succeed(session, one)
+        made.append((one, result.id))
+    return made
+
+
+def test_a_result_carries_its_evidence(service, finished):
+    distillation, result = finished[0]
+    seen = service.http.get(f"/distill/{distillation}").json()
+    assert (seen["state"], seen["result_id"], seen["progress"]["fraction"], seen["progress"]["best_ap"]) == ("SUCCEEDED", result, 1.0, 31.2)
+    document = service.http.get(f"/results/{result}").json()
+    assert document["kind"] == "distill"
+    assert document["distillation_id"] == distillation
+    assert document["formula"] == "5·l2(standardize(global))"
+    assert document["ap"] == 31.2
+    assert document["metrics"]["student"]["ap50"] == 54.0
+    assert document["evidence"] == {"seeds": [3]}
+    assert document["checkpoint"] is True
+    assert "job/1" not in json.dumps(document)  # no path of the service's machine
+
+
+@pytest.mark.parametrize(("format", "content"), [("safetensors", b"safe" * 100_000), ("pth", b"pickled")])
+def test_the_checkpoint_is_a_file(service, finished, format, content):
+    answer = service.http.get(f"/results/{finished[0][1]}/checkpoint", params={"format": format})
+    assert answer.status_code == 200
+    assert answer.content == content
+    assert f'filename="student-{finished[0][1]}.{format}"' in answer.headers["content-disposition"]
+    assert answer.headers["content-type"] == "application/octet-stream"
+
+
+def test_a_checkpoint_outside_the_artifacts_is_not_given(service, finished):
+    answer = service.http.get(f"/results/{finished[1][1]}/checkpoint")
+    assert answer.status_code == 404
+    assert b"root:" not in answer.content
+
+
+def test_other_formats_are_refused_with_those_that_are(service, finished):
+    answer = service.http.get(f"/results/{finished[0][1]}/checkpoint", params={"format": "onnx"})
+    assert answer.status_code == 422
+    assert "'safetensors' or 'pth'" in answer.json()["errors"][0]["message"]
+
+
+def test_the_result_of_a_search_has_no_checkpoint_and_says_how_to_get_one(service, wanted):
+    search_id = service.http.post("/searches", json=wanted).json()["id"]
+    with service.store.begin() as session:
+        search = searches.get(session, search_id)
+        searches.start(session, search)
+        searches.confirm(session, search)
+        evidence = {"seeds": [3, 4, 5]}
+        result = results.create(
+            session, search, policy=PKD, ap=30.0, metrics={"verdict": "…"}, evidence=evidence, artifacts={}, environment={}
+        )
+        searches.succeed(session, search)
+    assert service.http.get(f"/searches/{search_id}").json()["result_id"] == result.id
+    answer = service.http.get(f"/results/{result.id}/checkpoint")
+    assert answer.status_code == 404
+    assert "POST /distill" in answer.json()["detail"]
+    kinds = {item["kind"] for item in service.http.get("/results", params={"kind": "search"}).json()["items"]}
+    assert kinds == {"search"}
+
+
+@pytest.mark.parametrize("path", ["/results/none", "/results/none/checkpoint", "/results/..%2F..%2Fetc%2Fpasswd/checkpoint"])
+def test_a_result_that_is_not_there_is_404(service, path):
+    assert service.http.get(path).status_code == 404
