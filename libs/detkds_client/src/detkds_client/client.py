@@ -214,6 +214,10 @@ class Client:
         part.replace(path)
         return path
 
+    def detections(self, result_id: str) -> list[dict[str, Any]]:
+        """What the distilled student finds in the report images: COCO detections (image_id, category_id, bbox xywh in pixels, score)."""
+        return cast(list[dict[str, Any]], self.get(f"/results/{result_id}/detections")["student"])
+
     # Datasets, detectors, policies, health
 
     def datasets(self) -> list[Dataset]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -64,6 +65,7 @@ EXAMPLE = {
     "environment": {"torch": "2.14.1", "device": "cpu"},
     "checkpoint": True,
 }
+DETECTIONS_EXAMPLE = {"student": [{"image_id": 1, "category_id": 8, "bbox": [12.5, 40.0, 18.2, 24.9], "score": 0.71}], "teacher": []}
 
 
 def view(result: Result) -> ResultView:
@@ -111,18 +113,33 @@ def get_checkpoint(
     format: Annotated[Format, Query(description="`pth`: a plain MMDetection checkpoint; `safetensors`: the same weights.")] = "safetensors",
 ) -> FileResponse:
     """The distilled student's weights, as a file."""
+    path = artifact(service, result_id, ARTIFACT[format], f"{format} checkpoint")
+    return FileResponse(path, media_type="application/octet-stream", filename=f"student-{result_id}.{format}")
+
+
+@router.get(
+    "/results/{result_id}/detections",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/json": {"schema": {"type": "object"}, "example": DETECTIONS_EXAMPLE}}}},
+)
+def get_detections(result_id: Id, service: Service) -> FileResponse:
+    """What student and teacher find in the report images, as COCO detections (bbox: x, y, width, height in pixels)."""
+    return FileResponse(artifact(service, result_id, "detections", "list of detections"), media_type="application/json")
+
+
+def artifact(service: Service, result_id: str, kind: str, title: str) -> Path:
+    """The file that a trainer left. Raises NotFound."""
     with service.store.read() as session:
         result = existing(session, result_id)
-    name = result.artifacts.get(ARTIFACT[format])
+    name = result.artifacts.get(kind)
     if name is None:
         advice = "distil with its policy first (POST /distill)" if result.kind == "search" else "its trainer left none"
-        raise NotFound(f"result {result_id} has no {format} checkpoint; {advice}")
+        raise NotFound(f"result {result_id} has no {title}; {advice}")
     folder = service.settings.artifacts_folder.resolve()
     try:
-        path = inside(str(folder / name), [folder])
+        return inside(str(folder / name), [folder])
     except ValueError:
-        raise NotFound(f"the {format} checkpoint of result {result_id} is no longer in the artifacts folder") from None
-    return FileResponse(path, media_type="application/octet-stream", filename=f"student-{result_id}.{format}")
+        raise NotFound(f"the {title} of result {result_id} is no longer in the artifacts folder") from None
 
 
 def existing(session: Session, result_id: str) -> Result:

@@ -71,7 +71,7 @@ class Recipe:
 class Pair:
     """A teacher, a student and the schedules that suit them on a dataset.
 
-    proxy: how a candidate of a search is measured; full: how the final student is trained.
+    teaching: how the teacher was trained; proxy: how a candidate of a search is measured; full: how the final student is trained.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Pair:
     teacher: str
     teacher_checkpoint: str
     student: str
+    teaching: Recipe
     proxy: Recipe
     full: Recipe
 
@@ -94,6 +95,7 @@ PAIRS: Mapping[str, Pair] = {
             teacher="gfl_r18w32_fpn32",
             teacher_checkpoint="digits_gfl_r18w32_fpn32",
             student="gfl_r18w8_fpn32",
+            teaching=Recipe(iterations=4000, augment="none"),
             proxy=Recipe(iterations=100, augment="none", eval_images=200),
             full=Recipe(iterations=300, augment="none"),
         ),
@@ -104,6 +106,7 @@ PAIRS: Mapping[str, Pair] = {
             teacher="gfl_r18w32_fpn32",
             teacher_checkpoint="trees_gfl_r18w32_fpn32",
             student="gfl_r18w8_fpn32",
+            teaching=Recipe(iterations=4000, batch=4, image_size=256, augment="dihedral"),
             proxy=Recipe(iterations=100, image_size=256, augment="dihedral"),
             full=Recipe(iterations=300, image_size=256, augment="dihedral"),
         ),

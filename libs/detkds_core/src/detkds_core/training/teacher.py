@@ -1,15 +1,20 @@
 """Train a detector on its own, without a teacher: how the built-in teachers were made."""
 
+import argparse
 import json
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from detkds_core.catalogue import Recipe, detector
-from detkds_core.datasets import Dataset, report_ids, selection_ids
+from detkds_core.catalogue import PAIRS, Recipe, detector
+from detkds_core.catalogue.pairs import CHECKPOINTS
+from detkds_core.datasets import Dataset, default_cache, load_dataset, report_ids, selection_ids
 from detkds_core.detectors.build import build_detector, load_weights, save_weights
 from detkds_core.detectors.pair import Levels, Student
 from detkds_core.evaluation.predict import measure
@@ -59,3 +64,29 @@ def measure_file(name: str, dataset: Dataset, path: Path, image_size: int) -> di
         metrics, _ = measure(model.to(default_device()), dataset.to_json()["val"], list(ids), image_size=image_size)
         figures[part] = {"ap": metrics.ap, "ap50": metrics.ap50, "ap75": metrics.ap75, "images": metrics.images}
     return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m detkds_core.training.teacher --pair digits_gfl`: make a pair's teacher anew by its own recipe."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--pair", choices=PAIRS, default="digits_gfl")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--iterations", type=int, default=None, help="default: the recipe's")
+    parser.add_argument("--out", type=Path, default=None, help="default: the file that ships with the project")
+    wanted = parser.parse_args(arguments)
+    pair = PAIRS[wanted.pair]
+    recipe = replace(pair.teaching, iterations=wanted.iterations or pair.teaching.iterations)
+    out = wanted.out or CHECKPOINTS / f"{pair.teacher_checkpoint}.safetensors"
+    began = time.monotonic()
+
+    def report(done: int, total: int, message: str) -> None:
+        if done % 100 == 0 or done == total:
+            spent = time.monotonic() - began
+            print(f"teacher {done}/{total} {message}, {spent / done * (total - done):.0f} s left", file=sys.stderr, flush=True)
+
+    figures = train_teacher(pair.teacher, load_dataset(pair.dataset, default_cache()), recipe, wanted.seed, out, report)
+    print(f"{out.name}: {json.dumps(figures)} after {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""`detkds demo`: the whole way once on real images, as a client of a service that it starts for itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from detkds_client import show
+from detkds_client.client import Client
+from detkds_client.types import Candidate, DetectorChoice, Distillation, Result, Search
+from detkds_core import processes
+from detkds_core.catalogue import PAIRS, Pair, Recipe
+from detkds_core.datasets import Dataset, default_cache, load_dataset, report_ids
+from detkds_core.policy import canonical, canonical_json, from_json, named_policies
+from detkds_core.report import Box, CandidatePoint, ImagePanel, ReportData, Row, text_table, verdict, write_report
+from detkds_core.report.data import Role
+
+CANDIDATES = 28  # "none", PKD and 26 of the search
+GROUP = 4
+PANELS = 6  # validation images in the report: the first of the report half, whatever they show
+STEPS = 4
+
+
+def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = Path("demo"), candidates: int = CANDIDATES) -> Path:
+    """Search, distil and report on a built-in dataset; writes below `folder` and returns the report's path.
+
+    Everything random follows from `seed`; two runs with one seed give the same candidates and the same AP.
+    """
+    began = time.monotonic()
+    pair = next((pair for pair in PAIRS.values() if pair.dataset == dataset), None)
+    if pair is None:
+        known = ", ".join(pair.dataset for pair in PAIRS.values())
+        raise SystemExit(f"detkds demo: there is no demo on {dataset!r}; one of {known}")
+    say = show.console().print
+    home = folder.resolve() / f"{dataset}-seed{seed}"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    say(f"[bold]DetKDS demo[/]: {pair.title}")
+    data = load_dataset(dataset, default_cache())
+    say(f"dataset {dataset}: {data.train.count} training and {data.val.count} validation images, digest {data.digest[:12]}")
+    teacher: DetectorChoice = {"detector": pair.teacher, "checkpoint": pair.teacher_checkpoint}
+    if train_teacher:
+        teacher["checkpoint"] = str(trained_teacher(pair, home, seed))
+    with service(home) as client:
+        student: DetectorChoice = {"detector": pair.student}
+        common: dict[str, Any] = {"dataset": dataset, "teacher": teacher, "student": student, "seed": seed}
+
+        heading(1, "teacher, and the student alone")
+        alone = distilled(client, policy="none", recipe=pair.full.to_json(), name="student alone", **common)
+        say(f"teacher AP {alone['metrics']['teacher']['ap']:.1f}, student alone AP {alone['metrics']['student']['ap']:.1f}")
+
+        heading(2, f"search over {candidates} policies")
+        started = client.search(
+            candidates=candidates,
+            group=GROUP,
+            recipe=pair.proxy.to_json(),
+            confirmation={"finalists": 2, "seeds": 3, "iterations": pair.full.iterations},
+            name=f"demo on {dataset}",
+            **common,
+        )
+        with show.following() as follow:
+            search = client.wait_search(started["id"], cast(Callable[[Search], None], follow))
+        must_succeed(search)
+        found = client.result(str(search["result_id"]))
+        say(f"policy {found['formula']}")
+
+        heading(3, "distillation with the best policy")
+        best = distilled(client, policy={"search": search["id"]}, recipe=pair.full.to_json(), name="distilled student", **common)
+        say(f"distilled student AP {best['metrics']['student']['ap']:.1f} with seed {seed}")
+
+        heading(4, "results")
+        checkpoint = client.download_checkpoint(best["id"], home / "student.pth", "pth")
+        report = home / "report.html"
+        rows = result_rows(found, alone, pair)
+        points = [candidate_point(one) for one in client.candidates(search["id"])]
+        detections = {name: client.detections(result["id"]) for name, result in (("alone", alone), ("distilled", best))}
+        write_report(
+            report,
+            ReportData(
+                title=f"DetKDS on {dataset}",
+                dataset=dataset,
+                pair=f"{pair.teacher} teaches {pair.student}",
+                rows=rows,
+                formula=str(found["formula"]),
+                policy=cast(Mapping[str, Any], found["policy"]),
+                candidates=points,
+                panels=panels(data, detections["alone"], detections["distilled"]),
+                evidence=evidence(data, pair, found, search, seed, time.monotonic() - began),
+            ),
+        )
+        shutil.copyfile(report, folder.resolve() / "report.html")
+        print()
+        print(text_table(rows))
+        print()
+        print(verdict(rows).sentence)
+        print(f"policy      {found['formula']}")
+        print(f"checkpoint  {shown(checkpoint)}")
+        print(f"report      {shown(folder.resolve() / 'report.html')}")
+        print(f"everything  {time.monotonic() - began:.0f} s, seed {seed}; the same command gives the same candidates and the same AP")
+    return report
+
+
+def heading(step: int, text: str) -> None:
+    show.console().print(f"\n[bold cyan]{step}/{STEPS}[/] [bold]{text}[/]")
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+@contextmanager
+def service(home: Path) -> Iterator[Client]:
+    """`detkds serve` on a free loopback port, gone when the demo is."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("DETKDS_DATABASE_URL", "DETKDS_BROKER_URL")}
+    environment |= {"DETKDS_DATA_ROOTS": str(home), "DETKDS_HOME": str(home)}
+    with (home / "serve.log").open("wb") as log:
+        command = [sys.executable, "-m", "detkds_client", "serve", "--home", str(home), "--port", "0"]
+        server = processes.start_bound(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    try:
+        address = home / "serve.json"
+        deadline = time.monotonic() + 120
+        while not address.exists():
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"detkds demo: the service does not start; the end of {log.name}:\n{tail(home / 'serve.log')}")
+            time.sleep(0.1)
+        with Client(json.loads(address.read_text())["url"]) as client:
+            yield client
+    finally:
+        processes.stop_group(server, grace=30.0)
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+
+
+def trained_teacher(pair: Pair, home: Path, seed: int) -> Path:
+    """Train the pair's teacher anew, in a process of its own: this one has no torch."""
+    path = home / "teacher.safetensors"
+    command = [sys.executable, "-m", "detkds_core.training.teacher", "--pair", pair.name, "--seed", str(seed), "--out", str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
+def distilled(client: Client, **wanted: Any) -> Result:
+    """Train one student through the service and wait for its result."""
+    started = client.distill(**wanted)
+    with show.following() as follow:
+        done = client.wait_distillation(started["id"], cast(Callable[[Distillation], None], follow))
+    must_succeed(done)
+    return client.result(str(done["result_id"]))
+
+
+def must_succeed(done: Search | Distillation) -> None:
+    if done["state"] != "SUCCEEDED":
+        raise SystemExit(f"detkds demo: {done['name']} ended as {done['state']}: {done['reason']}")
+
+
+def result_rows(found: Result, alone: Result, pair: Pair) -> list[Row]:
+    """The result table: teacher, then what the confirmation measured on fresh seeds and the report images, by role."""
+    metrics = alone["metrics"]
+    teacher = metrics["teacher"]
+    rows = [
+        Row("teacher", "teacher", (0,), (teacher["ap"],), (teacher["ap50"],), (teacher["ap75"],), teacher["parameters"], teacher["images"])
+    ]
+    titles: dict[str, str] = {"alone": "student alone", "reference": "student, {}", "searched": "student, searched policy"}
+    order: Sequence[Role] = ("alone", "reference", "searched")
+    for role in order:
+        for entrant in found["metrics"]["rows"]:
+            if entrant["role"] != role or (role == "searched" and entrant["entrant"] != found["metrics"]["winner"]["entrant"]):
+                continue
+            rows.append(
+                Row(
+                    titles[role].format(entrant["name"].upper()),
+                    role,
+                    tuple(entrant["seeds"]),
+                    tuple(entrant["ap"]),
+                    tuple(entrant["ap50"]),
+                    tuple(entrant["ap75"]),
+                    metrics["student"]["parameters"],
+                    entrant["images"],
+                )
+            )
+    return rows
+
+
+def candidate_point(one: Candidate) -> CandidatePoint:
+    names = {canonical_json(canonical(named.policy)): name for name, named in named_policies().items()}
+    failure = one["failure"]
+    return CandidatePoint(
+        index=one["index"],
+        stage=one["stage"],
+        formula=one["formula"],
+        fitness=one["ap"],
+        island=one["island"],
+        operator=one["operator"],
+        failure=f"{failure['kind']}: {failure['detail']}" if failure else None,
+        name=names.get(canonical_json(canonical(from_json(one["policy"])))) if one["stage"] == "reference" else None,
+    )
+
+
+def panels(data: Dataset, alone: Sequence[Mapping[str, Any]], distilled: Sequence[Mapping[str, Any]]) -> list[ImagePanel]:
+    """The first report images with ground truth and with what either student finds."""
+    content = data.val.load()
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    records = {image["id"]: image for image in content["images"]}
+
+    def boxes(found: Sequence[Mapping[str, Any]], image_id: int) -> list[Box]:
+        return [box(one["bbox"], names[one["category_id"]], one.get("score")) for one in found if one["image_id"] == image_id]
+
+    return [
+        ImagePanel(
+            image=data.val.images / records[image_id]["file_name"],
+            title=records[image_id]["file_name"],
+            truth=boxes([one for one in content["annotations"] if not one.get("iscrowd", 0)], image_id),
+            alone=boxes(alone, image_id),
+            distilled=boxes(distilled, image_id),
+        )
+        for image_id in report_ids(data)[:PANELS]
+    ]
+
+
+def box(xywh: Sequence[float], label: str, score: float | None) -> Box:
+    x, y, width, height = xywh
+    return Box((x, y, x + width, y + height), label, score)
+
+
+def evidence(data: Dataset, pair: Pair, found: Result, search: Search, seed: int, seconds: float) -> dict[str, str]:
+    def said(recipe: Recipe) -> str:
+        return f"{recipe.iterations} iterations of {recipe.batch} images at {recipe.image_size} px, {recipe.optimizer} at {recipe.lr}"
+
+    versions = ", ".join(f"{name} {version}" for name, version in found["environment"].items())
+    return {
+        "dataset": f"{data.name}, SHA-256 {data.digest}",
+        "images": f"{data.train.count} for training; of {data.val.count} for validation one half selects, the other reports",
+        "a candidate": f"{said(pair.proxy)}, seed {seed}, measured on {pair.proxy.eval_images or 'all'} selection images",
+        "confirmation": f"{said(pair.full)}; the winner is chosen by the selection images, the table is of the report images",
+        "candidates": str(search["spec"]["candidates"]),
+        "made with": versions,
+        "took": f"{seconds:.0f} s",
+    }
