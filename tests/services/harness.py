@@ -68,6 +68,8 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         "DETKDS_HOME": str(home),
         "DETKDS_TRAINER": f"{sys.executable} {STAND_IN}",
         "DETKDS_LEASE_SECONDS": "2",
+        "DETKDS_REAP_SECONDS": "1",
+        "DETKDS_EVOLVER_LEASE_SECONDS": "2",
         "DETKDS_DATA_ROOTS": str(home / "roots"),
         "STAND_IN_STARTS": str(home / "starts.txt"),
         "OMP_NUM_THREADS": "1",

@@ -34,12 +34,20 @@ SEARCH = {
 }
 
 
+def told_by(home: Path) -> int | None:
+    """The process that wrote serve.json."""
+    try:
+        return int(json.loads((home / "serve.json").read_text())["pid"])
+    except FileNotFoundError:
+        return None
+
+
 def start_serve(home: Path, **settings: str) -> tuple["subprocess.Popen[bytes]", Api]:
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(home)], env=harness.environment(home, **settings), stdout=subprocess.DEVNULL
     )
     try:
-        until(lambda: (home / "serve.json").exists() or process.poll() is not None, 60, "serve.json")
+        until(lambda: told_by(home) == process.pid or process.poll() is not None, 60, "serve.json")
         return process, Api(json.loads((home / "serve.json").read_text())["url"])
     except BaseException:
         process.kill()

@@ -73,6 +73,8 @@ def serve(
     (home / "logs").mkdir(parents=True, exist_ok=True)
     stopped_by: list[int] = []
     with only_one(home), signals_noted(stopped_by):
+        told = home / "serve.json"
+        told.unlink(missing_ok=True)  # left by a supervisor that was killed; its URL is nobody's now
         if not port:
             port = free_port(host)
         elif not can_listen(host, port):
@@ -82,7 +84,6 @@ def serve(
         env |= {"DETKDS_HOME": str(home), "DETKDS_HOST": host, "DETKDS_PORT": str(port)}
         Store(env.get("DETKDS_DATABASE_URL") or f"sqlite:///{home / 'detkds.sqlite'}").migrate()
         services = [Service(name, command, home / "logs" / f"{name}.log") for name, command in SERVICES.items()]
-        told = home / "serve.json"
         try:
             ready = False
             while not stopped_by:
