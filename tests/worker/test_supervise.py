@@ -4,12 +4,14 @@ import json
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, make_url, text
 
 from detkds_core.store import Store, jobs
 from detkds_worker.settings import Settings
@@ -274,3 +276,67 @@ def test_settings_name_their_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings()
     monkeypatch.setenv("DETKDS_TRAINER", "python 'my trainer.py' --fast")
     assert Settings().trainer == ("python", "my trainer.py", "--fast")
+
+
+class Outage:
+    """A Postgres database that nobody reaches for a while; the server itself stays up for the other tests."""
+
+    def __init__(self, server_url: str, database_url: str) -> None:
+        self.engine = create_engine(server_url, isolation_level="AUTOCOMMIT")
+        self.name = make_url(database_url).database
+        self.began = 0.0
+
+    def begin(self) -> None:
+        self.began = time.monotonic()
+        with self.engine.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {self.name} WITH ALLOW_CONNECTIONS false"))
+            connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.name}'"))
+
+    def end(self) -> None:
+        with self.engine.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {self.name} WITH ALLOW_CONNECTIONS true"))
+        self.engine.dispose()
+
+
+@pytest.fixture
+def outage(postgres_server: str, postgres_database: str) -> Iterator[tuple[Store, Outage]]:
+    store = Store(postgres_database)
+    store.migrate()
+    made = Outage(postgres_server, postgres_database)
+    yield store, made
+    made.end()
+    store.close()
+
+
+def test_a_database_that_is_away_for_a_moment_costs_nothing(outage: tuple[Store, Outage], settings: Callable[..., Settings]) -> None:
+    """It goes while the trainer works, and is back when its result has waited for a second."""
+    store, away = outage
+    ours = settings('time.sleep(0.8); leave("result.json", {"ap": 30.0})', lease_seconds=6.0)
+    claim = claimed(store, lease_seconds=20)
+    back = threading.Timer(2.0, away.end)
+
+    def go_away_once() -> bool:
+        if not away.began:
+            away.begin()
+            back.start()
+        return False
+
+    assert run_claim(store, claim, ours, draining=go_away_once) == "succeeded"
+    assert time.monotonic() - away.began > 2
+    back.join()
+    assert row(store, claim)["result"] == {"ap": 30.0}
+
+
+def test_a_worker_that_cannot_renew_its_lease_stops_in_time(outage: tuple[Store, Outage], settings: Callable[..., Settings]) -> None:
+    store, away = outage
+    ours = settings("time.sleep(60)", lease_seconds=1.0)
+    claim = claimed(store, lease_seconds=1.0)
+
+    def go_away_once() -> bool:
+        if not away.began:
+            away.begin()
+        return False
+
+    assert run_claim(store, claim, ours, draining=go_away_once) == "lost"
+    assert time.monotonic() - away.began < 5
+    assert not alive(trainer_pid(ours, claim))
