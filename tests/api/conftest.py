@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from pydantic import SecretStr
 from safetensors.numpy import save_file
 
 from detkds_api.app import create_app
@@ -21,6 +23,7 @@ from detkds_api.settings import Settings
 from detkds_core.store import Store
 
 CLASSES = ("circle", "square")
+KEY = SecretStr("0123456789abcdef0123456789abcdef")
 
 
 @dataclass
@@ -61,29 +64,41 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One service a test module, with the dataset `shapes` registered and two teachers of it below the root."""
-    home = tmp_path_factory.mktemp("home")
-    roots = tmp_path_factory.mktemp("roots").resolve()
-    settings = Settings(home=home, port=free_port(), data_roots=(roots,), cache=home / "cache")
+@contextmanager
+def running(settings: Settings) -> Iterator[str]:
+    """The app of these settings behind uvicorn, in a thread; its URL."""
     server = uvicorn.Server(uvicorn.Config(create_app(settings), host="127.0.0.1", port=settings.port, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive(), "the service ended while it started"
         time.sleep(0.01)
-    url = f"http://127.0.0.1:{settings.port}"
+    yield f"http://127.0.0.1:{settings.port}"
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service a test module, with the dataset `shapes` registered and two teachers of it below the root."""
+    home = tmp_path_factory.mktemp("home")
+    roots = tmp_path_factory.mktemp("roots").resolve()
+    settings = Settings(home=home, port=free_port(), data_roots=(roots,), cache=home / "cache")
     write_checkpoint(roots / "teacher.safetensors", CLASSES)
     write_checkpoint(roots / "other.safetensors", ("cat", "dog", "cow"))
-    with httpx2.Client(base_url=url, timeout=30, trust_env=False) as http:
+    with running(settings) as url, httpx2.Client(base_url=url, timeout=30, trust_env=False) as http:
         body = {"name": "shapes", "train": write_coco(roots / "train", 6), "val": write_coco(roots / "val", 4, shade=100)}
         answer = http.post("/datasets", json=body)
         assert answer.status_code == 201, answer.text
         yield Service(url, http, Store(settings.url), settings, roots)
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a service that asks for the key `KEY`."""
+    with running(Settings(home=tmp_path_factory.mktemp("locked"), port=free_port(), api_key=KEY)) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What every request passes: host, origin, key, size and kind of the body."""
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -8,8 +9,11 @@ from urllib.parse import urlsplit
 import httpx2
 import psutil
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 MIB = 1 << 20
+KEY = "0123456789abcdef0123456789abcdef"  # of the `locked` service
 
 
 def problem(answer: httpx2.Response, status: int) -> dict:
@@ -128,3 +132,54 @@ def test_pages_serves_nothing_else(service):
         raw.sendall(b"GET /pages/../app.py HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         time.sleep(0.1)
         assert b" 404 " in raw.recv(64)
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer"}, {"Authorization": f"Bearer {KEY}0"}, {"Authorization": f"Basic {KEY}"}]
+)
+def test_without_the_key_nothing_is_told(locked, headers):
+    answer = httpx2.get(f"{locked}/searches", headers=headers, trust_env=False)
+    assert "DETKDS_API_KEY" in problem(answer, 401)["detail"]
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert httpx2.post(f"{locked}/distill", json={"policy": "none"}, headers=headers, trust_env=False).status_code == 401
+    assert httpx2.get(f"{locked}/openapi.json", headers=headers, trust_env=False).status_code == 401
+
+
+def test_with_the_key_the_service_answers(locked):
+    assert httpx2.get(f"{locked}/searches", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False).json()["items"] == []
+
+
+def test_whether_it_lives_and_the_empty_page_are_told_to_anybody(locked):
+    for path in ("/health", "/", "/pages/dashboard.js"):
+        assert httpx2.get(f"{locked}{path}", trust_env=False).status_code == 200
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = [
+    "name",
+    "pair",
+    "dataset",
+    "teacher",
+    "student",
+    "policy",
+    "candidates",
+    "seed",
+    "knowledge",
+    "references",
+    "recipe",
+    "train",
+    "val",
+]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from(["/searches", "/distill", "/datasets"]), body=ANYTHING | st.dictionaries(st.sampled_from(FIELDS), ANYTHING))
+def test_whatever_is_sent_is_answered_by_a_problem_of_the_senders(service, path, body):
+    answer = service.http.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert 400 <= answer.status_code < 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"]

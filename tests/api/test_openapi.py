@@ -16,6 +16,7 @@ OPERATIONS = {
     ("get", "/results"),
     ("get", "/results/{result_id}"),
     ("get", "/results/{result_id}/checkpoint"),
+    ("get", "/results/{result_id}/detections"),
     ("get", "/datasets"),
     ("post", "/datasets"),
     ("get", "/detectors"),

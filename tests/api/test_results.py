@@ -16,6 +16,7 @@ def finished(service):
     folder.mkdir(parents=True)
     (folder / "student.safetensors").write_bytes(b"safe" * 100_000)
     (folder / "student.pth").write_bytes(b"pickled")
+    (folder / "detections.json").write_text('{"student": [], "teacher": []}')
     body = {
         "dataset": "shapes",
         "teacher": {"detector": "gfl_r18w32_fpn32", "checkpoint": str(service.roots / "teacher.safetensors")},
@@ -24,7 +25,7 @@ def finished(service):
         "policy": "pkd",
     }
     made = []
-    good = {"checkpoint": "job/1/student.safetensors", "checkpoint_pth": "job/1/student.pth"}
+    good = {"checkpoint": "job/1/student.safetensors", "checkpoint_pth": "job/1/student.pth", "detections": "job/1/detections.json"}
     for artifacts in (good, {"checkpoint": "../../../../etc/passwd"}):
         one = service.http.post("/distill", json=body).json()["id"]
         with service.store.begin() as session:
@@ -69,6 +70,12 @@ def test_the_checkpoint_is_a_file(service, finished, format, content):
     assert answer.content == content
     assert f'filename="student-{finished[0][1]}.{format}"' in answer.headers["content-disposition"]
     assert answer.headers["content-type"] == "application/octet-stream"
+
+
+def test_detections_are_a_document(service, finished):
+    answer = service.http.get(f"/results/{finished[0][1]}/detections")
+    assert answer.json() == {"student": [], "teacher": []}
+    assert "its trainer left none" in service.http.get(f"/results/{finished[1][1]}/detections").json()["detail"]
 
 
 def test_a_checkpoint_outside_the_artifacts_is_not_given(service, finished):

@@ -132,7 +132,7 @@ def searches(
             show.as_json({**one, "candidates": measured})
             return
         show.search(one)
-        show.console().print()
+        print()
         show.candidates(measured)
 
 
@@ -193,7 +193,7 @@ def results(
             return
         show.result(one)
         if checkpoint is not None:
-            show.console().print(f"The student is in {checkpoint}.")
+            print(f"The student is in {checkpoint}.")
 
 
 @datasets_app.callback()
@@ -245,7 +245,7 @@ def pairs(url: Url = None, as_json: Json = False) -> None:
         return
     rows = [(one["name"], one["dataset"], "yes" if one["ready"] else "no", one["title"]) for one in catalogue["pairs"]]
     show.listed([("pair", ""), ("dataset", ""), ("teacher ships", ""), ("what it is", "")], rows, "No pair.")
-    show.console().print()
+    print()
     show.listed([("detector", ""), ("what it is", "")], [(one["name"], one["title"]) for one in catalogue["detectors"]], "No detector.")
 
 
@@ -304,7 +304,7 @@ def convert(
         names = run(source, target, tuple(part.strip() for part in classes.split(",")) if classes else None)
     except ConvertError as error:
         raise Refusal(str(error)) from error
-    show.console().print(f"{target}: {len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
+    print(f"{target}: {len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
 
 
 def choice(text: str | None) -> DetectorChoice | None:
@@ -380,7 +380,7 @@ def follow(client: Client, job_id: str, as_json: bool) -> None:
         if result is not None:
             show.result(result)
             if kind == "search":
-                show.console().print(f"\nTrain the student with it: detkds distill --policy search:{job_id}")
+                print(f"\nTrain the student with it: detkds distill --policy search:{job_id}")
     if document["state"] in FINAL_STATES and document["state"] != "SUCCEEDED":
         raise typer.Exit(1)
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from rich.text import Text
 
 from detkds_client.client import Client, ProblemError, ServiceUnreachable, find_url
-from detkds_client.show import console, table
+from detkds_client.show import console, put, table
 
 PROBE_SECONDS = 180  # a cold import of torch and MMDetection on a slow disk takes tens of seconds
 DISK_WARN, DISK_FAIL = 10, 2  # GB free; an attempt of a distillation keeps about three copies of its student
@@ -236,4 +236,4 @@ def report(findings: list[Finding]) -> None:
         rows.append((Text(finding.level, style=style[finding.level]), finding.subject, finding.found))
         if finding.advice:
             rows.append(("", "", Text(f"→ {finding.advice}", style=style[finding.level])))
-    console().print(table([("", ""), ("what", ""), ("found", "")], rows))
+    put(table([("", ""), ("what", ""), ("found", "")], rows, console().width))

@@ -34,6 +34,17 @@ def console() -> Console:
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=FILE_WIDTH)
 
 
+def put(shown: Table) -> None:
+    """Print a table; rich fills its lines with blanks, which only a terminal does not show."""
+    screen = console()
+    if screen.is_terminal:
+        screen.print(shown)
+        return
+    with screen.capture() as captured:
+        screen.print(shown)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
 def as_json(document: object) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
@@ -60,6 +71,11 @@ def state(name: str) -> Text:
     return Text(name, style=STATE_STYLE.get(name, ""))
 
 
+def plain(text: str | Text) -> Text:
+    """Text as it is: a formula's options stand in brackets, which rich would take for markup."""
+    return text if isinstance(text, Text) else Text(text)
+
+
 def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]], width: int = FILE_WIDTH) -> Table:
     """A table without lines; columns are (heading, words): "right" for numbers, "wide" for what a narrow terminal can do without."""
     shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
@@ -68,7 +84,7 @@ def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text
         heading, words = columns[place]
         shown.add_column(heading, justify="right" if "right" in words else "left", overflow="fold", no_wrap=heading in ("id", "state"))
     for row in rows:
-        shown.add_row(*(row[place] for place in kept))
+        shown.add_row(*(plain(row[place]) for place in kept))
     return shown
 
 
@@ -110,13 +126,21 @@ def distillations(found: Sequence[Distillation]) -> None:
         )
         for one in found
     ]
-    columns = [("id", ""), ("name", ""), ("state", ""), ("done", "right"), ("dataset", "wide"), ("policy", ""), ("created (UTC)", "wide")]
+    columns = [
+        ("id", ""),
+        ("name", ""),
+        ("state", ""),
+        ("done", "right"),
+        ("dataset", "wide"),
+        ("policy", "wide"),
+        ("created (UTC)", "wide"),
+    ]
     listed(columns, rows, "No distillation yet. Start one: detkds distill --pair digits_gfl --policy pkd")
 
 
 def results(found: Sequence[Result]) -> None:
     rows = [(one["id"], one["kind"], one["name"], one["dataset"], ap(one["ap"]), one["formula"], when(one["created_at"])) for one in found]
-    columns = [("id", ""), ("kind", ""), ("name", ""), ("dataset", "wide"), ("AP", "right"), ("policy", ""), ("created (UTC)", "wide")]
+    columns = [("id", ""), ("kind", ""), ("name", ""), ("dataset", "wide"), ("AP", "right"), ("policy", "wide"), ("created (UTC)", "wide")]
     listed(columns, rows, "No result yet. Searches and distillations leave theirs here when they end.")
 
 
@@ -155,11 +179,10 @@ def candidates(found: Sequence[Candidate], top: int = 10) -> None:
 
 
 def listed(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]], nothing: str) -> None:
-    screen = console()
     if rows:
-        screen.print(table(columns, rows, screen.width))
+        put(table(columns, rows, console().width))
     else:
-        screen.print(nothing)
+        print(nothing)
 
 
 def facts(pairs: Sequence[tuple[str, str | Text]]) -> None:
@@ -168,8 +191,8 @@ def facts(pairs: Sequence[tuple[str, str | Text]]) -> None:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in pairs:
-        grid.add_row(label, value)
-    console().print(grid)
+        grid.add_row(label, plain(value))
+    put(grid)
 
 
 def search(one: Search) -> None:
@@ -218,13 +241,13 @@ def progress_line(document: Mapping[str, Any]) -> Text:
     """Step, bar, count, best AP and time left of a search or a distillation, in one line."""
     progress = document["progress"]
     filled = round(BAR_WIDTH * progress["fraction"])
-    line = Text()
+    line = Text(no_wrap=True, overflow="ellipsis")
     line.append(f"{progress['step']:<12} ", style="bold")
     line.append("━" * filled, style="cyan")
     line.append("━" * (BAR_WIDTH - filled), style="dim")
     line.append(f" {progress['done']}/{progress['total']}")
     line.append(f"   best AP {ap(progress['best_ap'])}")
-    line.append(f"   {duration(progress['seconds_left'])} left", style="dim" if progress["seconds_left"] is None else "")
+    line.append(f"   {duration(progress['seconds_left'])} left" if progress["seconds_left"] is not None else "")
     if progress["message"]:
         line.append(f"   {progress['message']}", style="dim")
     return line
@@ -242,7 +265,8 @@ def following() -> Iterator[Callable[[Mapping[str, Any]], None]]:
             progress = document["progress"]
             line = f"{document['state']} {progress['step']} {progress['done']}/{progress['total']} best AP {ap(progress['best_ap'])}"
             if line != last:
-                print(f"{line}, {duration(progress['seconds_left'])} left", flush=True)
+                left = f", {duration(progress['seconds_left'])} left" if progress["seconds_left"] is not None else ""
+                print(line + left, flush=True)
                 last = line
 
         yield write

@@ -24,6 +24,7 @@ def main() -> None:
             print(f"detkds_api: {name}{entry['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         sys.exit(2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it lists its plugins
     # uvicorn stops on these by its own handlers and then raises them again; a stop that was asked for is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

@@ -228,13 +228,15 @@ def progress(session: Session, one: Distillation, ap: float | None) -> Progress:
     """Where a distillation stands: what its trainer says, and its AP at the end."""
     job = jobs.of_distillation(session, one.id)
     said: Mapping[str, Any] = (job.progress if job else None) or {}
-    fraction = 1.0 if one.state == "SUCCEEDED" else share(said)
+    total = int(said.get("total") or one.spec["recipe"]["iterations"])
+    finished = one.state == "SUCCEEDED"
+    fraction = 1.0 if finished else share(said)
     running = one.state == "RUNNING"
     elapsed = seconds_since(session, job.started_at) if running and job else None
     return Progress(
         step={"QUEUED": "waiting", "RUNNING": "training", "SUCCEEDED": "done"}.get(one.state, "stopped"),
-        done=int(said.get("done") or 0),
-        total=int(said.get("total") or one.spec["recipe"]["iterations"]),
+        done=total if finished else int(said.get("done") or 0),
+        total=total,
         fraction=round(fraction, 4),
         best_ap=ap if ap is not None else said.get("best_ap"),
         seconds_left=seconds_left(fraction, elapsed),

@@ -178,7 +178,7 @@ const candidateColumns = [
   { title: "AP", kind: "number", of: (one) => percent(one.ap) },
   { title: "AP50", kind: "number", of: (one) => percent(one.ap50) },
   { title: "AP75", kind: "number", of: (one) => percent(one.ap75) },
-  { title: "from", of: (one) => (one.stage === "reference" ? "reference" : `${one.island || "combination"}, ${one.operator}`) },
+  { title: "from", kind: "when", of: (one) => (one.stage === "reference" ? "reference" : `${one.island || "combination"}, ${one.operator}`) },
   { title: "policy", kind: "formula", of: (one) => one.formula },
 ];
 

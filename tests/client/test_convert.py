@@ -1,0 +1,52 @@
+"""`detkds convert`: a PyTorch checkpoint becomes what the service takes as a teacher."""
+
+import json
+
+import torch
+from safetensors import safe_open
+
+
+def saved(path, classes=None):
+    """A checkpoint as MMDetection leaves it: tied tensors, a view of a larger one, class names in its meta."""
+    weight = torch.arange(6.0).reshape(2, 3)
+    state = {"head.weight": weight, "head.tied": weight, "neck.view": torch.zeros(100)[:4]}
+    meta = {"dataset_meta": {"classes": classes}} if classes else {}
+    torch.save({"state_dict": state, "meta": meta}, path)
+    return path
+
+
+def test_the_weights_and_the_class_names_come_along(detkds, tmp_path, service, wanted):
+    target = service.roots / "converted.safetensors"
+    done = detkds("convert", str(saved(tmp_path / "teacher.pth", ("circle", "square"))), str(target))
+    assert done.returncode == 0, done.stderr
+    assert "2 classes (circle, square)" in done.stdout
+    with safe_open(target, framework="pt") as file:
+        assert json.loads(file.metadata()["classes"]) == ["circle", "square"]
+        assert file.get_tensor("head.tied").tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+        assert file.get_tensor("neck.view").shape == (4,)
+    teacher = {"detector": wanted["teacher"]["detector"], "checkpoint": str(target)}
+    assert service.http.post("/searches", json={**wanted, "teacher": teacher}).status_code == 202
+
+
+def test_class_names_must_be_known(detkds, tmp_path):
+    source, target = saved(tmp_path / "bare.pth"), tmp_path / "bare.safetensors"
+    done = detkds("convert", str(source), str(target))
+    assert done.returncode == 1
+    assert "--classes" in done.stderr
+    assert not target.exists()
+    assert detkds("convert", str(source), str(target), "--classes", "a, b").returncode == 0
+    with safe_open(target, framework="pt") as file:
+        assert json.loads(file.metadata()["classes"]) == ["a", "b"]
+
+
+def test_a_pickle_with_code_in_it_does_not_run(detkds, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    torch.save({"state_dict": {"weight": Payload()}}, tmp_path / "evil.pth")
+    done = detkds("convert", str(tmp_path / "evil.pth"), str(tmp_path / "evil.safetensors"))
+    assert done.returncode == 1
+    assert "cannot be read as tensors only" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "ran").exists()
