@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.padding import Padding
 
 from detkds_client import show
 from detkds_client.client import FINAL_STATES, Client, ProblemError, ServiceUnreachable
@@ -386,8 +385,11 @@ def follow(client: Client, job_id: str, as_json: bool) -> None:
 
 
 def explain(text: str) -> None:
-    """One paragraph on standard error."""
-    Console(stderr=True, highlight=False).print(Padding(text, 0), style="red", markup=False)
+    """One paragraph on standard error, as one line where nobody looks at a terminal."""
+    if sys.stderr.isatty():
+        Console(stderr=True, highlight=False).print(text, style="red", markup=False)
+    else:
+        print(text, file=sys.stderr)
 
 
 def main() -> None:
