@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from detkds_client.convert import ConvertError, convert
 from safetensors import safe_open
+
+from detkds_client.convert import ConvertError, convert
 
 
 def saved(path, classes=None):
