@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from detkds_core.catalogue import Recipe
-from detkds_core.training.batches import Batches, augmented
+from detkds_core.training.batches import Batches, augmented, recoloured, zoomed
 
 
 def test_a_batch_does_not_depend_on_what_was_asked_before(small_digits):
@@ -56,3 +56,30 @@ def test_boxes_are_scaled_with_the_image(small_digits):
     assert half.images[0].shape == (3, 32, 32)
     for a, b in zip(full.boxes, half.boxes, strict=True):
         torch.testing.assert_close(b, a / 2)
+
+
+def test_a_zoomed_image_keeps_its_boxes_on_their_pixels():
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[10:20, 20:40] = 255
+    kept = 0
+    for seed in range(60):
+        moved, boxes, visible = zoomed(pixels, np.array([[20.0, 10.0, 40.0, 20.0]]), np.random.default_rng(seed))
+        assert moved.shape == pixels.shape
+        assert len(boxes) == visible.sum()
+        if len(boxes):
+            kept += 1
+            x1, y1, x2, y2 = np.round(boxes[0]).astype(int)
+            core = moved[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1]
+            assert core.size == 0 or core.min() > 100
+            white = (moved > 200).sum() / 3
+            assert abs(white - (x2 - x1) * (y2 - y1)) < 2 * (x2 - x1 + y2 - y1)
+    assert kept > 40
+
+
+def test_another_light_changes_colours_and_no_place():
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    changed = recoloured(pixels, np.random.default_rng(3))
+    assert changed.shape == pixels.shape
+    for channel in range(3):
+        assert (np.diff(changed[..., channel].reshape(-1).astype(int)) >= 0).all()  # brighter stays brighter
+    assert not np.array_equal(changed, pixels)

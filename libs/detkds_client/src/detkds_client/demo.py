@@ -23,7 +23,7 @@ from detkds_core.policy import canonical, canonical_json, from_json, named_polic
 from detkds_core.report import Box, CandidatePoint, ImagePanel, ReportData, Row, text_table, verdict, write_report
 from detkds_core.report.data import Role
 
-CANDIDATES = 28  # "none", PKD and 26 of the search
+CANDIDATES = 24  # no distillation, PKD and 22 of the search
 GROUP = 4
 PANELS = 6  # validation images in the report: the first of the report half, whatever they show
 STEPS = 4

@@ -10,7 +10,7 @@ from detkds_core.catalogue.detectors import DETECTORS, DetectorEntry
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("one_cycle", "steps")
-AUGMENTATIONS = ("none", "flip", "dihedral")
+AUGMENTATIONS = ("none", "flip", "dihedral", "aerial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Recipe:
     weight_decay: float = 0.05
     schedule: str = "one_cycle"  # "steps": MMDetection's 1x, warm-up 500, tenfold down at 8/12 and 11/12
     image_size: int = 128
-    augment: str = "flip"  # "dihedral": the 8 symmetries of the square, for pictures without an up
+    augment: str = "flip"  # "dihedral": 8 symmetries, for pictures without an up; "aerial": also zoom and light
     clip: float = 35.0  # largest gradient norm
     train_images: int | None = None  # the first n images of a seeded permutation; None: all
     eval_images: int | None = None  # likewise of the selection images; the report always uses all
@@ -96,7 +96,7 @@ PAIRS: Mapping[str, Pair] = {
             teacher_checkpoint="digits_gfl_r18w32_fpn32",
             student="gfl_r18w8_fpn32",
             teaching=Recipe(iterations=4000, augment="none"),
-            proxy=Recipe(iterations=100, augment="none", eval_images=200),
+            proxy=Recipe(iterations=150, augment="none", eval_images=200),
             full=Recipe(iterations=300, augment="none"),
         ),
         Pair(
@@ -106,9 +106,9 @@ PAIRS: Mapping[str, Pair] = {
             teacher="gfl_r18w32_fpn32",
             teacher_checkpoint="trees_gfl_r18w32_fpn32",
             student="gfl_r18w8_fpn32",
-            teaching=Recipe(iterations=4000, batch=4, image_size=256, augment="dihedral"),
-            proxy=Recipe(iterations=100, image_size=256, augment="dihedral"),
-            full=Recipe(iterations=300, image_size=256, augment="dihedral"),
+            teaching=Recipe(iterations=2500, batch=4, image_size=256, augment="aerial"),
+            proxy=Recipe(iterations=150, batch=4, image_size=256, augment="aerial"),
+            full=Recipe(iterations=300, batch=4, image_size=256, augment="aerial"),
         ),
     )
 }

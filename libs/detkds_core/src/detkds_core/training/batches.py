@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from torch import Tensor
 from detkds_core.catalogue import Recipe
 from detkds_core.evaluation.images import load_image
 
+SYMMETRY = {"none": "none", "flip": "flip", "dihedral": "dihedral", "aerial": "dihedral"}
 CACHE_BYTES = 1 << 30  # decoded images kept in memory; above it they are read again
 
 
@@ -59,10 +61,14 @@ class Batches:
             given, classes = self.truth[record["id"]]
             scale = np.array([pixels.shape[1] / record["width"], pixels.shape[0] / record["height"]] * 2)
             truth = np.array(given, dtype=np.float64).reshape(-1, 4) * scale
-            pixels, truth = augmented(pixels, truth, self.recipe.augment, rng)
+            kept = np.array(classes, dtype=np.int64)
+            if self.recipe.augment == "aerial":
+                pixels, truth, visible = zoomed(recoloured(pixels, rng), truth, rng)
+                kept = kept[visible]
+            pixels, truth = augmented(pixels, truth, SYMMETRY[self.recipe.augment], rng)
             images.append(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
             boxes.append(torch.from_numpy(truth.astype(np.float32)))
-            labels.append(torch.tensor(classes, dtype=torch.long))
+            labels.append(torch.from_numpy(kept))
         return Batch(images, boxes, labels)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -98,3 +104,36 @@ def augmented(
         width = pixels.shape[1]
         pixels, boxes = np.rot90(pixels), np.stack([boxes[:, 1], width - boxes[:, 2], boxes[:, 3], width - boxes[:, 0]], axis=1)
     return pixels, boxes
+
+
+def recoloured(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Another light: each channel (of H, W, 3) gets a gain of 0.7 to 1.3 times a common one, an offset within 30, and all a gamma."""
+    gain = rng.uniform(0.7, 1.3) * rng.uniform(0.85, 1.15, size=3)
+    offset = rng.uniform(-30, 30) + rng.uniform(-10, 10, size=3)
+    gamma = rng.uniform(0.7, 1.4)
+    levels = np.clip((np.arange(256) / 255.0)[:, None] ** gamma * 255 * gain + offset, 0, 255).astype(np.uint8)  # (256, 3)
+    return np.stack([levels[pixels[..., channel], channel] for channel in range(3)], axis=-1)
+
+
+def zoomed(
+    pixels: NDArray[np.uint8], boxes: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.bool_]]:
+    """Scale an image by 0.6 to 1.6 and cut or pad it to its own size at a random place.
+
+    Boxes (n, 4) of which less than half is left are dropped; returns pixels, the boxes left, and which of the n they are.
+    """
+    height, width = pixels.shape[:2]
+    scale = float(np.exp(rng.uniform(np.log(0.6), np.log(1.6))))
+    large = cv2.resize(pixels, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_LINEAR)
+    spare = np.array([width - large.shape[1], height - large.shape[0]])  # negative: this much is cut
+    shift = np.round(spare * rng.random(2)).astype(int)
+    result = np.full_like(pixels, 114)  # the grey that detectors are usually padded with
+    x, y = np.maximum(shift, 0)
+    cut = large[max(0, -shift[1]) :, max(0, -shift[0]) :][: height - y, : width - x]
+    result[y : y + cut.shape[0], x : x + cut.shape[1]] = cut
+    moved = boxes * scale + np.tile(shift, 2)
+    inside = moved.clip(0, np.array([width, height, width, height]))
+    area = (moved[:, 2:] - moved[:, :2]).prod(axis=1)
+    left = (inside[:, 2:] - inside[:, :2]).prod(axis=1)
+    visible = left >= 0.5 * area
+    return result, inside[visible], visible
