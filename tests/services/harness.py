@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
+REAL_TRAINER = f"{sys.executable} -m detkds_worker.trainer"
 STAND_IN = Path(__file__).with_name("stand_in_trainer.py")
 
 
@@ -26,7 +27,7 @@ def processes_of(home: Path) -> dict[int, str]:
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             try:
                 if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue  # ended while we looked
     return found

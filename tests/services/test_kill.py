@@ -230,7 +230,7 @@ def cut_connections(database_url: str) -> None:
     engine = create_engine(database_url)
     with engine.begin() as connection:
         others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        assert len(connection.execute(text(others)).all()) >= 3
+        assert len(connection.execute(text(others)).all()) >= 2  # api and evolver; a worker only while it writes
     engine.dispose()
 
 
