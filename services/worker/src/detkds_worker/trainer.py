@@ -45,11 +45,22 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     from detkds_core.detectors.runtime import prepare_mmdet
 
     prepare_mmdet()
+    repeatable()
     from detkds_core.training.jobs import distill, measure_candidates
 
     if spec["kind"] == "distill":
         return distill(spec, folder, Reporter())
     return measure_candidates(spec, Reporter())
+
+
+def repeatable() -> None:
+    """Let a GPU give the same figures run after run, where its kernels can; a CPU does anyway, and would only be slowed down."""
+    import torch
+
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def failure_kind(error: Exception) -> str:

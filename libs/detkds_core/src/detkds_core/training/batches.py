@@ -50,6 +50,8 @@ class Batches:
                 classes.append(labels[annotation["category_id"]])
         self._cache: dict[int, NDArray[np.uint8]] = {}
         self._cached_bytes = 0
+        self._epoch = -1  # whose permutation is at hand
+        self._permutation: NDArray[np.int64] = np.empty(0, np.int64)
 
     def __getitem__(self, step: int) -> Batch:
         B, total = self.recipe.batch, len(self.records)
@@ -72,7 +74,7 @@ class Batches:
         return Batch(images, boxes, labels)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             self._epoch = epoch
             self._permutation = np.random.Generator(np.random.Philox(key=self.seed, counter=[epoch, 0, 0, 2])).permutation(
                 len(self.records)
