@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, make_url, text
 
 from detkds_core.store import Store
 
@@ -42,21 +43,51 @@ def postgres_server() -> Iterator[str]:
             server.cleanup()
 
 
-@pytest.fixture
-def postgres_database(postgres_server: str) -> Iterator[str]:
-    """The URL of a new, empty Postgres database; it is dropped after the test, whoever is still connected."""
-    from sqlalchemy import create_engine, make_url, text
+class Databases:
+    """Makes and drops databases of the server."""
 
-    name = f"test_{uuid.uuid4().hex}"
-    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
-    try:
-        with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
-        with engine.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    finally:
-        engine.dispose()
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
+
+    def create(self, *, template: str = "template1") -> str:
+        """A new database; its URL."""
+        name = f"test_{uuid.uuid4().hex}"
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self.url.set(database=name).render_as_string(hide_password=False)
+
+    def drop(self, url: str) -> None:
+        """Whoever is still connected."""
+        self.run(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
+
+    def run(self, statement: str) -> None:
+        with self.engine.connect() as connection:
+            connection.execute(text(statement))
+
+
+@pytest.fixture(scope="session")
+def databases(postgres_server: str) -> Iterator[Databases]:
+    made = Databases(postgres_server)
+    yield made
+    made.engine.dispose()
+
+
+@pytest.fixture
+def postgres_database(databases: Databases) -> Iterator[str]:
+    """The URL of a new, empty Postgres database."""
+    url = databases.create()
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(databases: Databases) -> str:
+    """The name of a database with the schema in it: copying it is faster than migrating for every test."""
+    url = databases.create()
+    store = Store(url)
+    store.migrate()
+    store.close()
+    return str(make_url(url).database)
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +108,15 @@ def sqlite_database(tmp_path: Path) -> str:
 @pytest.fixture(params=["sqlite", "postgres"])
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     """An empty store with its schema, on SQLite and then on Postgres."""
-    made = Store(request.getfixturevalue(f"{request.param}_database"))
-    made.migrate()
+    if request.param == "sqlite":
+        made = Store(request.getfixturevalue("sqlite_database"))
+        made.migrate()
+        yield made
+        made.close()
+        return
+    databases = request.getfixturevalue("databases")
+    url = databases.create(template=request.getfixturevalue("migrated_template"))
+    made = Store(url)
     yield made
     made.close()
+    databases.drop(url)

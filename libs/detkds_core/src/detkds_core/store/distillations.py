@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from . import events, jobs, pages
 from .clock import db_time
-from .models import Distillation as Distillation
+from .models import Distillation
 from .states import move
 
 PRIORITY = 10  # someone waits for the student; a search has many jobs and would hold it up

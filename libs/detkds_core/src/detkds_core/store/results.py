@@ -10,8 +10,7 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from . import pages
-from .models import Distillation, Search
-from .models import Result as Result
+from .models import Distillation, Result, Search
 
 
 def create(

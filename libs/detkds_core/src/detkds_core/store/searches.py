@@ -12,8 +12,7 @@ from sqlalchemy.orm import Session
 
 from . import events, jobs, pages
 from .clock import db_time
-from .models import Candidate, Confirmation, Job
-from .models import Search as Search
+from .models import Candidate, Confirmation, Job, Search
 from .states import active, move, terminal
 
 REASON_LENGTH = 2000

@@ -1,0 +1,277 @@
+"""Searches, candidates, results, datasets and duties, on SQLite and Postgres."""
+
+import threading
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from detkds_core.store import Store, datasets, distillations, events, jobs, leases, results, searches
+from detkds_core.store.models import Search
+
+DATASET = {"name": "shapes", "digest": "d1", "classes": ["disc"]}
+
+
+def create(store: Store, name: str = "s", **changes: object) -> str:
+    with store.begin() as session:
+        return searches.create(session, name=name, spec={"seed": 1}, dataset=DATASET, **changes).id
+
+
+def proposal(index: int, weight: float = 1.0) -> dict[str, object]:
+    policy = {"terms": [{"weight": weight + index}]}
+    return {"index": index, "policy": policy, "stage": "stage1", "island": "global", "operator": "sample", "parents": []}
+
+
+def propose(store: Store, search: str, *indices: int) -> None:
+    with store.begin() as session:
+        searches.propose(session, search, [proposal(index) for index in indices], [f"policy {index}" for index in indices])
+
+
+def test_a_search_is_found_by_id_and_by_key(store: Store) -> None:
+    one = create(store, idempotency_key="k1")
+    with store.read() as session:
+        search = searches.get(session, one)
+        assert (search.state, search.dataset, search.dataset_digest, search.spec) == ("QUEUED", "shapes", "d1", {"seed": 1})
+        assert searches.by_key(session, "k1").id == one
+        assert searches.by_key(session, "k2") is None
+        assert searches.get(session, "no-such-search") is None
+
+
+def test_a_key_is_used_once_by_each_owner(store: Store) -> None:
+    create(store, idempotency_key="k1")
+    with pytest.raises(IntegrityError):
+        create(store, idempotency_key="k1")
+    create(store, idempotency_key="k1", owner="ann")
+    create(store)
+    create(store)  # without a key there is nothing to be equal
+
+
+def test_what_belongs_to_somebody_else_is_not_there(store: Store) -> None:
+    one = create(store, owner="ann")
+    with store.begin() as session:
+        assert searches.get(session, one, owner="ann") is not None
+        assert searches.get(session, one, owner="bob") is None
+        assert searches.list(session, owner="bob") == ([], None)
+        assert not searches.cancel(session, one, owner="bob")
+        assert searches.cancel(session, one, owner="ann")
+
+
+def test_pages_have_no_gap_and_no_repetition_while_searches_arrive(store: Store) -> None:
+    made = [create(store, f"s{number}") for number in range(7)]
+    with store.read() as session:
+        first, cursor = searches.list(session, limit=3)
+    create(store, "late")
+    seen = [one.id for one in first]
+    while cursor is not None:
+        with store.read() as session:
+            page, cursor = searches.list(session, limit=3, cursor=cursor)
+        assert len(page) <= 3
+        seen += [one.id for one in page]
+    assert seen == made[::-1]
+    with store.read() as session:
+        assert searches.list(session, limit=8)[1] is None, "a full page that is the last one has no cursor"
+
+
+def test_searches_of_the_same_moment_are_paged_by_id(store: Store) -> None:
+    made = [create(store) for _ in range(4)]
+    with store.begin() as session:
+        session.execute(text("UPDATE searches SET created_at = (SELECT MIN(created_at) FROM searches)"))
+    with store.read() as session:
+        first, cursor = searches.list(session, limit=2)
+        second, end = searches.list(session, limit=2, cursor=cursor)
+    assert [one.id for one in (*first, *second)] == sorted(made, reverse=True)
+    assert end is None
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "%00", "bnVsbA", "WzEsMl0", "WyJcdTAwMDAiLCJhIl0", "é", "W1tdLFtdXQ", "WyIyMDI2LTAxLTAxIiwiYSJd"]
+)
+def test_a_text_that_is_no_cursor_is_refused(store: Store, cursor: str) -> None:
+    with store.read() as session:
+        with pytest.raises(ValueError, match="is not a cursor of this list"):
+            searches.list(session, cursor=cursor)
+        with pytest.raises(ValueError, match="is not a cursor of this list"):
+            searches.candidates(session, "s", cursor=cursor)
+
+
+def test_a_list_can_be_narrowed_to_a_state(store: Store) -> None:
+    one, other = create(store), create(store)
+    with store.begin() as session:
+        searches.cancel(session, one)
+        assert [each.id for each in searches.list(session, state="CANCELLED")[0]] == [one]
+        assert [each.id for each in searches.list(session, state="QUEUED")[0]] == [other]
+
+
+def test_cancel_ends_the_search_and_all_its_jobs(store: Store) -> None:
+    one, other = create(store), create(store)
+    with store.begin() as session:
+        waiting = jobs.enqueue(session, kind="evaluate", spec={}, search_id=one).id
+        running = jobs.enqueue(session, kind="evaluate", spec={}, search_id=one).id
+        kept = jobs.enqueue(session, kind="evaluate", spec={}, search_id=other).id
+        claim = jobs.claim(session, worker="w", lease_seconds=30, job_id=running)
+    with store.begin() as session:
+        assert searches.cancel(session, one)
+        assert not searches.cancel(session, one)
+        assert not searches.cancel(session, "no-such-search")
+    with store.begin() as session:
+        assert [jobs.get(session, job).state for job in (waiting, running, kept)] == ["CANCELLED", "CANCELLED", "QUEUED"]
+        assert not jobs.renew(session, claim, lease_seconds=30)
+        search = searches.get(session, one)
+        assert (search.state, search.finished_at is not None) == ("CANCELLED", True)
+        assert [event.kind for event in events.after(session, one)] == ["queued", "cancelled"]
+
+
+def test_a_failed_search_says_why_in_what_a_text_column_takes(store: Store) -> None:
+    one = create(store)
+    with store.begin() as session:
+        assert searches.fail(session, one, "no\0 images" + "." * 5000)
+        assert not searches.fail(session, one, "again")
+        reason = searches.get(session, one).reason
+    assert reason.startswith("no images.")
+    assert len(reason) == 2000
+
+
+def test_no_index_and_no_policy_twice_in_a_search(store: Store) -> None:
+    one, other = create(store), create(store)
+    propose(store, one, 0, 1)
+    propose(store, other, 0, 1)
+    with pytest.raises(IntegrityError):
+        propose(store, one, 1)
+    with pytest.raises(IntegrityError), store.begin() as session:
+        searches.propose(session, one, [proposal(2)], ["policy 1"])
+    with store.read() as session:
+        assert [each.index for each in searches.all_candidates(session, one)] == [0, 1]
+
+
+def test_a_measurement_counts_once_and_a_failure_has_no_figures(store: Store) -> None:
+    one = create(store)
+    propose(store, one, 0, 1, 2)
+    with store.begin() as session:
+        row = {"index": 0, "ap": 31.5, "ap50": 50.0, "ap75": 30.0, "images": 150, "iterations": 100, "seconds": 2.5, "failure": None}
+        assert searches.measure(session, one, 0, row)
+        assert not searches.measure(session, one, 0, {**row, "ap": 99.0})
+        assert searches.measure(session, one, 1, {**row, "failure": {"kind": "not_finite", "detail": "step 3"}})
+        assert searches.measure(session, one, 2, {"index": 2})
+        assert not searches.measure(session, one, 9, row)
+    with store.read() as session:
+        found = searches.all_candidates(session, one)
+        assert [(each.state, each.ap) for each in found] == [("MEASURED", 31.5), ("INFEASIBLE", None), ("INFEASIBLE", None)]
+        assert found[1].failure == {"kind": "not_finite", "detail": "step 3"}
+        assert found[2].failure["kind"] == "bug"
+        assert searches.count_candidates(session, one) == {"MEASURED": 1, "INFEASIBLE": 2}
+        assert searches.best_candidate(session, one).index == 0
+
+
+def test_candidates_are_paged_by_index(store: Store) -> None:
+    one = create(store)
+    propose(store, one, *range(11))
+    with store.read() as session:
+        first, cursor = searches.candidates(session, one, limit=10)
+        second, end = searches.candidates(session, one, limit=10, cursor=cursor)
+    assert [each.index for each in (*first, *second)] == list(range(11))
+    assert end is None
+
+
+def test_a_search_has_one_result(store: Store) -> None:
+    one = create(store, "mine")
+    content = {"policy": {"terms": []}, "ap": 30.0, "metrics": {}, "evidence": {}, "artifacts": {}, "environment": {}}
+    with store.begin() as session:
+        search = searches.get(session, one)
+        result = results.create(session, search, **content)
+        distillation = distillations.create(session, name="d", spec={}, dataset=DATASET, search_id=one)
+        other = results.create(session, distillation, **content)
+    with pytest.raises(IntegrityError), store.begin() as session:
+        results.create(session, search, **content)
+    with store.read() as session:
+        assert results.of_search(session, one).id == result.id
+        assert results.of_distillation(session, distillation.id).id == other.id
+        assert [each.id for each in results.list(session)[0]] == [other.id, result.id]
+        assert [each.id for each in results.list(session, kind="search")[0]] == [result.id]
+        assert (results.get(session, result.id).name, results.get(session, result.id).dataset_digest) == ("mine", "d1")
+        assert results.get(session, result.id, owner="bob") is None
+
+
+def test_due_are_searches_with_something_to_do(store: Store) -> None:
+    new, ended, busy, idle, done = (create(store) for _ in range(5))
+    with store.begin() as session:
+        for one in (ended, busy, idle):
+            searches.start(session, searches.get(session, one))
+        searches.cancel(session, done)
+        for one in (ended, busy):
+            jobs.enqueue(session, kind="evaluate", spec={}, search_id=one)
+        finished = jobs.enqueue(session, kind="evaluate", spec={}, search_id=ended).id
+        jobs.finish(session, jobs.claim(session, worker="w", lease_seconds=30, job_id=finished), {})
+    with store.read() as session:
+        assert searches.due(session) == [new, ended, idle]
+
+
+def test_events_are_read_on_from_the_last_one(store: Store) -> None:
+    with store.begin() as session:
+        for number in range(3):
+            events.append(session, "search", "a", "step", {"number": number})
+            events.append(session, "search", "b", "step", {"number": -number})
+    with store.read() as session:
+        first = events.after(session, "a", 0, limit=2)
+        rest = events.after(session, "a", first[-1].id)
+    assert [one.data["number"] for one in (*first, *rest)] == [0, 1, 2]
+
+
+def test_datasets_have_names(store: Store) -> None:
+    with store.begin() as session:
+        for name in ("b", "a", "c"):
+            datasets.create(session, name=name, data={"name": name, "digest": "d"})
+    with pytest.raises(IntegrityError), store.begin() as session:
+        datasets.create(session, name="a", data={"name": "a", "digest": "e"})
+    with store.read() as session:
+        assert datasets.names(session) == ["a", "b", "c"]
+        page, cursor = datasets.list(session, limit=2)
+        assert [one.name for one in page] == ["a", "b"]
+        assert [one.data["name"] for one in datasets.list(session, limit=2, cursor=cursor)[0]] == ["c"]
+        assert datasets.get(session, "z") is None
+
+
+def test_a_duty_has_one_holder_until_its_lease_runs_out(store: Store) -> None:
+    def acquire(holder: str, seconds: float = 30) -> bool:
+        with store.begin() as session:
+            return leases.acquire(session, "evolver", holder=holder, seconds=seconds)
+
+    assert acquire("a")
+    assert not acquire("b")
+    assert acquire("a", seconds=-1), "the holder renews"
+    assert acquire("b")
+    assert not acquire("a")
+    with store.begin() as session:
+        leases.give_up(session, "evolver", holder="a")
+    assert not acquire("a")
+    with store.begin() as session:
+        leases.give_up(session, "evolver", holder="b")
+    assert acquire("a")
+
+
+def test_a_free_duty_that_many_want_gets_one_holder(store: Store) -> None:
+    barrier, got = threading.Barrier(5), []
+
+    def want(holder: str) -> None:
+        barrier.wait()
+        with store.begin() as session:
+            if leases.acquire(session, "evolver", holder=holder, seconds=30):
+                got.append(holder)
+
+    threads = [threading.Thread(target=want, args=(f"h{number}",)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1
+
+
+def test_deleting_a_search_deletes_what_is_its_own(store: Store) -> None:
+    """Foreign keys are on: SQLite would ignore them otherwise."""
+    one = create(store)
+    propose(store, one, 0)
+    with pytest.raises(IntegrityError), store.begin() as session:
+        jobs.enqueue(session, kind="evaluate", spec={}, search_id="no-such-search")
+    with store.begin() as session:
+        session.delete(session.get(Search, one))
+    with store.read() as session:
+        assert searches.all_candidates(session, one) == []
