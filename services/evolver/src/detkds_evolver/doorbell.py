@@ -15,6 +15,7 @@ TASK = "detkds.run_job"
 AGAIN_SECONDS = 30.0  # a ring may be lost with the broker: ring again while the job waits
 # A message nobody took in this time has been followed by others: workers drop it unread, else a long queue would leave thousands of them.
 EXPIRES_SECONDS = 4 * AGAIN_SECONDS
+PAUSE_SECONDS = 10.0  # after a broker that could not be reached: trying costs seconds, in which no search goes on
 AT_ONCE = 32  # the first in the queue; whoever takes them makes place for the next
 
 
@@ -23,6 +24,7 @@ class Doorbell:
 
     def __init__(self, broker_url: str | None) -> None:
         self._rung: dict[str, float] = {}  # job -> time.monotonic() of its last ring
+        self._not_before = 0.0  # time.monotonic()
         self._app = None
         if broker_url is not None:
             from celery import Celery  # costs half a second, and most installations have no broker
@@ -38,11 +40,11 @@ class Doorbell:
     def ring(self, waiting: Sequence[str]) -> list[str]:
         """Ring for those of the waiting jobs (ids, next one first) that were not rung for lately; the ids that were rung for.
 
-        A broker that cannot be reached is asked again at the next call.
+        A broker that cannot be reached is left alone for a while.
         """
-        if self._app is None:
-            return []
         now = time.monotonic()
+        if self._app is None or now < self._not_before:
+            return []
         self._rung = {job: then for job, then in self._rung.items() if job in waiting}
         rung: list[str] = []
         for job in waiting[:AT_ONCE]:
@@ -52,6 +54,7 @@ class Doorbell:
                 self._app.send_task(TASK, args=[job], expires=EXPIRES_SECONDS, retry=False)
             except (OSError, KombuError, RedisError) as error:
                 log.warning("the broker cannot be reached (%s); %d jobs wait", type(error).__name__, len(waiting))
+                self._not_before = time.monotonic() + PAUSE_SECONDS
                 break
             self._rung[job] = now
             rung.append(job)
