@@ -209,12 +209,6 @@ def of_search(session: Session, search_id: str) -> list[Job]:
     return list(session.scalars(select(Job).where(Job.search_id == search_id).order_by(Job.created_at, Job.id)))
 
 
-def running(session: Session, search_id: str) -> list[Job]:
-    """The jobs of a search that a worker has now, oldest first."""
-    query = select(Job).where(Job.search_id == search_id, Job.state == "RUNNING").order_by(Job.created_at, Job.id)
-    return list(session.scalars(query))
-
-
 def under_way(session: Session, search_id: str) -> bool:
     """Whether a job of a search waits or runs."""
     return session.scalar(select(Job.id).where(Job.search_id == search_id, Job.state.in_(active(Job))).limit(1)) is not None

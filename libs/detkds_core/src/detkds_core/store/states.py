@@ -68,11 +68,6 @@ def active(table: type[Any]) -> frozenset[str]:
     return frozenset(MACHINES[table]) - terminal(table)
 
 
-def sources(table: type[Any], target: str) -> frozenset[str]:
-    """The states that lead to `target`."""
-    return frozenset(state for state, ways in MACHINES[table].items() if target in ways)
-
-
 def move(
     session: Session, table: type[Any], *where: ColumnElement[bool], source: str | Iterable[str], target: str, **values: Any
 ) -> list[str]:
