@@ -36,11 +36,11 @@ def started() -> Iterator[list["subprocess.Popen[bytes]"]]:
         process.wait()
 
 
-def start(home: Path, trainer: str) -> "subprocess.Popen[bytes]":
+def start(home: Path, trainer: str, **settings: str) -> "subprocess.Popen[bytes]":
     script = home / "trainer.py"
     script.write_text(trainer)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DETKDS_")}
-    environment |= {"DETKDS_HOME": str(home), "DETKDS_TRAINER": f"{sys.executable} {script}", "DETKDS_POLL_SECONDS": "0.1"}
+    environment |= {"DETKDS_HOME": str(home), "DETKDS_TRAINER": f"{sys.executable} {script}", "DETKDS_POLL_SECONDS": "0.1", **settings}
     with (home / "worker.log").open("ab") as output:
         return subprocess.Popen([sys.executable, "-m", "detkds_worker"], env=environment, stdout=output, stderr=subprocess.STDOUT)
 
@@ -108,3 +108,12 @@ def test_a_worker_is_named_by_host_process_and_gpu(tmp_path: Path, monkeypatch: 
     assert gpu() == "cpu"
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert gpu() == "cpu"
+
+
+def test_with_a_broker_the_same_command_is_the_celery_worker(tmp_path: Path, redis_server: str, started: list[Any]) -> None:
+    started.append(start(tmp_path, QUICK, DETKDS_BROKER_URL=redis_server))
+    worker_log = tmp_path / "worker.log"
+    assert until(lambda: " ready." in worker_log.read_text(), 30)
+    assert "detkds.run_job" in worker_log.read_text()
+    started[0].terminate()
+    assert started[0].wait(10) == 0
