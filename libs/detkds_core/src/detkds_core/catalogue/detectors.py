@@ -48,7 +48,11 @@ def _preprocessor() -> dict[str, Any]:
 
 
 def _small_backbone(width: int) -> dict[str, Any]:
-    """ResNet-18 with `width` channels in its first stage (64 in the original), trained from scratch, so no layer is frozen."""
+    """ResNet-18 with `width` channels in its first stage (64 in the original), trained from scratch, so no layer is frozen.
+
+    The narrowest halves its shortcuts by pooling instead of a strided 1x1 convolution, which oneDNN cannot be trusted with there
+    (`detectors.build.safe_channels_last`).
+    """
     return {
         "type": "ResNet",
         "depth": 18,
@@ -59,6 +63,7 @@ def _small_backbone(width: int) -> dict[str, Any]:
         "frozen_stages": -1,
         "norm_cfg": {"type": "BN", "requires_grad": True},
         "norm_eval": False,
+        "avg_down": width < 16,
         "style": "pytorch",
     }
 

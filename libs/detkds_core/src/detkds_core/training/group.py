@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, detector
-from detkds_core.detectors.build import build_detector, inherit, load_weights
+from detkds_core.detectors.build import build_detector, inherit, load_weights, safe_channels_last
 from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.policy import Policy
@@ -93,12 +93,15 @@ def train(
     """Train every learner from `first_step` to the end of the recipe. A learner that fails leaves the others alone."""
     recipe = batches.recipe
     preprocess = learners[0].student.model.data_preprocessor
+    # a convolution takes the format of its input even if its weights have another
+    fast = all(safe_channels_last(learner.student.model) for learner in learners)
     for step in range(first_step, recipe.iterations):
         alive = [learner for learner in learners if learner.failure is None]
         if not alive:
             return
         batch = batches[step]
         inputs, samples = model_inputs(preprocess, batch, start.device)
+        inputs = inputs.contiguous(memory_format=torch.channels_last if fast else torch.contiguous_format)
         scene = Scene(
             boxes=tuple(sample.gt_instances.bboxes for sample in samples),
             batch_shape=tuple(inputs.shape[-2:]),
@@ -141,7 +144,7 @@ def model_inputs(
     inputs = data["inputs"]
     if pad_to is not None:
         inputs = nn.functional.pad(inputs, (0, pad_to[1] - inputs.shape[-1], 0, pad_to[0] - inputs.shape[-2]))
-    return inputs.contiguous(memory_format=torch.channels_last), data["data_samples"]
+    return inputs, data["data_samples"]
 
 
 def _same_normalisation(a: nn.Module, b: nn.Module) -> bool:
