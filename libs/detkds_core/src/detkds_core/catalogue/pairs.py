@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from detkds_core.catalogue.detectors import DETECTORS, DetectorEntry
+from detkds_core.policy.vocabulary import KNOWLEDGE
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 OPTIMIZERS = ("adamw", "sgd")
@@ -27,7 +28,7 @@ class Recipe:
     augment: str = "flip"  # "dihedral": 8 symmetries, for pictures without an up; "aerial": also zoom and light
     clip: float = 35.0  # largest gradient norm
     train_images: int | None = None  # the first n images of a seeded permutation; None: all
-    eval_images: int | None = None  # likewise of the selection images; the report always uses all
+    eval_images: int | None = None  # the first n selection images by id; the report always uses all
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], base: "Recipe | None" = None) -> Self:
@@ -136,14 +137,14 @@ def exchange(teacher: DetectorEntry, student: DetectorEntry) -> Exchange:
     excluded: dict[str, str] = {}
     if not strides:
         reason = f"no pyramid level in common: teacher has strides {list(teacher.strides)}, student {list(student.strides)}"
-        return Exchange((), (), dict.fromkeys(("global", "fgbg", "instance", "logits", "localization"), reason), False)
+        return Exchange((), (), dict.fromkeys(KNOWLEDGE, reason), False)
     if teacher.scores != student.scores:
         excluded["logits"] = f"the teacher's dense head scores {teacher.scores}, the student's {student.scores}"
     elif teacher.anchors != student.anchors:
         excluded["logits"] = f"the teacher has {teacher.anchors} predictions a cell, the student {student.anchors}"
     if teacher.anchors != student.anchors:
         excluded["localization"] = f"the teacher has {teacher.anchors} predictions a cell, the student {student.anchors}"
-    knowledge = tuple(kind for kind in ("global", "fgbg", "instance", "logits", "localization") if kind not in excluded)
+    knowledge = tuple(kind for kind in KNOWLEDGE if kind not in excluded)
     has_edges = teacher.reg_max is not None and teacher.reg_max == student.reg_max
     return Exchange(strides, knowledge, excluded, has_edges)
 

@@ -11,10 +11,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from detkds_core.evolution.history import History, Measured, generator, halved_and_doubled, is_new, measured, only_term, tournament
+from detkds_core.evolution.spec import Proposal
 from detkds_core.policy import Policy, Term, canonical, check
-
-from .history import History, Measured, generator, halved_and_doubled, is_new, measured, only_term, tournament
-from .spec import Proposal
 
 FORMULAS = 2  # choices of every island
 ELITE = 8  # how many of the best candidates breed

@@ -7,9 +7,9 @@ import random
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
+from detkds_core.evolution.spec import Proposal, Result, Spec
 from detkds_core.policy import Policy, Term, canonical_json
-
-from .spec import Proposal, Result, Spec
+from detkds_core.policy.vocabulary import MAX_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ def generator(seed: int, index: int) -> random.Random:
     return random.Random(int.from_bytes(hashlib.sha256(f"detkds evolution {seed} {index}".encode()).digest(), "big"))
 
 
-def halved_and_doubled(weight: float, limit: float = 1000.0) -> Iterator[float]:
-    """The two neighbours of a weight on its own scale, those that stay within (0, limit]."""
+def halved_and_doubled(weight: float) -> Iterator[float]:
+    """The two neighbours of a weight on its own scale, those that are legal weights."""
     for scaled in (weight * 0.5, weight * 2.0):
-        if 0 < scaled <= limit:
+        if 0 < scaled <= MAX_WEIGHT:
             yield scaled

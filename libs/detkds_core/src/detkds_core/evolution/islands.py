@@ -13,12 +13,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from statistics import fmean, pstdev
 
+from detkds_core.evolution.history import History, Measured, generator, halved_and_doubled, is_new, island_members, tournament
+from detkds_core.evolution.spec import Proposal
 from detkds_core.policy import Policy, Term, canonical, named_policies
+from detkds_core.policy.vocabulary import FEATURES
 
-from .history import History, Measured, generator, halved_and_doubled, is_new, island_members, tournament
-from .spec import Proposal
-
-FEATURES = ("global", "fgbg", "instance")  # they share transforms and distances, so genes can move between them
 ATTEMPTS = 50  # draws before the island's formulas are enumerated
 OPENING = 6  # at most so many hand-designed and random terms before an island evolves
 SAMPLE, MIGRATE, SEED, WEIGHT = 0.10, 0.10, 0.05, 0.25  # shares of an island's proposals; the rest mutates transforms and distance
@@ -118,7 +117,7 @@ def draw(history: History, island: str, rng: random.Random) -> tuple[Term, tuple
 
 
 def neighbours(history: History, island: str) -> list[Measured]:
-    """The last results of the other feature islands; none for a response island."""
+    """The last results of the other feature islands, whose vocabulary is the same; none for a response island."""
     if island not in FEATURES:
         return []
     return [

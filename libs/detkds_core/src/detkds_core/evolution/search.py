@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from detkds_core.evolution.combinations import propose_combination
+from detkds_core.evolution.history import History
+from detkds_core.evolution.islands import propose_term
+from detkds_core.evolution.spec import Proposal, Result, Spec
+from detkds_core.evolution.summary import summarize
 from detkds_core.policy import canonical, canonical_json
-
-from .combinations import propose_combination
-from .history import History
-from .islands import propose_term
-from .spec import Proposal, Result, Spec
-from .summary import summarize
 
 
 class Evolution:

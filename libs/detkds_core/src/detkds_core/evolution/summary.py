@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from detkds_core.evolution.spec import Proposal, Result, Spec
 from detkds_core.policy import formula
-
-from .spec import Proposal, Result, Spec
 
 
 def summarize(spec: Spec, proposals: Sequence[Proposal], results: Mapping[int, Result]) -> dict[str, Any]:

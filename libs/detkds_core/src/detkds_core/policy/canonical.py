@@ -8,7 +8,7 @@ from dataclasses import replace
 from math import fsum
 
 from detkds_core.policy.terms import Policy, Term
-from detkds_core.policy.vocabulary import DIVERGENCES, FEATURES, KNOWLEDGE, MAX_TEMPERATURE
+from detkds_core.policy.vocabulary import DIVERGENCES, FEATURES, KNOWLEDGE, MAX_TEMPERATURE, SHAREABLE
 
 ELEMENTWISE = ("l1", "l2", "smooth_l1")
 ALONG_CHANNELS = ("pear", "cos")  # blind to a positive factor of each vector along dim 1; `pear` to a constant added to it as well
@@ -128,7 +128,7 @@ def _fold_options(term: Term) -> Term:
     return replace(
         term,
         temperature=term.temperature if term.distance in DIVERGENCES else 1.0,
-        shared_attention=term.shared_attention and term.transforms[0] in ("satt", "catt"),
+        shared_attention=term.shared_attention and term.transforms[0] in SHAREABLE,
         background=term.background if term.knowledge == "fgbg" else 0.5,
     )
 

@@ -20,6 +20,7 @@ from detkds_core.policy.vocabulary import (
     MAX_WEIGHT,
     MIN_TEMPERATURE,
     NOT_OFFERED,
+    SHAREABLE,
     SLOTS,
 )
 
@@ -75,7 +76,7 @@ def _names(term: Term) -> Iterator[Reason]:
 
 
 def _transform_rules(term: Term) -> Iterator[Reason]:
-    if term.shared_attention and term.transforms[0] not in ("satt", "catt"):
+    if term.shared_attention and term.transforms[0] not in SHAREABLE:
         yield Reason("shared_attention", "only 'satt' and 'catt' have an attention of the teacher that both sides can share; false here")
     if term.knowledge not in FEATURES:
         return

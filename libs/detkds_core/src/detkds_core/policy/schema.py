@@ -10,7 +10,6 @@ from detkds_core.policy.rules import check, legality
 from detkds_core.policy.terms import Policy, PolicyError, Term
 from detkds_core.policy.vocabulary import (
     DISTANCES,
-    FEATURES,
     KNOWLEDGE,
     MAX_BACKGROUND,
     MAX_NAME,
@@ -135,13 +134,12 @@ def _short(value: object, quote: bool = True) -> str:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a policy: names, types and bounds. Which combinations have a meaning, `legality` knows."""
-    kinds = [*FEATURES, "logits", "localization"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Distillation policy",
         "description": "The sum of its terms; without terms, training without distillation.",
         "type": "object",
-        "properties": {"terms": {"type": "array", "maxItems": MAX_TERMS, "items": {"oneOf": [_term_schema(kind) for kind in kinds]}}},
+        "properties": {"terms": {"type": "array", "maxItems": MAX_TERMS, "items": {"oneOf": [_term_schema(kind) for kind in KNOWLEDGE]}}},
         "required": ["terms"],
         "additionalProperties": False,
     }

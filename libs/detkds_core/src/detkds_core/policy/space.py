@@ -10,7 +10,7 @@ from typing import Any, Self
 from detkds_core.policy.canonical import canonical_term
 from detkds_core.policy.rules import legality, pair_legality, unknown
 from detkds_core.policy.terms import Reason, Term
-from detkds_core.policy.vocabulary import DISTANCES, FEATURES, KNOWLEDGE, SLOTS
+from detkds_core.policy.vocabulary import DISTANCES, DIVERGENCES, FEATURES, KNOWLEDGE, SHAREABLE, SLOTS
 
 TWO_GENES = 0.2  # share of the mutations that change two genes
 
@@ -119,9 +119,9 @@ class SearchSpace:
         """The canonical term with these genes and the options of `term` that they can use; None if the pair cannot train with it."""
         *transforms, distance, weight = genes
         child = replace(term, transforms=tuple(transforms), distance=distance, weight=weight)  # type: ignore[arg-type]
-        if distance not in ("kl", "kl_edges"):
+        if distance not in DIVERGENCES:
             child = replace(child, temperature=1.0)
-        if transforms[0] not in ("satt", "catt"):
+        if transforms[0] not in SHAREABLE:
             child = replace(child, shared_attention=False)
         return None if self.contains(child) else canonical_term(child)
 

@@ -52,6 +52,7 @@ DISTANCES: Mapping[str, tuple[str, ...]] = {
     "localization": ("l1", "iou", "giou", "kl_edges"),
 }
 DIVERGENCES = ("kl", "kl_edges")  # the distances that have a temperature
+SHAREABLE = ("satt", "catt")  # the attentions that the teacher can lend to both sides
 
 MAX_TERMS = 20
 MAX_WEIGHT = 1000.0
