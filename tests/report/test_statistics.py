@@ -28,20 +28,13 @@ def test_one_value_has_a_mean_and_no_interval():
     assert interval.mean == 28.9
     assert math.isnan(interval.low)
     assert math.isnan(interval.high)
-    assert not interval.excludes_zero
 
 
 def test_pairing_removes_what_both_share():
     # Seeds differ by 10 AP, the two detectors by 1.1, 0.9 and 1.0 on each of them: mean 1, s = 0.1, half = 4.3027 * 0.1 / sqrt(3) = 0.2484.
     difference = paired_difference([21.1, 30.9, 41.0], [20.0, 30.0, 40.0])
     assert difference == pytest.approx((1.0, 0.7516, 1.2484), abs=1e-4)
-    assert difference.excludes_zero
     assert mean_interval([21.1, 30.9, 41.0]).low < 30.0 < mean_interval([21.1, 30.9, 41.0]).high
-
-
-@pytest.mark.parametrize(("values", "excludes"), [([1.0, 2.0, 3.0], False), ([4.0, 5.0, 6.0], True), ([-4.0, -5.0, -6.0], True)])
-def test_zero_inside_or_outside(values, excludes):
-    assert mean_interval(values).excludes_zero is excludes
 
 
 def test_refused():

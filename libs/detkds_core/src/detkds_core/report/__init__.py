@@ -1,10 +1,10 @@
 """Tables and pictures: what a search found, and how sure that is."""
 
-from .data import Box, CandidatePoint, ImagePanel, ReportData, Row
-from .page import write_report
-from .statistics import Interval, mean_interval, paired_difference
-from .text import text_table
-from .verdict import Comparison, Verdict, compare, verdict
+from detkds_core.report.data import Box, CandidatePoint, ImagePanel, ReportData, Row
+from detkds_core.report.page import write_report
+from detkds_core.report.statistics import Interval, mean_interval, paired_difference
+from detkds_core.report.text import text_table
+from detkds_core.report.verdict import Comparison, Verdict, compare, verdict
 
 __all__ = [
     "Box",

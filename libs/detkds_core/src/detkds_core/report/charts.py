@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .data import CandidatePoint
+from detkds_core.report.data import CandidatePoint
 
 Theme = Literal["light", "dark"]
 

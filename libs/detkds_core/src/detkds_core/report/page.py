@@ -13,12 +13,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from .charts import MARKERS, PALETTES, fitness_chart
-from .data import CandidatePoint, ReportData, Row
-from .pictures import draw_detections, draw_truth
-from .statistics import mean_interval
-from .text import millions, seeds, spread
-from .verdict import Comparison, compare, describe, verdict
+from detkds_core.report.charts import MARKERS, PALETTES, fitness_chart
+from detkds_core.report.data import CandidatePoint, ReportData, Row
+from detkds_core.report.pictures import draw_detections, draw_truth
+from detkds_core.report.statistics import mean_interval
+from detkds_core.report.text import millions, seeds, spread
+from detkds_core.report.verdict import Comparison, compare, describe, verdict
 
 TOP = 10
 STAGES = {"reference": "reference", "stage1": "stage 1", "stage2": "stage 2"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .data import Box, ImagePanel
+from detkds_core.report.data import Box, ImagePanel
 
 WIDTH = 420  # pixels of a drawn picture; small scenes are enlarged so that a label can be read
 TRUTH, RIGHT, WRONG = "#ffffff", "#4fc3ff", "#ff8a3d"  # told apart by every kind of colour vision, and on photographs

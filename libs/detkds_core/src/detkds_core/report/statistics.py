@@ -16,11 +16,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether 0 lies outside; False where there is no interval."""
-        return self.low > 0 or self.high < 0
-
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean and t interval of independent values (one a seed).

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .data import Row
-from .statistics import mean_interval
+from detkds_core.report.data import Row
+from detkds_core.report.statistics import mean_interval
 
 HEADINGS = ("", "AP", "AP50", "AP75", "parameters", "images", "seeds")
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .data import Row
-from .statistics import Interval, paired_difference
+from detkds_core.report.data import Row
+from detkds_core.report.statistics import Interval, paired_difference
 
 Outcome = Literal["better", "worse", "within noise", "one pair", "not measured"]
 
