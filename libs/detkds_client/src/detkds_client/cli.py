@@ -253,13 +253,14 @@ def serve(
     home: Annotated[Path | None, typer.Option(help="Folder of everything that is remembered; else DETKDS_HOME, else ~/.detkds.")] = None,
     host: Annotated[str, typer.Option(envvar="DETKDS_HOST", help="Beyond loopback only with DETKDS_API_KEY.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="DETKDS_PORT", help="0 takes a free one.")] = 8350,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Jobs trained at once, each by a trainer of DETKDS_THREADS threads.")] = 1,
 ) -> None:
-    """Run the service on this machine: api, evolver and one worker, until Ctrl-C."""
+    """Run the service on this machine: api, evolver and workers, until Ctrl-C."""
     from detkds_client.serve import ServeError
     from detkds_client.serve import serve as run
 
     try:
-        run(home or Path(os.environ.get("DETKDS_HOME", "~/.detkds")), host, port)
+        run(home or Path(os.environ.get("DETKDS_HOME", "~/.detkds")), host, port, workers=workers)
     except ServeError as error:
         raise Refusal(str(error)) from error
 

@@ -24,7 +24,8 @@ from detkds_core.report import Box, CandidatePoint, ImagePanel, ReportData, Row,
 from detkds_core.report.data import Role
 
 CANDIDATES = 24  # no distillation, PKD and 22 of the search
-GROUP = 4
+GROUP = 3  # candidates of one trainer
+WORKERS = 2  # trainers at once where there is no GPU: one thread each uses 2 cores better than two threads of one
 PANELS = 6  # validation images in the report: the first of the report half, whatever they show
 STEPS = 4
 
@@ -61,6 +62,7 @@ def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = 
         started = client.search(
             candidates=candidates,
             group=GROUP,
+            parallelism=WORKERS * GROUP,
             recipe=pair.proxy.to_json(),
             confirmation={"finalists": 2, "seeds": 3, "iterations": pair.full.iterations},
             name=f"demo on {dataset}",
@@ -121,9 +123,11 @@ def shown(path: Path) -> str:
 def service(home: Path) -> Iterator[Client]:
     """`detkds serve` on a free loopback port, gone when the demo is."""
     environment = {name: value for name, value in os.environ.items() if name not in ("DETKDS_DATABASE_URL", "DETKDS_BROKER_URL")}
-    environment |= {"DETKDS_DATA_ROOTS": str(home), "DETKDS_HOME": str(home)}
+    workers = 1 if shutil.which("nvidia-smi") else WORKERS
+    threads = max(1, len(os.sched_getaffinity(0)) // 2 // workers)
+    environment |= {"DETKDS_DATA_ROOTS": str(home), "DETKDS_HOME": str(home), "DETKDS_THREADS": str(threads)}
     with (home / "serve.log").open("wb") as log:
-        command = [sys.executable, "-m", "detkds_client", "serve", "--home", str(home), "--port", "0"]
+        command = [sys.executable, "-m", "detkds_client", "serve", "--home", str(home), "--port", "0", "--workers", str(workers)]
         server = processes.start_bound(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
         address = home / "serve.json"

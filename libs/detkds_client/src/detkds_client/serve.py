@@ -1,4 +1,4 @@
-"""`detkds serve`: api, evolver and one worker on this machine, supervised as processes.
+"""`detkds serve`: api, evolver and workers on this machine, supervised as processes.
 
 Whoever ends is started again; whatever ends the supervisor, `kill -9` included, ends all of them.
 """
@@ -61,10 +61,11 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     *,
+    workers: int = 1,
     environment: Mapping[str, str] | None = None,
     on_ready: Callable[[str], None] = lambda url: print(f"DetKDS listens on {url}", flush=True),
 ) -> None:
-    """Run api, evolver and worker until SIGTERM or SIGINT; port 0 takes a free one, known from `on_ready` and `<home>/serve.json`.
+    """Run api, evolver and workers until SIGTERM or SIGINT; port 0 takes a free one, known from `on_ready` and `<home>/serve.json`.
 
     `environment` is what the services see (default: this process's). Call it from the main thread: the services live as long as it does.
     Raises ServeError when another one runs on this home, the port is taken, or a service cannot start.
@@ -83,7 +84,8 @@ def serve(
         env = {**(os.environ if environment is None else environment)}
         env |= {"DETKDS_HOME": str(home), "DETKDS_HOST": host, "DETKDS_PORT": str(port)}
         Store(env.get("DETKDS_DATABASE_URL") or f"sqlite:///{home / 'detkds.sqlite'}").migrate()
-        services = [Service(name, command, home / "logs" / f"{name}.log") for name, command in SERVICES.items()]
+        wanted = {**SERVICES, **{f"worker-{number}": SERVICES["worker"] for number in range(2, workers + 1)}}
+        services = [Service(name, command, home / "logs" / f"{name}.log") for name, command in wanted.items()]
         try:
             ready = False
             while not stopped_by:

@@ -97,7 +97,7 @@ PAIRS: Mapping[str, Pair] = {
             teacher_checkpoint="digits_gfl_r18w32_fpn32",
             student="gfl_r18w8_fpn32",
             teaching=Recipe(iterations=4000, augment="none"),
-            proxy=Recipe(iterations=150, augment="none", eval_images=200),
+            proxy=Recipe(iterations=120, augment="none", eval_images=200),
             full=Recipe(iterations=300, augment="none"),
         ),
         Pair(
@@ -108,7 +108,7 @@ PAIRS: Mapping[str, Pair] = {
             teacher_checkpoint="trees_gfl_r18w32_fpn32",
             student="gfl_r18w8_fpn32",
             teaching=Recipe(iterations=2500, batch=4, image_size=256, augment="aerial"),
-            proxy=Recipe(iterations=150, batch=4, image_size=256, augment="aerial"),
+            proxy=Recipe(iterations=120, batch=4, image_size=256, augment="aerial"),
             full=Recipe(iterations=300, batch=4, image_size=256, augment="aerial"),
         ),
     )
