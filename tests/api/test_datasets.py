@@ -32,6 +32,17 @@ def test_the_list_begins_with_what_is_built_in(service):
     assert len(items[2]["digest"]) == 64
 
 
+def test_a_wrong_cursor_is_told(service):
+    assert list(errors(service.http.get("/datasets", params={"cursor": "not a cursor"}))) == ["?cursor"]
+
+
+def test_the_names_of_what_is_built_in_are_those_of_the_library():
+    from detkds_api.datasets import BUILTIN
+    from detkds_core.datasets import BUILT_IN
+
+    assert BUILTIN == BUILT_IN
+
+
 def test_the_same_content_is_registered_once(service):
     assert service.http.post("/datasets", json=body(service, "again")).status_code == 201
     assert service.http.post("/datasets", json=body(service, "again")).status_code == 200

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from detkds_api.fields import Body, PathText
-from detkds_api.lists import Cursor, Limit, Page
+from detkds_api.lists import Cursor, Limit, Page, page_of
 from detkds_api.paths import inside
 from detkds_api.problems import Conflict, FieldError, invalid, pointer
 from detkds_api.service import Service, example
@@ -22,7 +22,7 @@ from detkds_core.store import datasets as stored
 
 router = APIRouter(tags=["datasets"])
 
-BUILTIN = ("digits", "trees")
+BUILTIN = ("digits", "trees")  # written again here, for their room brings numpy and Pillow, which a start need not wait for
 DatasetName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
@@ -97,7 +97,6 @@ def find_dataset(session: Session, settings: Settings, name: str) -> dict[str, A
     Raises InvalidInput that lists the known names.
     """
     if name in BUILTIN:
-        # Imported here: scikit-learn alone would double the time in which the service starts.
         from detkds_core.datasets import DatasetError, load_dataset
 
         try:
@@ -173,6 +172,6 @@ def list_datasets(service: Service, limit: Limit = 50, cursor: Cursor = None) ->
     if cursor is None:
         items = [builtin_view(name) for name in BUILTIN]
     with service.store.read() as session:
-        found, after = stored.list(session, limit=limit, cursor=cursor)
+        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor))
         items += [view(record.data, builtin=False) for record in found]
     return Page(items=items, next_cursor=after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
@@ -25,10 +25,9 @@ from detkds_core.policy import Policy, formula, from_json, to_json
 from detkds_core.store import distillations as stored
 from detkds_core.store import jobs, results, searches
 from detkds_core.store.models import Distillation, Search
+from detkds_core.store.vocabulary import DistillationState as State
 
 router = APIRouter(tags=["distill"])
-
-State = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD"]
 
 
 class DistillRequest(Body):

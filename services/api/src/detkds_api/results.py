@@ -19,10 +19,10 @@ from detkds_api.service import Id, Service, example, is_id
 from detkds_core.policy import formula, from_json
 from detkds_core.store import results as stored
 from detkds_core.store.models import Result
+from detkds_core.store.vocabulary import ResultKind as Kind
 
 router = APIRouter(tags=["results"])
 
-Kind = Literal["search", "distill"]
 Format = Literal["safetensors", "pth"]
 ARTIFACT: Mapping[str, str] = {"safetensors": "checkpoint", "pth": "checkpoint_pth"}  # as the trainer names them
 

@@ -24,10 +24,10 @@ from detkds_core.policy import Policy, SearchSpace, formula, from_json
 from detkds_core.store import jobs, results
 from detkds_core.store import searches as stored
 from detkds_core.store.models import Candidate, Search
+from detkds_core.store.vocabulary import SearchState as State
 
 router = APIRouter(tags=["searches"])
 
-State = Literal["QUEUED", "RUNNING", "CONFIRMING", "SUCCEEDED", "FAILED", "CANCELLED"]
 Knowledge = Literal["global", "fgbg", "instance", "logits", "localization"]
 DEFAULT_REFERENCES = ("none", "pkd")
 DEFAULT_GROUP = 4  # candidates that share batches and teacher: less for each, and still fine-grained progress
