@@ -88,6 +88,14 @@ def drop(split: str, kind: str, index: int, key: str) -> Callable[[Draft], None]
     return lambda draft: getattr(draft, split)[kind][index].pop(key)
 
 
+def test_a_half_of_val_without_boxes_is_refused(draft):
+    # Two images, one a half: without the first one's boxes, its half has none.
+    draft.val["annotations"] = [box for box in draft.val["annotations"] if box["image_id"] == 2]
+    (problem,) = draft.problems()
+    assert problem.startswith("annotations.val: the 1 images of the ")
+    assert "half hold no box" in problem
+
+
 BOX = "annotations.train: annotations[3].bbox (id 6): "
 
 

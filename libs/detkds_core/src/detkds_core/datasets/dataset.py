@@ -100,9 +100,15 @@ def report_ids(dataset: Dataset, seed: int = 0) -> tuple[int, ...]:
 
 
 def _halves(val: Split, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Halves named by the images themselves (`"half": "selection" | "report"` on every image, for images that see the same
-    ground), otherwise a shuffle by seed; an odd image goes to the report."""
-    images = val.load()["images"]
+    return halves(val.load()["images"], seed)
+
+
+def halves(images: Iterable[Mapping[str, Any]], seed: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids for the selection and for the report, of COCO image records.
+
+    Halves named by the images themselves (`"half": "selection" | "report"` on every image, for images that see the same
+    ground), otherwise a shuffle by seed; an odd image goes to the report. Raises DatasetError for fewer than two images.
+    """
     named = {image["id"]: image.get("half") for image in images}
     if set(named.values()) == {"selection", "report"}:
         first = [i for i, half in named.items() if half == "selection"]

@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 from PIL import Image, UnidentifiedImageError
 
-from detkds_core.datasets.dataset import Dataset, DatasetError, Split, digest
+from detkds_core.datasets.dataset import Dataset, DatasetError, Split, digest, halves
 
 BUILT_IN = ("digits", "trees")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -95,6 +95,8 @@ def register(
         _check_categories(categories["train"], categories["val"], problems)
     if len(hashes) == 2:
         _check_disjoint(hashes["train"], hashes["val"], problems)
+    if not problems:
+        _check_halves(contents["val"], problems)
     if problems:
         raise DatasetError(problems.listed())
     splits = {split: _split(file, folder, contents[split]) for split, (file, folder) in paths.items() if file and folder}
@@ -341,6 +343,18 @@ def _check_disjoint(train: Mapping[str, str], val: Mapping[str, str], problems: 
             problems.add(
                 "images of both splits",
                 f"images.val: {file_name} has the same content as {by_content[found]} of train; AP would be of images learned by heart",
+            )
+
+
+def _check_halves(val: Mapping[str, Any], problems: Problems) -> None:
+    """AP is undefined on images without a box, so a search would find out only when its first candidates are trained."""
+    with_box = {box["image_id"] for box in val["annotations"] if not box.get("iscrowd", 0)}
+    for half, ids in zip(("selection", "report"), halves(val["images"]), strict=True):
+        if with_box.isdisjoint(ids):
+            problems.add(
+                "annotations.val: halves without boxes",
+                f"annotations.val: the {len(ids)} images of the {half} half hold no box, so nothing can be measured on them; "
+                "give more images with boxes",
             )
 
 
