@@ -31,11 +31,12 @@ def test_a_killed_distillation_resumes_to_the_same_weights(spec, tmp_path, monke
     undisturbed = run(job, tmp_path / "a" / "1")
     with pytest.raises(Killed):
         run(job, tmp_path / "b" / "1", stop_at=4)
-    assert (tmp_path / "b" / "resume.pt").exists()
-    resumed = run(job, tmp_path / "b" / "2")
+    kept = tmp_path / "b" / "resume.pt"
+    assert kept.exists()
+    resumed = run({**job, "resume_from": str(kept)}, tmp_path / "b" / "2")
     assert resumed["sha256"] == undisturbed["sha256"]
     assert [point["iteration"] for point in resumed["curve"]] == [point["iteration"] for point in undisturbed["curve"]]
-    assert not (tmp_path / "b" / "resume.pt").exists()
+    assert not kept.exists()
 
 
 def test_the_student_is_plain_mmdetection_with_the_same_ap(spec, tmp_path, teacher_file):

@@ -13,14 +13,13 @@ class Tap:
     """Keeps the last output of a detector's neck and dense head. `clear()` lets go of them and their graph."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
         self.head = dense_head(model)
         self.features: tuple[Tensor, ...] = ()
         self.outputs: tuple[Any, ...] = ()
         pyramid = model.neck if getattr(model, "with_neck", False) else model.backbone
-        self.handles = [pyramid.register_forward_hook(self._keep_features)]
+        pyramid.register_forward_hook(self._keep_features)
         if self.head is not None:
-            self.handles.append(self.head.register_forward_hook(self._keep_outputs))
+            self.head.register_forward_hook(self._keep_outputs)
 
     def _keep_features(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self.features = tuple(output) if isinstance(output, list | tuple) else (output,)
@@ -31,12 +30,8 @@ class Tap:
     def clear(self) -> None:
         self.features, self.outputs = (), ()
 
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
     def signals(self, needs: frozenset[str], levels: Sequence[int]) -> Signals:
-        """What was caught on the given pyramid levels, as far as `needs` asks for it. Levels that the head lacks are left out."""
+        """What was caught on the given pyramid levels, as far as `needs` asks for it."""
         logits: tuple[Tensor, ...] = ()
         boxes: tuple[Tensor, ...] = ()
         edges: tuple[Tensor, ...] = ()

@@ -1,7 +1,7 @@
 """Run a detector over images and measure its COCO AP."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ def detect(
     *,
     image_size: int,
     batch: int = 16,
-    on_batch: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """COCO detections of `model` on the given images: image_id, category_id, bbox (xywh in original pixels), score.
 
@@ -39,7 +38,7 @@ def detect(
         by_shape.setdefault(resized_shape(record["height"], record["width"], image_size), []).append(image_id)
     chunks = [ids[i : i + batch] for ids in by_shape.values() for i in range(0, len(ids), batch)]
     detections: list[dict[str, Any]] = []
-    for done, chunk in enumerate(chunks):
+    for chunk in chunks:
         pixels = [load_image(images / records[i]["file_name"], image_size) for i in chunk]
         samples = [image_sample(p, records[i], device) for p, i in zip(pixels, chunk, strict=True)]
         tensors = [torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1))).to(device) for p in pixels]
@@ -52,8 +51,6 @@ def detect(
                 detections.append(
                     {"image_id": image_id, "category_id": categories[label], "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
                 )
-        if on_batch is not None:
-            on_batch(done + 1, len(chunks))
     model.train(was_training)
     return detections
 

@@ -74,7 +74,7 @@ def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any
 def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, Any]:
     """Train one student under a policy, export it, and measure teacher and student on the report images.
 
-    The state is kept in `folder/../resume.pt`; a later attempt goes on from there and reaches the same weights.
+    The state is kept in `folder/../resume.pt`; a later attempt whose specification names it in `resume_from` reaches the same weights.
     """
     dataset, recipe = Dataset.from_json(spec["dataset"]), Recipe.from_json(spec["recipe"])
     start = prepare(spec, spec["seed"])
@@ -82,8 +82,8 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
     learner = new_learner(start, policy, recipe, spec["seed"])
     resume, began, spent = folder.parent / "resume.pt", time.monotonic(), 0.0
     first_step, curve = 0, []
-    if resume.exists():
-        state = read_pickle(resume)
+    if spec.get("resume_from"):
+        state = read_pickle(Path(spec["resume_from"]))
         learner.student.model.load_state_dict(state["model"])
         if learner.student.adapters is not None:
             learner.student.adapters.load_state_dict(state["adapters"])
