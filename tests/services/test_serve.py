@@ -1,4 +1,4 @@
-"""`detkds serve`: three processes that start again and end together."""
+"""`detkds serve`: processes that start again and end together."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from detkds_client.serve import ServeError, serve
 from . import harness
 from .harness import Api, until
 
-SERVE_ON = "import sys; from pathlib import Path; from detkds_client.serve import serve; serve(Path(sys.argv[1]), port=int(sys.argv[2]))"
+SERVE_ON = "import sys; from pathlib import Path; from detkds_client.serve import serve; serve(Path(sys.argv[1]), port=int(sys.argv[2]), workers=2)"
 
 
 def test_one_service_a_home_found_by_its_file_ended_by_ctrl_c(tmp_path: Path) -> None:
@@ -34,8 +34,9 @@ def test_one_service_a_home_found_by_its_file_ended_by_ctrl_c(tmp_path: Path) ->
         assert second.returncode != 0
         assert f"DetKDS already runs on {tmp_path} (process {process.pid})" in second.stderr
         assert json.loads((tmp_path / "serve.json").read_text()) == told
-        until(lambda: harness.pids(tmp_path, "-m detkds_worker"), 10, "a worker")
-        assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["api.log", "evolver.log", "worker.log"]
+        until(lambda: len(harness.pids(tmp_path, "-m detkds_worker")) == 2, 10, "two workers")
+        logs = sorted(path.name for path in (tmp_path / "logs").iterdir())
+        assert logs == ["api.log", "evolver.log", "worker-2.log", "worker.log"]
     finally:
         process.send_signal(signal.SIGINT)
         process.stdout.close()
