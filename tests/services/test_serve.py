@@ -15,7 +15,12 @@ from detkds_client.serve import ServeError, serve
 from . import harness
 from .harness import Api, until
 
-SERVE_ON = "import sys; from pathlib import Path; from detkds_client.serve import serve; serve(Path(sys.argv[1]), port=int(sys.argv[2]), workers=2)"
+SERVE_ON = """
+import sys
+from pathlib import Path
+from detkds_client.serve import serve
+serve(Path(sys.argv[1]), port=int(sys.argv[2]), workers=2)
+"""
 
 
 def test_one_service_a_home_found_by_its_file_ended_by_ctrl_c(tmp_path: Path) -> None:
