@@ -21,6 +21,13 @@ def test_a_database_that_does_not_answer_fails_and_hides_its_password(tmp_path):
     assert "DETKDS_DATABASE_URL" in finding.advice
 
 
+def test_a_url_that_the_store_takes_is_tried(tmp_path):
+    # Without a driver in its name, as many hosts give it: the store has its own.
+    finding = doctor.database("postgresql://detkds:swordfish@127.0.0.1:9/detkds", tmp_path)
+    assert "psycopg2" not in finding.found
+    assert "DETKDS_DATABASE_URL" in finding.advice
+
+
 def test_a_database_without_tables_says_what_to_do(tmp_path):
     finding = doctor.database(f"sqlite:///{tmp_path / 'empty.sqlite'}", tmp_path)
     assert (finding.level, finding.advice) == ("warn", "start the service once: detkds serve")

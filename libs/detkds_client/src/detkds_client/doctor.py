@@ -160,8 +160,10 @@ def disk(home: Path) -> Finding:
 
 def database(url: str | None, home: Path) -> Finding:
     """Whether the database answers. SQLite's file is only opened, never made, here."""
-    from sqlalchemy import create_engine, text
+    from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
+
+    from detkds_core.store import Store
 
     if url is None:
         file = home / "detkds.sqlite"
@@ -169,10 +171,10 @@ def database(url: str | None, home: Path) -> Finding:
             return Finding("ok", "database", f"SQLite, will be made at {file}")
         url = f"sqlite:///{file}"
     try:
-        engine = create_engine(url)
-        with engine.connect() as connection:
-            version = connection.scalar(text("SELECT version_num FROM alembic_version"))
-        engine.dispose()
+        store = Store(url)  # as the services would open it: what they take, they take here
+        with store.read() as session:
+            version = session.scalar(text("SELECT version_num FROM alembic_version"))
+        store.close()
     except SQLAlchemyError as error:
         first_line = str(getattr(error, "orig", None) or error).splitlines()[0]
         if "alembic_version" in first_line:
