@@ -127,7 +127,8 @@ def service(home: Path) -> Iterator[Client]:
     threads = max(1, len(os.sched_getaffinity(0)) // 2 // workers)
     environment |= {"DETKDS_DATA_ROOTS": str(home), "DETKDS_HOME": str(home), "DETKDS_THREADS": str(threads)}
     with (home / "serve.log").open("wb") as log:
-        command = [sys.executable, "-m", "detkds_client", "serve", "--home", str(home), "--port", "0", "--workers", str(workers)]
+        command = [sys.executable, "-m", "detkds_client", "serve", "--home", str(home), "--host", "127.0.0.1"]
+        command += ["--port", "0", "--workers", str(workers)]
         server = processes.start_bound(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
         address = home / "serve.json"
