@@ -22,7 +22,7 @@ DRAIN_LIMIT = 64 << 20  # bytes read and thrown away, so that a client that send
 BODY_SECONDS = 30.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-OPEN_PATHS = ("/", "/health", "/favicon.ico")  # what shows no data: the page asks for the key itself
+OPEN_PATHS = ("/", "/docs", "/health", "/favicon.ico")  # what shows no data: the page asks for the key itself
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 SECURITY_HEADERS: Mapping[str, str] = {

@@ -165,7 +165,7 @@ def install(app: FastAPI) -> None:
     async def http_handler(request: Request, error: HTTPException) -> Response:
         kind = HTTP_PROBLEMS.get(error.status_code, BadRequest if error.status_code < 500 else Problem)
         details = {
-            404: f"there is nothing at {request.url.path}; GET /openapi.json lists what there is",
+            404: f"there is nothing at {request.url.path}; GET /docs shows what there is",
             405: f"{request.url.path} does not answer {request.method}",
             400: "the body is not JSON that can be read",
         }
