@@ -141,8 +141,9 @@ def test_all_mistakes_are_told_at_once(service):
 
 
 def test_without_a_pair_all_three_are_needed(service):
-    found = errors(service.http.post("/searches", json={"candidates": 12}))
-    assert set(found) == {"/dataset", "/teacher", "/student"}
+    assert "digits_gfl" in errors(service.http.post("/searches", json={"candidates": 12}))["/pair"]
+    found = errors(service.http.post("/searches", json={"candidates": 12, "dataset": "shapes"}))
+    assert set(found) == {"/teacher", "/student"}
     assert "digits_gfl" in found["/teacher"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel
 from sqlalchemy.orm import Session
 
 from detkds_api.fields import Body, PathText
@@ -23,7 +23,16 @@ from detkds_core.store import datasets as stored
 router = APIRouter(tags=["datasets"])
 
 BUILTIN = ("digits", "trees")  # written again here, for their room brings numpy and Pillow, which a start need not wait for
-DatasetName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+
+def plain_name(text: str) -> str:
+    """A name that needs no quotes anywhere. Raises ValueError."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", text):
+        raise ValueError("use at most 64 small letters, digits, '.', '_' and '-', a letter or digit first")
+    return text
+
+
+DatasetName = Annotated[str, AfterValidator(plain_name)]
 
 
 class SplitPaths(Body):
@@ -156,9 +165,9 @@ def register_dataset(wanted: DatasetRequest, service: Service, response: Respons
 
 
 def dataset_error(problem: str) -> FieldError:
-    """`annotations.train: annotations[17].bbox ...` points at `/train/annotations`; the text keeps the place inside the file."""
-    found = re.match(r"(annotations|images)\.(train|val)\b", problem)
-    return FieldError(pointer(found[2], found[1]) if found else "", problem)
+    """`annotations.train: annotations[17].bbox ...` points at `/train/annotations`; the text is then about the place inside the file."""
+    found = re.match(r"(annotations|images)\.(train|val)\b(?:: )?", problem)
+    return FieldError(pointer(found[2], found[1]), problem[found.end() :]) if found else FieldError("", problem)
 
 
 def builtin_view(name: str) -> DatasetView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -16,7 +16,12 @@ from detkds_api.problems import FieldError, InvalidInput, invalid, pointer, poin
 from detkds_api.settings import Settings
 from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Pair, Recipe, exchange
 from detkds_core.catalogue import detector as detector_entry
-from detkds_core.catalogue.pairs import CHECKPOINTS
+from detkds_core.catalogue.pairs import AUGMENTATIONS, CHECKPOINTS, OPTIMIZERS, SCHEDULES
+
+
+def one_of(names: Sequence[str]) -> str:
+    """For a description: the names that a field may carry."""
+    return "one of " + ", ".join(f"`{name}`" for name in names)
 
 
 class TeacherChoice(Body):
@@ -39,11 +44,11 @@ class RecipeChoice(Body):
     iterations: int | None = Field(default=None, ge=1, le=10_000_000, description="optimisation steps")
     batch: int | None = Field(default=None, ge=1, le=4096)
     lr: float | None = Field(default=None, gt=0, le=10, description="peak learning rate")
-    optimizer: Name | None = None
+    optimizer: Name | None = Field(default=None, description=one_of(OPTIMIZERS))
     weight_decay: float | None = Field(default=None, ge=0, le=1)
-    schedule: Name | None = None
+    schedule: Name | None = Field(default=None, description=one_of(SCHEDULES))
     image_size: int | None = Field(default=None, ge=32, le=4096, description="pixels of the longer side")
-    augment: Name | None = None
+    augment: Name | None = Field(default=None, description=one_of(AUGMENTATIONS))
     clip: float | None = Field(default=None, gt=0, le=1e6, description="largest gradient norm")
     train_images: int | None = Field(default=None, ge=1, description="null: all")
     eval_images: int | None = Field(default=None, ge=1, description="null: all")
@@ -94,7 +99,9 @@ def resolve(
     if chosen:
         teacher = teacher or TeacherChoice(detector=chosen.teacher, checkpoint=chosen.teacher_checkpoint)
         student = student or StudentChoice(detector=chosen.student)
-    if pair is None:
+    if pair is None and dataset is None and teacher is None and student is None:
+        errors.append(FieldError("/pair", f"is required: one of {', '.join(PAIRS)}; or give dataset, teacher and student of your own"))
+    elif pair is None:
         for name, value in (("dataset", dataset), ("teacher", teacher), ("student", student)):
             if value is None:
                 errors.append(FieldError(pointer(name), "is required, unless 'pair' names one of " + ", ".join(PAIRS)))
