@@ -52,7 +52,9 @@ def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search", "--candidates", "12"], "is required, unless 'pair' names one of digits_gfl"),
+        (["search", "--candidates", "12"], "pair: is required: one of digits_gfl, trees_gfl; or give dataset, teacher and student"),
+        (["search", "--dataset", "shapes"], "teacher: is required, unless 'pair' names one of digits_gfl"),
+        (["search", "--pair", "digits_gfl", "--teacher", "gfl_r18w32_fpn32"], "write it as DETECTOR:CHECKPOINT"),
         (["search", "--pair", "digits_yolo"], "one of digits_gfl"),
         (["search", "--pair", "digits_gfl", "--recipe", "iterations"], "write it as FIELD=VALUE"),
         (["distill", "--pair", "digits_gfl", "--policy", "@/nothing/here.json"], "cannot be read as JSON"),
@@ -77,6 +79,7 @@ def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
             "train.annotations: '/a' leads outside the registered folders",
         ),
         (["convert", "missing.pth", "out.bin"], "does not end in .safetensors"),
+        (["serve", "--home", "/proc/detkds"], "/proc/detkds cannot hold what the service remembers"),
     ],
 )
 def test_a_mistake_is_one_paragraph(detkds, arguments, message):
@@ -85,6 +88,23 @@ def test_a_mistake_is_one_paragraph(detkds, arguments, message):
     assert message in paragraph(done.stderr)
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_several_mistakes_are_a_line_each(detkds):
+    done = detkds("search", "--pair", "digits_gfl", "--candidates", "-3", "--seed", "-1", *(f"--recipe=f{n}=1" for n in range(5)))
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 7, "the service's own sentence stops after five"
+    assert lines[0] == "candidates: -3 should be greater than or equal to 4"
+    assert lines[2].startswith("recipe.f0: there is no field 'f0'; one of iterations, batch, lr")
+
+
+def test_an_address_that_cannot_be_listened_on_is_said_so(detkds, tmp_path):
+    home = str(tmp_path / "home")
+    assert "should be less than or equal to 65535" in paragraph(detkds("serve", "--home", home, "--port", "99999").stderr)
+    assert "nowhere.invalid is no address of this machine" in detkds("serve", "--home", home, "--host", "nowhere.invalid").stderr
+    refused = detkds("serve", "--home", home, "--host", "0.0.0.0", "--port", "0").stderr
+    assert refused.count("would open this service to the network without a key") == 1, "asked once, for it would say the same again"
 
 
 def test_nobody_there_is_one_paragraph(detkds):

@@ -41,6 +41,11 @@ def test_class_names_must_be_known(tmp_path):
         assert json.loads(file.metadata()["classes"]) == ["a", "b"]
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConvertError, match=r"nowhere/teacher\.safetensors cannot be written"):
+        convert(saved(tmp_path / "teacher.pth", ("a",)), tmp_path / "nowhere" / "teacher.safetensors")
+
+
 def test_a_pickle_with_code_in_it_does_not_run(tmp_path):
     class Payload:
         def __reduce__(self):

@@ -67,7 +67,7 @@ def search(
         started = client.search(
             pair=pair,
             dataset=dataset,
-            teacher=choice(teacher),
+            teacher=teacher_choice(teacher),
             student=choice(student),
             candidates=candidates,
             seed=seed,
@@ -102,7 +102,7 @@ def distill(
             policy=policy_of(policy),
             pair=pair,
             dataset=dataset,
-            teacher=choice(teacher),
+            teacher=teacher_choice(teacher),
             student=choice(student),
             seed=seed,
             recipe=fields(recipe),
@@ -252,7 +252,7 @@ def pairs(url: Url = None, as_json: Json = False) -> None:
 def serve(
     home: Annotated[Path | None, typer.Option(help="Folder of everything that is remembered; else DETKDS_HOME, else ~/.detkds.")] = None,
     host: Annotated[str, typer.Option(envvar="DETKDS_HOST", help="Beyond loopback only with DETKDS_API_KEY.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="DETKDS_PORT", help="0 takes a free one.")] = 8350,
+    port: Annotated[int, typer.Option(envvar="DETKDS_PORT", help="0 takes a free one.", min=0, max=65535)] = 8350,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Jobs trained at once, each by a trainer of DETKDS_THREADS threads.")] = 1,
 ) -> None:
     """Run the service on this machine: api, evolver and workers, until Ctrl-C."""
@@ -266,7 +266,7 @@ def serve(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
     """Check this machine: Python, packages, operations, threads, GPU, disk, database, broker."""
     from detkds_client.doctor import examine, report
 
@@ -313,6 +313,13 @@ def choice(text: str | None) -> DetectorChoice | None:
         return None
     name, colon, checkpoint = text.partition(":")
     return {"detector": name, "checkpoint": checkpoint} if colon else {"detector": name}
+
+
+def teacher_choice(text: str | None) -> DetectorChoice | None:
+    """A teacher without weights teaches nothing."""
+    if text is not None and ":" not in text:
+        raise Refusal(f"--teacher {text}: write it as DETECTOR:CHECKPOINT, for example --teacher {text}:/data/teacher.safetensors")
+    return choice(text)
 
 
 def fields(texts: list[str] | None) -> dict[str, Any] | None:
@@ -386,7 +393,7 @@ def follow(client: Client, job_id: str, as_json: bool) -> None:
 
 
 def explain(text: str) -> None:
-    """One paragraph on standard error, as one line where nobody looks at a terminal."""
+    """Standard error: a paragraph a problem, as one line where nobody looks at a terminal."""
     if sys.stderr.isatty():
         Console(stderr=True, highlight=False).print(text, style="red", markup=False)
     else:
@@ -394,7 +401,7 @@ def explain(text: str) -> None:
 
 
 def main() -> None:
-    """Run the command; whatever fails is one paragraph and exit code 1 (2 for a wrong command line)."""
+    """Run the command; whatever fails is told without a stack trace, with exit code 1 (2 for a wrong command line)."""
     try:
         app()
     except ProblemError as error:

@@ -20,6 +20,14 @@ PATIENCE = 90.0  # seconds that waiting outlives an unreachable service: its res
 JsonPolicy = Mapping[str, Any]
 
 
+def dotted(pointer: str) -> str:
+    """A JSON pointer as people write it: `/policy/terms/1/weight` is `policy.terms[1].weight`; `?limit` stays."""
+    if not pointer.startswith("/"):
+        return pointer or "body"
+    parts = (part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/"))
+    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts).lstrip(".")
+
+
 class ProblemError(Exception):
     """The service refused. Its text is readable as it is; `problem` is the RFC 9457 document, `status` the HTTP status."""
 
@@ -27,7 +35,9 @@ class ProblemError(Exception):
         self.problem = problem
         self.status = status
         self.errors: list[dict[str, str]] = list(problem.get("errors", []))
-        super().__init__(str(problem.get("detail") or problem.get("title") or f"the service answered {status}"))
+        text = str(problem.get("detail") or problem.get("title") or f"the service answered {status}")
+        # The detail stops after some fields; whoever repairs a file wants to see all that is wrong with it.
+        super().__init__("\n".join(f"{dotted(one['pointer'])}: {one['message']}" for one in self.errors) if len(self.errors) > 1 else text)
 
 
 class ServiceUnreachable(Exception):

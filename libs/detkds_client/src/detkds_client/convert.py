@@ -18,6 +18,7 @@ def convert(source: Path, target: Path, classes: tuple[str, ...] | None = None) 
     if target.suffix != ".safetensors":
         raise ConvertError(f"{target} does not end in .safetensors")
     # Imported here: torch takes seconds, and no other command needs it.
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from detkds_core.detectors.build import CheckpointError, read_checkpoint
@@ -31,5 +32,8 @@ def convert(source: Path, target: Path, classes: tuple[str, ...] | None = None) 
     if "classes" not in metadata:
         raise ConvertError(f"{source} does not name its classes; give them in the order of training: --classes 'car,person,...'")
     # Tensors that share memory are refused by safetensors, and a view would drag its whole storage along.
-    save_file({name: value.contiguous().clone() for name, value in weights.items()}, target, metadata=metadata)
+    try:
+        save_file({name: value.contiguous().clone() for name, value in weights.items()}, target, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise ConvertError(f"{target} cannot be written: {error}") from error
     return tuple(json.loads(metadata["classes"]))

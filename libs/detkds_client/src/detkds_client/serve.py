@@ -5,6 +5,7 @@ Whoever ends is started again; whatever ends the supervisor, `kill -9` included,
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -31,6 +32,7 @@ SERVICES: Mapping[str, tuple[str, ...]] = {
 }
 TICK = 0.1  # seconds between two looks at the services
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a service that ended is started again; doubles each time
+REFUSED = 2  # exit code of a service whose settings are wrong: it would say the same again
 STEADY = 60.0  # seconds of life after which an end counts as the first one again
 START_TRIES = 3  # ends of one service before the API has answered once: it cannot work here, a restart will not help
 STOP_GRACE = 15.0  # seconds from SIGTERM to SIGKILL: the worker first ends its trainer (5 s) and gives its job back
@@ -52,6 +54,8 @@ class Service:
     log: Path
     process: Popen[bytes] | None = None
     started: float = 0.0  # time.monotonic()
+    refused: bool = False  # its first life ended because of its settings
+    log_start: int = 0  # bytes of the log that are of earlier lives
     ends: int = 0  # in a row, without a steady life between them
     start_at: float = 0.0  # time.monotonic(); not before
 
@@ -71,15 +75,15 @@ def serve(
     Raises ServeError when another one runs on this home, the port is taken, or a service cannot start.
     """
     home = home.expanduser().resolve()
-    (home / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        (home / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ServeError(f"{home} cannot hold what the service remembers ({error.strerror}); choose another folder with --home") from error
     stopped_by: list[int] = []
     with only_one(home), signals_noted(stopped_by):
         told = home / "serve.json"
         told.unlink(missing_ok=True)  # left by a supervisor that was killed; its URL is nobody's now
-        if not port:
-            port = free_port(host)
-        elif not can_listen(host, port):
-            raise ServeError(f"port {port} on {host} is taken; choose another with --port, or 0 for a free one")
+        port = listening_port(host, port)
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         env = {**(os.environ if environment is None else environment)}
         env |= {"DETKDS_HOME": str(home), "DETKDS_HOST": host, "DETKDS_PORT": str(port)}
@@ -91,8 +95,9 @@ def serve(
             while not stopped_by:
                 for service in services:
                     keep_running(service, env)
-                    if not ready and service.ends >= START_TRIES:
-                        raise ServeError(f"the {service.name} does not start; the end of {service.log}:\n{last_lines(service.log)}")
+                    if not ready and (service.ends >= START_TRIES or service.refused):
+                        said = last_lines(service.log, service.log_start)
+                        raise ServeError(f"the {service.name} does not start; the end of {service.log}:\n{said}")
                 if not ready and answers(url):
                     ready = True
                     write_whole(told, json.dumps({"url": url, "pid": os.getpid(), "home": str(home)}) + "\n")
@@ -111,15 +116,18 @@ def keep_running(service: Service, env: Mapping[str, str]) -> None:
             if service.log.exists() and service.log.stat().st_size > LARGEST_LOG:
                 service.log.replace(service.log.with_suffix(".log.1"))
             with service.log.open("ab") as output:
+                service.log_start = output.tell()
                 service.process = processes.start_bound(service.command, env=env, stdout=output, stderr=STDOUT)
             service.started = now
     elif processes.has_exited(service.process):
         code = processes.stop_group(service.process, grace=0)
+        service.refused = code == REFUSED and service.ends == 0
         service.process = None
         service.ends = 1 if now - service.started > STEADY else service.ends + 1
         wait = min(FIRST_WAIT * 2 ** (service.ends - 1), LONGEST_WAIT)
         service.start_at = now + wait
-        log.warning("the %s ended with exit code %d; it starts again in %g s", service.name, code, wait)
+        if not service.refused:
+            log.warning("the %s ended with exit code %d; it starts again in %g s", service.name, code, wait)
 
 
 def stop_all(services: list[Service]) -> None:
@@ -164,18 +172,20 @@ def signals_noted(received: list[int]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def free_port(host: str) -> int:
-    """A port that nobody listens on. Another process may take it before the API does; then the API's start fails and says so."""
-    with socket.create_server((host, 0)) as listener:
-        return int(listener.getsockname()[1])
+def listening_port(host: str, port: int) -> int:
+    """The port if nobody listens on it, or a free one for 0. Another process may take it before the API does; then its start fails.
 
-
-def can_listen(host: str, port: int) -> bool:
+    Raises ServeError.
+    """
     try:
-        with socket.create_server((host, port)):
-            return True
-    except OSError:
-        return False
+        with socket.create_server((host, port)) as listener:
+            return int(listener.getsockname()[1])
+    except socket.gaierror as error:
+        raise ServeError(f"{host} is no address of this machine; listen on 127.0.0.1, or on 0.0.0.0 behind DETKDS_API_KEY") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(f"port {port} on {host} is taken; choose another with --port, or 0 for a free one") from error
+        raise ServeError(f"cannot listen on {host}, port {port}: {error.strerror}; choose others with --host and --port") from error
 
 
 def answers(url: str) -> bool:
@@ -197,5 +207,6 @@ def write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def last_lines(path: Path, count: int = 20) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-count:])
+def last_lines(path: Path, start: int = 0, count: int = 20) -> str:
+    """The last lines of a log, none of those before byte `start`."""
+    return "\n".join(path.read_bytes()[start:].decode(errors="replace").splitlines()[-count:])
