@@ -102,7 +102,7 @@ def test_several_mistakes_are_a_line_each(detkds):
 def test_an_address_that_cannot_be_listened_on_is_said_so(detkds, tmp_path):
     home = str(tmp_path / "home")
     assert "should be less than or equal to 65535" in paragraph(detkds("serve", "--home", home, "--port", "99999").stderr)
-    assert "nowhere.invalid is no address of this machine" in detkds("serve", "--home", home, "--host", "nowhere.invalid").stderr
+    assert "cannot listen on nowhere.invalid, port 8350: " in detkds("serve", "--home", home, "--host", "nowhere.invalid").stderr
     refused = detkds("serve", "--home", home, "--host", "0.0.0.0", "--port", "0").stderr
     assert refused.count("would open this service to the network without a key") == 1, "asked once, for it would say the same again"
 

@@ -180,12 +180,11 @@ def listening_port(host: str, port: int) -> int:
     try:
         with socket.create_server((host, port)) as listener:
             return int(listener.getsockname()[1])
-    except socket.gaierror as error:
-        raise ServeError(f"{host} is no address of this machine; listen on 127.0.0.1, or on 0.0.0.0 behind DETKDS_API_KEY") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ServeError(f"port {port} on {host} is taken; choose another with --port, or 0 for a free one") from error
-        raise ServeError(f"cannot listen on {host}, port {port}: {error.strerror}; choose others with --host and --port") from error
+        reason = str(error.strerror).partition(" (")[0]  # behind it, Python repeats the address
+        raise ServeError(f"cannot listen on {host}, port {port}: {reason}; choose others with --host and --port") from error
 
 
 def answers(url: str) -> bool:
