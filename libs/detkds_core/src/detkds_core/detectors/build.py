@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pprint
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,7 @@ def build_detector(name: str, classes: Sequence[str]) -> nn.Module:
     prepare_mmdet()
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
-    from mmengine.logging import MMLogger
 
-    MMLogger.get_current_instance().setLevel("WARNING")  # it would list every weight's initialisation
-    warnings.filterwarnings("ignore", module=r"mm(det|cv|engine)\.")  # deprecations of its own that a user cannot mend
     model = MODELS.build(ConfigDict(model_config(entry, len(classes))))
     model.init_weights()
     model.dataset_meta = {"classes": tuple(classes)}

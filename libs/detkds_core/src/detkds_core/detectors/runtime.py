@@ -32,9 +32,9 @@ def prepare_mmdet() -> bool:
 
         register_all_modules(init_default_scope=True)
     _quiet_logger()
-    # MMDetection's code about itself, in every process that trains
-    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
-    warnings.filterwarnings("ignore", message="DeprecationWarning: `num_anchors` is deprecated")
+    # what their code says about itself while it trains: deprecations that a user cannot mend
+    warnings.filterwarnings("ignore", module=r"mm(det|cv|engine)\.")
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")  # told by torch, of MMDetection
     return bridged
 
 
