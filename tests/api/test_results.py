@@ -16,6 +16,7 @@ def finished(service):
     folder.mkdir(parents=True)
     (folder / "student.safetensors").write_bytes(b"safe" * 100_000)
     (folder / "student.pth").write_bytes(b"pickled")
+    (folder / "student_config.py").write_bytes(b"model = {}")
     (folder / "detections.json").write_text('{"student": [], "teacher": []}')
     body = {
         "dataset": "shapes",
@@ -26,6 +27,7 @@ def finished(service):
     }
     made = []
     good = {"checkpoint": "job/1/student.safetensors", "checkpoint_pth": "job/1/student.pth", "detections": "job/1/detections.json"}
+    good["config"] = "job/1/student_config.py"
     for artifacts in (good, {"checkpoint": "../../../../etc/passwd"}):
         one = service.http.post("/distill", json=body).json()["id"]
         with service.store.begin() as session:
@@ -63,12 +65,15 @@ def test_a_result_carries_its_evidence(service, finished):
     assert "job/1" not in json.dumps(document)  # no path of the service's machine
 
 
-@pytest.mark.parametrize(("format", "content"), [("safetensors", b"safe" * 100_000), ("pth", b"pickled")])
-def test_the_checkpoint_is_a_file(service, finished, format, content):
+@pytest.mark.parametrize(
+    ("format", "suffix", "content"),
+    [("safetensors", "safetensors", b"safe" * 100_000), ("pth", "pth", b"pickled"), ("config", "py", b"model = {}")],
+)
+def test_the_checkpoint_is_a_file(service, finished, format, suffix, content):
     answer = service.http.get(f"/results/{finished[0][1]}/checkpoint", params={"format": format})
     assert answer.status_code == 200
     assert answer.content == content
-    assert f'filename="student-{finished[0][1]}.{format}"' in answer.headers["content-disposition"]
+    assert f'filename="student-{finished[0][1]}.{suffix}"' in answer.headers["content-disposition"]
     assert answer.headers["content-type"] == "application/octet-stream"
 
 
@@ -87,7 +92,7 @@ def test_a_checkpoint_outside_the_artifacts_is_not_given(service, finished):
 def test_other_formats_are_refused_with_those_that_are(service, finished):
     answer = service.http.get(f"/results/{finished[0][1]}/checkpoint", params={"format": "onnx"})
     assert answer.status_code == 422
-    assert "'safetensors' or 'pth'" in answer.json()["errors"][0]["message"]
+    assert "'safetensors', 'pth' or 'config'" in answer.json()["errors"][0]["message"]
 
 
 def test_the_result_of_a_search_has_no_checkpoint_and_says_how_to_get_one(service, wanted):

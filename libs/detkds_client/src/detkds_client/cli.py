@@ -170,7 +170,9 @@ def cancel(
 @app.command()
 def results(
     result_id: Annotated[str | None, typer.Argument(help="One result; without it, the newest results.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Write its student here: .safetensors, or .pth for MMDetection.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Write its student here: .safetensors, or .pth for MMDetection with a .py beside it.")
+    ] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -186,13 +188,19 @@ def results(
         if checkpoint is not None:
             if checkpoint.suffix not in (".safetensors", ".pth"):
                 raise Refusal(f"{checkpoint} is neither .safetensors nor .pth")
-            client.download_checkpoint(result_id, checkpoint, "pth" if checkpoint.suffix == ".pth" else "safetensors")
+            try:
+                client.download_checkpoint(result_id, checkpoint, "pth" if checkpoint.suffix == ".pth" else "safetensors")
+                if checkpoint.suffix == ".pth":
+                    client.download_checkpoint(result_id, checkpoint.with_suffix(".py"), "config")
+            except OSError as error:
+                raise Refusal(f"{checkpoint} cannot be written: {error.strerror}") from error
         if as_json:
             show.as_json(one)
             return
         show.result(one)
         if checkpoint is not None:
-            print(f"The student is in {checkpoint}.")
+            with_it = f", its MMDetection configuration in {checkpoint.with_suffix('.py')}" if checkpoint.suffix == ".pth" else ""
+            print(f"The student is in {checkpoint}{with_it}.")
 
 
 @datasets_app.callback()

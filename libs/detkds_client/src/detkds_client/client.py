@@ -206,8 +206,13 @@ class Client:
     def result(self, result_id: str) -> Result:
         return cast(Result, self.get(f"/results/{result_id}"))
 
-    def download_checkpoint(self, result_id: str, path: str | Path, format: Literal["safetensors", "pth"] = "safetensors") -> Path:
-        """Write the distilled student's weights to `path`. The file appears whole or not at all."""
+    def download_checkpoint(
+        self, result_id: str, path: str | Path, format: Literal["safetensors", "pth", "config"] = "safetensors"
+    ) -> Path:
+        """Write the distilled student's weights, or the MMDetection configuration that goes with them, to `path`.
+
+        The file appears whole or not at all.
+        """
         path = Path(path)
         part = path.with_name(path.name + ".part")
         try:

@@ -23,8 +23,12 @@ from detkds_core.store.vocabulary import ResultKind as Kind
 
 router = APIRouter(tags=["results"])
 
-Format = Literal["safetensors", "pth"]
-ARTIFACT: Mapping[str, str] = {"safetensors": "checkpoint", "pth": "checkpoint_pth"}  # as the trainer names them
+Format = Literal["safetensors", "pth", "config"]
+ARTIFACT: Mapping[str, str] = {"safetensors": "checkpoint", "pth": "checkpoint_pth", "config": "config"}  # as the trainer names them
+SUFFIX: Mapping[str, str] = {"safetensors": "safetensors", "pth": "pth", "config": "py"}
+
+
+FORMATS = "`pth`: a plain MMDetection checkpoint; `config`: the MMDetection configuration it goes with; `safetensors`: the same weights."
 
 
 class ResultView(BaseModel):
@@ -110,11 +114,11 @@ def get_result(result_id: Id, service: Service) -> ResultView:
 def get_checkpoint(
     result_id: Id,
     service: Service,
-    format: Annotated[Format, Query(description="`pth`: a plain MMDetection checkpoint; `safetensors`: the same weights.")] = "safetensors",
+    format: Annotated[Format, Query(description=FORMATS)] = "safetensors",
 ) -> FileResponse:
-    """The distilled student's weights, as a file."""
-    path = artifact(service, result_id, ARTIFACT[format], f"{format} checkpoint")
-    return FileResponse(path, media_type="application/octet-stream", filename=f"student-{result_id}.{format}")
+    """The distilled student as a file: its weights, or the configuration that MMDetection loads them with."""
+    path = artifact(service, result_id, ARTIFACT[format], "configuration" if format == "config" else f"{format} checkpoint")
+    return FileResponse(path, media_type="application/octet-stream", filename=f"student-{result_id}.{SUFFIX[format]}")
 
 
 @router.get(
