@@ -33,9 +33,9 @@ router = APIRouter(tags=["distill"])
 class DistillRequest(Body):
     """What to train: either a `pair` of the catalogue, or dataset, teacher and student; and under which policy."""
 
-    name: Name | None = None
-    pair: Name | None = None
-    dataset: Name | None = None
+    name: Name | None = Field(default=None, description="to find it again by")
+    pair: Name | None = Field(default=None, description="of `GET /detectors`; gives all three of the following and a recipe")
+    dataset: Name | None = Field(default=None, description="of `GET /datasets`")
     teacher: TeacherChoice | None = None
     student: StudentChoice | None = None
     policy: str | dict[str, Any] = Field(description='a named policy, a formula, a policy, or {"search": id} for the winner of a search')

@@ -27,22 +27,22 @@ def one_of(names: Sequence[str]) -> str:
 class TeacherChoice(Body):
     """A trained detector: its catalogue name and its weights, by built-in name or by path on the service's machine."""
 
-    detector: Name
-    checkpoint: PathText
+    detector: Name = Field(description="of `GET /detectors`")
+    checkpoint: PathText = Field(description="a built-in name, or an absolute path below a data root")
 
 
 class StudentChoice(Body):
     """A detector to train: its catalogue name, and weights to start from if there are any."""
 
-    detector: Name
-    checkpoint: PathText | None = None
+    detector: Name = Field(description="of `GET /detectors`")
+    checkpoint: PathText | None = Field(default=None, description="weights to start from; default: none")
 
 
 class RecipeChoice(Body):
     """How to train and measure; what is left out comes from the pair, else from the defaults."""
 
     iterations: int | None = Field(default=None, ge=1, le=10_000_000, description="optimisation steps")
-    batch: int | None = Field(default=None, ge=1, le=4096)
+    batch: int | None = Field(default=None, ge=1, le=4096, description="images a step")
     lr: float | None = Field(default=None, gt=0, le=10, description="peak learning rate")
     optimizer: Name | None = Field(default=None, description=one_of(OPTIMIZERS))
     weight_decay: float | None = Field(default=None, ge=0, le=1)

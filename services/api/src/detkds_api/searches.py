@@ -44,9 +44,9 @@ class Confirmation(Body):
 class SearchRequest(Body):
     """What to search: either a `pair` of the catalogue, or dataset, teacher and student."""
 
-    name: Name | None = None
-    pair: Name | None = None
-    dataset: Name | None = None
+    name: Name | None = Field(default=None, description="to find it again by")
+    pair: Name | None = Field(default=None, description="of `GET /detectors`; gives all three of the following and a recipe")
+    dataset: Name | None = Field(default=None, description="of `GET /datasets`")
     teacher: TeacherChoice | None = None
     student: StudentChoice | None = None
     candidates: int = Field(ge=4, le=2000, description="policies that are measured, references included")

@@ -198,7 +198,7 @@ function chart(measured, alone) {
   const picture = make("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "AP of every candidate" });
   for (let value = low; value <= high + 1e-9; value += step) {
     picture.append(make("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
-      make("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(step < 1 ? 1 : 0)));
+      make("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(Math.max(0, -Math.floor(Math.log10(step))))));
   }
   picture.append(make("text", { x: left, y: height - 8 }, "candidate 0"), make("text", { x: width - right, y: height - 8, "text-anchor": "end" }, `${last}`));
   if (alone) picture.append(make("line", { class: "level", x1: left, x2: width - right, y1: y(alone.ap), y2: y(alone.ap) }));
@@ -233,23 +233,53 @@ async function result(id) {
     one.formula ? make("p", { class: "formula" }, one.formula) : null,
     one.checkpoint ? make("p", {}, "Checkpoint: ",
       make("button", { onclick: () => download(id, "safetensors") }, "safetensors"), " ",
-      make("button", { onclick: () => download(id, "pth") }, "pth for MMDetection")) : null,
+      make("button", { onclick: () => download(id, "pth") }, "pth for MMDetection"), " ",
+      make("button", { onclick: () => download(id, "config", "py") }, "its configuration")) : null,
     one.search_id ? make("p", {}, make("a", { href: `#/searches/${one.search_id}` }, "The search it comes from")) : null,
+    comparison(one.metrics),
     make("h2", {}, "Evidence"),
     make("pre", {}, JSON.stringify({ metrics: one.metrics, evidence: one.evidence, environment: one.environment }, null, 1)),
   ];
   return { view, busy: false };
 }
 
+// Who was measured beside whom: the entrants of a search over its seeds, or the student of a distillation and its teacher.
+function comparison(metrics) {
+  if (metrics.rows && metrics.rows.length) {
+    return [make("h2", {}, "Measured again"), table(entrantColumns(metrics.winner), metrics.rows)];
+  }
+  const rows = ["teacher", "student"].filter((who) => metrics[who]).map((who) => ({ who, ...metrics[who] }));
+  return rows.length ? [make("h2", {}, "Measured"), table(detectorColumns, rows)] : [];
+}
+
+const entrantColumns = (winner) => [
+  { title: "policy", of: (one) => (winner && one.entrant === winner.entrant ? make("b", {}, `${one.name} (winner)`) : one.name) },
+  { title: "AP", kind: "number", of: (one) => percent(one.mean_ap) },
+  { title: "AP50", kind: "number", of: (one) => percent(one.mean_ap50) },
+  { title: "AP75", kind: "number", of: (one) => percent(one.mean_ap75) },
+  { title: "AP of every seed", kind: "number", of: (one) => (one.ap || []).map(percent).join("  ") },
+  { title: "images", kind: "number", of: (one) => `${one.images}` },
+  { title: "formula", kind: "formula", of: (one) => one.formula },
+];
+
+const detectorColumns = [
+  { title: "detector", of: (one) => one.who },
+  { title: "AP", kind: "number", of: (one) => percent(one.ap) },
+  { title: "AP50", kind: "number", of: (one) => percent(one.ap50) },
+  { title: "AP75", kind: "number", of: (one) => percent(one.ap75) },
+  { title: "parameters", kind: "number", of: (one) => (one.parameters ? one.parameters.toLocaleString() : "–") },
+  { title: "images", kind: "number", of: (one) => `${one.images ?? "–"}` },
+];
+
 // A link could not carry the API key.
-async function download(id, format) {
+async function download(id, format, suffix = format) {
   const key = sessionStorage.getItem(KEY);
   const response = await fetch(`/results/${id}/checkpoint?format=${format}`, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
   if (!response.ok) {
     alert((await response.json()).detail);
     return;
   }
-  const link = make("a", { href: URL.createObjectURL(await response.blob()), download: `student-${id}.${format}` });
+  const link = make("a", { href: URL.createObjectURL(await response.blob()), download: `student-${id}.${suffix}` });
   link.click();
   URL.revokeObjectURL(link.href);
 }
