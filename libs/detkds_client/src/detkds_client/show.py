@@ -176,6 +176,9 @@ def candidates(found: Sequence[Candidate], top: int = 10) -> None:
     ]
     columns = [("#", "right"), ("AP", "right"), ("AP50", "right"), ("island", ""), ("made by", ""), ("policy", "")]
     listed(columns, rows, "No candidate is measured yet.")
+    if failed := [(one["index"], one["failure"]) for one in found if one["failure"]]:
+        reasons = "; ".join(f"{index}: {failure['detail']}" for index, failure in failed[:3])
+        print(f"\n{len(failed)} not possible ({reasons}{'; ...' if len(failed) > 3 else ''})")
 
 
 def listed(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]], nothing: str) -> None:
