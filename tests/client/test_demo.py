@@ -7,7 +7,6 @@ import pytest
 
 from detkds_client import demo
 from detkds_client.types import Candidate, Result
-from detkds_core.catalogue import PAIRS
 from detkds_core.datasets import report_ids
 from detkds_core.datasets.digits import digits
 from detkds_core.policy import named_policies, parse_formula, to_json
@@ -30,7 +29,7 @@ def test_the_table_has_teacher_alone_pkd_and_the_winner_only() -> None:
     ]
     found = cast(Result, {"metrics": {"rows": rows, "winner": {"entrant": 3}}})
     alone = cast(Result, {"metrics": {"teacher": TEACHER, "student": STUDENT}})
-    table = demo.result_rows(found, alone, PAIRS["digits_gfl"])
+    table = demo.result_rows(found, alone)
     assert [(row.name, row.role) for row in table] == [
         ("teacher", "teacher"),
         ("student alone", "alone"),

@@ -81,7 +81,7 @@ def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = 
         heading(4, "results")
         checkpoint = client.download_checkpoint(best["id"], home / "student.pth", "pth")
         report = home / "report.html"
-        rows = result_rows(found, alone, pair)
+        rows = result_rows(found, alone, teacher_seed=seed if train_teacher else 0)
         points = [candidate_point(one) for one in client.candidates(search["id"])]
         detections = {name: client.detections(result["id"]) for name, result in (("alone", alone), ("distilled", best))}
         write_report(
@@ -169,12 +169,21 @@ def must_succeed(done: Search | Distillation) -> None:
         raise SystemExit(f"detkds demo: {done['name']} ended as {done['state']}: {done['reason']}")
 
 
-def result_rows(found: Result, alone: Result, pair: Pair) -> list[Row]:
+def result_rows(found: Result, alone: Result, teacher_seed: int = 0) -> list[Row]:
     """The result table: teacher, then what the confirmation measured on fresh seeds and the report images, by role."""
     metrics = alone["metrics"]
     teacher = metrics["teacher"]
     rows = [
-        Row("teacher", "teacher", (0,), (teacher["ap"],), (teacher["ap50"],), (teacher["ap75"],), teacher["parameters"], teacher["images"])
+        Row(
+            "teacher",
+            "teacher",
+            (teacher_seed,),
+            (teacher["ap"],),
+            (teacher["ap50"],),
+            (teacher["ap75"],),
+            teacher["parameters"],
+            teacher["images"],
+        )
     ]
     titles: dict[str, str] = {"alone": "student alone", "reference": "student, {}", "searched": "student, searched policy"}
     order: Sequence[Role] = ("alone", "reference", "searched")

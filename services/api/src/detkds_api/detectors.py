@@ -49,8 +49,8 @@ class Catalogue(BaseModel):
 CATALOGUE_EXAMPLE = {
     "detectors": [
         {
-            "name": "gfl_r18w8_fpn32",
-            "title": "GFL, ResNet-18 of width 8, FPN of 32 channels",
+            "name": "gfl_r18w16_fpn32",
+            "title": "GFL, ResNet-18 of width 16, FPN of 32 channels",
             "family": "gfl",
             "stages": 1,
             "strides": [8, 16, 32],

@@ -72,7 +72,7 @@ EXAMPLE = {
     "updated_at": "2026-05-04T10:22:40Z",
     "dataset": "digits",
     "teacher": "gfl_r18w32_fpn32",
-    "student": "gfl_r18w8_fpn32",
+    "student": "gfl_r18w16_fpn32",
     "formula": "2·l2(standardize(global))",
     "progress": {**PROGRESS_EXAMPLE, "step": "training", "done": 120, "total": 300, "best_ap": None, "message": ""},
     "result_id": None,

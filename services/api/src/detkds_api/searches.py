@@ -121,7 +121,7 @@ EXAMPLE = {
     "updated_at": "2026-05-04T10:12:40Z",
     "dataset": "digits",
     "teacher": "gfl_r18w32_fpn32",
-    "student": "gfl_r18w8_fpn32",
+    "student": "gfl_r18w16_fpn32",
     "progress": PROGRESS_EXAMPLE,
     "best": {"index": 6, "ap": 27.4, "formula": "2·l2(standardize(global))", "policy": POLICY_EXAMPLE},
     "result_id": None,

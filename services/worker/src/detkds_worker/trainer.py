@@ -67,15 +67,17 @@ def failure_kind(error: Exception) -> str:
     """The failure kind decides what happens to the job: see docs/architecture.md."""
     from torch import OutOfMemoryError
 
+    from detkds_core.datasets import DatasetError
     from detkds_core.detectors.build import CheckpointError
     from detkds_core.detectors.pair import PairError
+    from detkds_core.policy import PolicyError
     from detkds_core.training.jobs import TrainingError
 
     if isinstance(error, TrainingError):
         return error.kind
     if isinstance(error, OutOfMemoryError | MemoryError):
         return "out_of_memory"
-    if isinstance(error, CheckpointError | PairError | FileNotFoundError | json.JSONDecodeError):
+    if isinstance(error, CheckpointError | DatasetError | PairError | PolicyError | FileNotFoundError | json.JSONDecodeError):
         return "bad_data"
     return "bug"
 

@@ -58,7 +58,7 @@ class Batches:
         images, boxes, labels = [], [], []
         for position in range(step * B, step * B + B):
             record = self.records[self._order(position // total)[position % total]]
-            rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[position, 0, 0, 1]))
+            rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, position, 0, 1]))
             pixels = self._pixels(record)
             given, classes = self.truth[record["id"]]
             scale = np.array([pixels.shape[1] / record["width"], pixels.shape[0] / record["height"]] * 2)
@@ -76,7 +76,7 @@ class Batches:
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self._epoch != epoch:
             self._epoch = epoch
-            self._permutation = np.random.Generator(np.random.Philox(key=self.seed, counter=[epoch, 0, 0, 2])).permutation(
+            self._permutation = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, epoch, 0, 2])).permutation(
                 len(self.records)
             )
         return self._permutation
