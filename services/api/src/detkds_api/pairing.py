@@ -16,7 +16,8 @@ from detkds_api.problems import FieldError, InvalidInput, invalid, pointer, poin
 from detkds_api.settings import Settings
 from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Pair, Recipe, exchange
 from detkds_core.catalogue import detector as detector_entry
-from detkds_core.catalogue.pairs import AUGMENTATIONS, CHECKPOINTS, OPTIMIZERS, SCHEDULES
+from detkds_core.catalogue.pairs import CHECKPOINTS
+from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
 
 
 def one_of(names: Sequence[str]) -> str:

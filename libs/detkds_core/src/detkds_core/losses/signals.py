@@ -6,6 +6,17 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Rois:
+    """What a two-stage detector says of proposals that teacher and student share: those that the student's RoI head trains on."""
+
+    regions: Tensor  # (R, 5): image index, then xyxy in pixels of the padded batch image
+    scores: Tensor | None = None  # (R, K+1) raw class scores, background last
+    boxes: Tensor | None = None  # (R, K, 4) decoded for each class, or (R, 1, 4) for all; xyxy in pixels of the padded batch image
+    masks: Tensor | None = None  # (P, K, h, w) raw mask scores of the proposals in `positive`
+    positive: Tensor | None = None  # (P,) indices into regions of the proposals that have masks
+
+
+@dataclass(frozen=True, slots=True)
 class Signals:
     """What one forward of a detector gave, a tensor a level, fine to coarse.
 
@@ -16,6 +27,10 @@ class Signals:
     logits: tuple[Tensor, ...] = ()  # (B, A*K, H, W) raw class scores, anchor-major
     boxes: tuple[Tensor, ...] = ()  # (B, H*W*A, 4) decoded, xyxy in pixels of the padded batch image, cell-major (H, W, A)
     edges: tuple[Tensor, ...] = ()  # (B, 4*(R+1), H, W) raw scores of GFL's edge distributions
+    points: tuple[Tensor, ...] = ()  # (B, H*W, P, 2) RepPoints' refined point sets, xy in pixels of the padded batch image
+    assigned: tuple[Tensor, ...] = ()  # (B, H*W*A) bool: cells that the student's own loss takes for objects; the student's alone
+    towers: tuple[tuple[Tensor, Tensor], ...] = ()  # CrossKD: features inside the dense head, of its class and of its box branch
+    rois: Rois | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from detkds_core.policy.vocabulary import (
     MAX_WARM_UP,
     MAX_WEIGHT,
     MIN_TEMPERATURE,
+    REDUCTIONS,
+    REGIONS,
     SLOTS,
 )
 
@@ -90,15 +92,19 @@ WANTED: Mapping[str, str] = {
     "background": f"a number from 0 to {MAX_BACKGROUND:g}",
     "warm_up": f"a whole number of steps from 0 to {MAX_WARM_UP}",
     "stop": "a share of the training, above 0 and at most 1",
+    "decay": "a share of the weight from 0 to 1",
+    "region": "the name of a region",
+    "reduction": f"one of {', '.join(REDUCTIONS)}",
+    "auto": "true or false",
 }
 
 
 def _has_type(key: str, value: object) -> bool:
-    if key in ("knowledge", "distance"):
+    if key in ("knowledge", "distance", "region", "reduction"):
         return isinstance(value, str)
     if key == "transforms":
         return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-    if key == "shared_attention":
+    if key in ("shared_attention", "auto"):
         return isinstance(value, bool)
     if key == "warm_up":
         return isinstance(value, int) and not isinstance(value, bool)
@@ -163,6 +169,10 @@ def _term_schema(kind: str) -> dict[str, Any]:
         "background": {"type": "number", "minimum": 0, "maximum": MAX_BACKGROUND},
         "warm_up": {"type": "integer", "minimum": 0, "maximum": MAX_WARM_UP},
         "stop": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "decay": {"type": "number", "minimum": 0, "maximum": 1},
+        "region": {"enum": list(REGIONS[kind])},
+        "reduction": {"enum": list(REDUCTIONS)},
+        "auto": {"type": "boolean"},
     }
     for name, default in OPTIONS.items():
         properties[name]["default"] = default

@@ -20,13 +20,26 @@ class Term:
     background: float = 0.5  # fgbg: weight of the background, foreground is 1
     warm_up: int = 0  # training steps in which the weight rises from 0
     stop: float = 1.0  # share of the training after which the term ends
+    decay: float = 1.0  # what is left of the weight at the end of the training, along a cosine
+    region: str = "all"  # where it looks; `all` is the knowledge's own place, see `vocabulary.REGIONS`
+    reduction: str = "mean"  # over elements; `sum`: over all but the images, mean over images
+    auto: bool = False  # the weight is the ratio to the task's loss at the term's first step, and is turned into a weight there
+
+
+@dataclass(frozen=True, slots=True)
+class Distiller:
+    """A hand-designed loss with learned parts, such as FGD. settings: those that are not at their default, sorted by name."""
+
+    name: str
+    settings: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The sum of its terms. Without terms it is training without distillation."""
+    """The sum of its terms and distillers. Without any it is training without distillation."""
 
     terms: tuple[Term, ...]
+    distillers: tuple[Distiller, ...] = ()
 
 
 class Reason(NamedTuple):

@@ -54,6 +54,17 @@ DISTANCES: Mapping[str, tuple[str, ...]] = {
 DIVERGENCES = ("kl", "kl_edges")  # the distances that have a temperature
 SHAREABLE = ("satt", "catt")  # the attentions that the teacher can lend to both sides
 
+# Where a term looks. `all` is the knowledge's own place: every position, FGD's masks, ground-truth boxes, every cell, cells weighted by
+# the teacher's best class score.
+REGIONS: Mapping[str, tuple[str, ...]] = {
+    "global": ("all", "teacher_score"),
+    "fgbg": ("all",),
+    "instance": ("all", "proposals"),
+    "logits": ("all", "teacher_score", "foreground", "assigned", "proposals", "masks"),
+    "localization": ("all", "foreground", "assigned", "proposals"),
+}
+REDUCTIONS = ("mean", "sum")
+
 MAX_TERMS = 20
 MAX_WEIGHT = 1000.0
 MAX_BACKGROUND = 1000.0
