@@ -12,8 +12,7 @@ class Rois:
     regions: Tensor  # (R, 5): image index, then xyxy in pixels of the padded batch image
     scores: Tensor | None = None  # (R, K+1) raw class scores, background last
     boxes: Tensor | None = None  # (R, K, 4) decoded for each class, or (R, 1, 4) for all; xyxy in pixels of the padded batch image
-    masks: Tensor | None = None  # (P, K, h, w) raw mask scores of the proposals in `positive`
-    positive: Tensor | None = None  # (P,) indices into regions of the proposals that have masks
+    masks: Tensor | None = None  # (P, 1, h, w) raw mask scores of the positive proposals, for the class that the student's loss assigned
 
 
 @dataclass(frozen=True, slots=True)
