@@ -37,7 +37,7 @@ class DistillerEntry:
     note: str
 
 
-class PairFacts(Protocol):
+class Offer(Protocol):
     """What `catalogue.exchange` says of a pair: excluded knowledge and lacking signals, each with the reason."""
 
     @property
@@ -102,7 +102,7 @@ _ENTRIES = (
         families=(),
         formula="weight·mean_N(sum_k w_k(T)·mean_C(sum_HW((m_k·(S - T))²)/sum_HW(m_k)))",
         source="MasKD (Huang et al., ICLR 2023)",
-        note="Tokens are learned on the frozen teacher first, and kept for other students of it. RetinaNet's weight; 10 for FCOS and RepPoints.",
+        note="Tokens are learned on the frozen teacher first, and kept for its other students. RetinaNet's weight; 10 for FCOS.",
     ),
     DistillerEntry(
         name="gid",
@@ -118,7 +118,7 @@ _ENTRIES = (
         },
         needs=frozenset({"features", "logits", "boxes"}),
         families=(),
-        formula="feature·mean((A(S_roi) - T_roi)²) + relation·smooth_l1(D(S_roi), D(T_roi)) + classes·bce(S_cls, T_cls) + boxes·l1(S_box, T_box)",
+        formula="feature·mean|A(S)_roi - T_roi|² + relation·smooth_l1(D(A(S)_roi), D(T_roi)) + classes·bce(S_cls, T_cls) + boxes·l1(S_box, T_box)",
         source="GID (Dai et al., CVPR 2021)",
         note="Instances are where the best class scores of teacher and student differ most, so both must score the same cells and classes.",
     ),
@@ -143,17 +143,17 @@ DISTILLERS: Mapping[str, DistillerEntry] = MappingProxyType({entry.name: entry f
 KNOWLEDGE_OF = {"features": "global", "logits": "logits", "boxes": "localization"}  # the knowledge that a signal is compared as
 
 
-def pair_faults(name: str, facts: PairFacts, families: tuple[str, str] | None = None) -> list[str]:
+def pair_faults(name: str, offer: Offer, families: tuple[str, str] | None = None) -> list[str]:
     """Why a pair cannot run the distiller, a sentence a reason; empty where it can. families: of teacher and student, where known."""
     entry = DISTILLERS[name]
     reasons = []
     for signal in sorted(entry.needs):
-        why = facts.lacking.get(signal) or facts.excluded.get(KNOWLEDGE_OF.get(signal, signal))
+        why = offer.lacking.get(signal) or offer.excluded.get(KNOWLEDGE_OF.get(signal, signal))
         if why:
             reasons.append(f"{name!r} compares {signal}: {why}")
     for side, family in zip(("teacher", "student"), families or (), strict=False):
         if entry.families and family not in entry.families:
             reasons.append(f"{name!r} is defined for {', '.join(entry.families)}; the {side} is of family {family!r}")
-    if name == "crosskd" and "localization" in facts.excluded:
-        reasons.append(f"{name!r} compares boxes cell by cell: {facts.excluded['localization']}")
+    if name == "crosskd" and "localization" in offer.excluded:
+        reasons.append(f"{name!r} compares boxes cell by cell: {offer.excluded['localization']}")
     return reasons
