@@ -118,7 +118,7 @@ _ENTRIES = (
         },
         needs=frozenset({"features", "logits", "boxes"}),
         families=(),
-        formula="feature·mean|A(S)_roi - T_roi|² + relation·smooth_l1(D(A(S)_roi), D(T_roi)) + classes·bce(S_cls, T_cls) + boxes·l1(S_box, T_box)",
+        formula="feature·mean|A(S)_roi - T_roi|² + relation·smooth_l1(D(A(S)_roi), D(T_roi)) + classes·bce(σ_s, σ_t) + boxes·l1(b_s, b_t)",
         source="GID (Dai et al., CVPR 2021)",
         note="Instances are where the best class scores of teacher and student differ most, so both must score the same cells and classes.",
     ),
