@@ -6,7 +6,7 @@ from functools import cache
 from hypothesis import strategies as st
 
 from detkds_core.policy import Distiller, Policy, Term, check, legality
-from detkds_core.policy.distillers import DISTILLERS
+from detkds_core.policy.distillers import DISTILLERS, Setting
 from detkds_core.policy.space import combinations_of
 from detkds_core.policy.vocabulary import DIVERGENCES, KNOWLEDGE, REGIONS
 
@@ -50,8 +50,12 @@ def distillers(draw) -> Distiller:
     name = draw(st.sampled_from(list(DISTILLERS)))
     known = DISTILLERS[name].settings
     names = draw(st.lists(st.sampled_from(sorted(known)), unique=True)) if known else []
-    values = {one: draw(st.just(known[one].default) | st.floats(known[one].low, known[one].high)) for one in names}
-    return Distiller(name, tuple(sorted((one, float(value)) for one, value in values.items())))
+    return Distiller(name, tuple((one, draw(values(known[one]))) for one in sorted(names)))
+
+
+def values(setting: Setting) -> st.SearchStrategy[float]:
+    inside = st.integers(int(setting.low), int(setting.high)).map(float) if setting.whole else st.floats(setting.low, setting.high)
+    return st.just(float(setting.default)) | inside
 
 
 def policies(max_size: int = 5) -> st.SearchStrategy[Policy]:

@@ -213,6 +213,17 @@ def test_distillers_and_their_settings() -> None:
     assert check(Policy((PLAIN,), (Distiller(name, ((key, setting.default),)),))) == []
 
 
+def test_a_whole_setting_has_no_fraction() -> None:
+    whole = [(name, key, one) for name, entry in DISTILLERS.items() for key, one in entry.settings.items() if one.whole]
+    assert whole
+    for name, key, setting in whole:
+        value = setting.low + 0.5
+        ((path, message),) = check(Policy((), (Distiller(name, ((key, value),)),)))
+        assert path == f"policy.distillers[0].settings.{key}"
+        assert message.startswith(f"{value!r} is not a whole number from ")
+        assert check(Policy((), (Distiller(name, ((key, setting.low),)),))) == []
+
+
 FACTS = PairFacts(images_per_batch=2, score_channels=80, roi_channels=81)
 
 
