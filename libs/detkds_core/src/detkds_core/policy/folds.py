@@ -24,7 +24,7 @@ from detkds_core.policy.vocabulary import (
 Fold = Callable[[Term], Term]
 
 POOLED = ("none", "scale_r2", "multi_scale_r4", "local_s2", "local_s4")  # a positive factor of a channel passes through
-HOMOGENEOUS = ("none", *RECTIFIERS, "pow2", "pow4")  # a positive factor stays one
+HOMOGENEOUS = ("none", *RECTIFIERS, "pow2")  # a positive factor stays one; the fourth power of a small one would be nothing
 SOFTMAXES = ("softmax_N", "softmax_C", "softmax_HW")
 # What lies between 0 and 1 whatever comes in, and what does if nothing negative comes in, and if that is at most 1 as well.
 UNIT = (*SOFTMAXES, "sigmoid", "min_max_normalize")
@@ -131,7 +131,7 @@ def _half_shift(term: Term) -> Term:
     attention, _, norm = term.transforms
     on_map = term.knowledge != "instance"
     if (
-        norm == "min_max_normalize"
+        norm in ("min_max_normalize", "standardize")  # but for the 1e-6 that a channel without spread is divided by
         or (term.distance == "pear" and norm in ("none", "batch"))
         or (term.distance in ("pear_HW", *OF_IMAGES) and norm == "none" and on_map)
     ):

@@ -50,8 +50,9 @@ def distiller_legality(distiller: Distiller) -> list[Reason]:
         if setting is None:
             choices = f"one of {', '.join(entry.settings)}" if entry.settings else "it has none"
             reasons.append(Reason(field, f"not a setting of {distiller.name!r}; {choices}"))
-        elif not setting.low <= value <= setting.high:  # also refuses NaN
-            reasons.append(Reason(field, f"{value!r} is not a number from {setting.low:g} to {setting.high:g} ({setting.meaning})"))
+        elif not setting.low <= value <= setting.high or (setting.whole and value != int(value)):  # also refuses NaN
+            kind = "a whole number" if setting.whole else "a number"
+            reasons.append(Reason(field, f"{value!r} is not {kind} from {setting.low:g} to {setting.high:g} ({setting.meaning})"))
         if name in (other for other, _ in distiller.settings[:place]):
             reasons.append(Reason(field, "given twice"))
     return reasons

@@ -218,7 +218,13 @@ def json_schema() -> dict[str, Any]:
 
 def _distiller_schema(name: str) -> dict[str, Any]:
     settings = {
-        key: {"type": "number", "minimum": one.low, "maximum": one.high, "default": one.default, "description": one.meaning}
+        key: {
+            "type": "integer" if one.whole else "number",  # 2.0 is an integer of JSON Schema
+            "minimum": one.low,
+            "maximum": one.high,
+            "default": one.default,
+            "description": one.meaning,
+        }
         for key, one in DISTILLERS[name].settings.items()
     }
     properties = {"name": {"const": name}, "settings": {"type": "object", "properties": settings, "additionalProperties": False}}
