@@ -18,6 +18,7 @@ from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Pair, Recipe, exch
 from detkds_core.catalogue import detector as detector_entry
 from detkds_core.catalogue.pairs import CHECKPOINTS
 from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
+from detkds_core.policy import PairFacts
 
 
 def one_of(names: Sequence[str]) -> str:
@@ -70,6 +71,16 @@ class Pairing(NamedTuple):
         """Class scores a cell of the student's dense head."""
         entry = DETECTORS[self.student["detector"]]
         return entry.anchors * (len(self.dataset["classes"]) if entry.scores == "classes" else 1)
+
+    @property
+    def facts(self) -> PairFacts:
+        """What decides which terms have a meaning on this pair."""
+        return PairFacts(
+            images_per_batch=self.recipe.batch,
+            has_edges=self.exchange.has_edges,
+            score_channels=self.score_channels,
+            roi_channels=len(self.dataset["classes"]) + 1,
+        )
 
     def spec(self) -> dict[str, Any]:
         """The part of a job's specification that all kinds share (docs/architecture.md)."""

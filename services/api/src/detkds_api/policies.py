@@ -19,10 +19,11 @@ from detkds_core.policy import (
     from_json,
     json_schema,
     named_policies,
+    pair_legality,
     parse_formula,
     to_json,
 )
-from detkds_core.policy.rules import pair_legality
+from detkds_core.policy.distillers import DISTILLERS
 
 router = APIRouter(tags=["policies"])
 
@@ -90,7 +91,7 @@ def pair_faults(term: Term, pairing: Pairing) -> list[tuple[str, str]]:
     """(field, why) for what a legal term asks of a pair that cannot give it."""
     if (why := pairing.exchange.excluded.get(term.knowledge)) is not None:
         return [("knowledge", f"this pair cannot exchange {term.knowledge!r}: {why}")]
-    return list(pair_legality(term, pairing.recipe.batch, pairing.exchange.has_edges, pairing.score_channels))
+    return [(reason.field, reason.message) for reason in pair_legality(term, pairing.facts)]
 
 
 def policy_of_text(text: str, where: str) -> Policy:
@@ -98,7 +99,7 @@ def policy_of_text(text: str, where: str) -> Policy:
     named = named_policies()
     if text in named:
         return named[text].policy
-    if text.isidentifier():
+    if text.isidentifier() and text not in DISTILLERS:
         raise invalid([FieldError(where, f"{text!r} is not a named policy; one of {', '.join(named)}; or a formula, or JSON")])
     if len(text) > FORMULA_LIMIT:
         raise invalid([FieldError(where, f"a formula of {len(text)} characters; at most {FORMULA_LIMIT}")])

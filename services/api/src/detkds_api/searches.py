@@ -223,12 +223,7 @@ def specification(wanted: SearchRequest, pairing: Pairing) -> dict[str, Any]:
     if parallelism < group:
         message = f"{parallelism} is less than a group of {group}, whose candidates are trained at once; at least {group}"
         raise invalid([FieldError("/parallelism", message)])
-    space = SearchSpace(
-        knowledge=knowledge,
-        images_per_batch=pairing.recipe.batch,
-        has_edges=pairing.exchange.has_edges,
-        score_channels=pairing.score_channels,
-    )
+    space = SearchSpace.of(pairing.facts, knowledge=knowledge)
     try:
         evolution = Spec(
             knowledge=knowledge,
