@@ -147,22 +147,37 @@ def with_sorted_header(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
+def save_student(model: nn.Module, folder: Path, name: str, classes: Sequence[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Write a detector's weights as `NAME.safetensors` and as `NAME.pth` for plain MMDetection. Returns names and SHA-256."""
+    digest = save_weights(model, folder / f"{name}.safetensors", {**metadata, "classes": json.dumps(list(classes))})
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "meta": {"dataset_meta": {"classes": tuple(classes)}, **metadata}}, folder / f"{name}.pth")
+    return {"checkpoint": f"{name}.safetensors", "checkpoint_pth": f"{name}.pth", "sha256": digest}
+
+
 def export_student(
-    model: nn.Module, entry: DetectorEntry, folder: Path, *, dataset: Mapping[str, Any], image_size: int, metadata: Mapping[str, str]
+    model: nn.Module,
+    entry: DetectorEntry,
+    folder: Path,
+    *,
+    dataset: Mapping[str, Any],
+    image_size: int,
+    metadata: Mapping[str, str],
+    short_side: int | None = None,
 ) -> dict[str, str]:
     """Write the student alone: `student.safetensors`, and `student.pth` with `student_config.py` for plain MMDetection.
 
     dataset: a dataset specification (classes, and val with annotations and images), which the configuration evaluates on.
+    image_size, short_side: the largest longer and shorter side in pixels.
     Returns the file names and the SHA-256 of the safetensors file.
     """
     classes = list(dataset["classes"])
-    digest = save_weights(model, folder / "student.safetensors", {**metadata, "classes": json.dumps(classes)})
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    torch.save({"state_dict": state, "meta": {"dataset_meta": {"classes": tuple(classes)}, **metadata}}, folder / "student.pth")
+    files = save_student(model, folder, "student", classes, metadata)
+    masks = bool(getattr(model, "with_mask", False))
     pipeline = [
         {"type": "LoadImageFromFile"},
-        {"type": "Resize", "scale": (image_size, image_size), "keep_ratio": True},
-        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "Resize", "scale": (image_size, short_side or image_size), "keep_ratio": True},
+        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": masks},
         {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
     ]
     loader = {
@@ -183,12 +198,16 @@ def export_student(
         "default_scope": "mmdet",
         "model": _plain(model_config(entry, len(classes))),
         "test_dataloader": loader,
-        "test_evaluator": {"type": "CocoMetric", "ann_file": str(dataset["val"]["annotations"]), "metric": "bbox"},
+        "test_evaluator": {
+            "type": "CocoMetric",
+            "ann_file": str(dataset["val"]["annotations"]),
+            "metric": ["bbox", "segm"] if masks else "bbox",
+        },
         "test_cfg": {"type": "TestLoop"},
     }
     lines = [f"{key} = {pprint.pformat(value, width=120, sort_dicts=False)}\n" for key, value in config.items()]
     (folder / "student_config.py").write_text("# A plain MMDetection configuration of the distilled student.\n" + "\n".join(lines))
-    return {"checkpoint": "student.safetensors", "checkpoint_pth": "student.pth", "config": "student_config.py", "sha256": digest}
+    return {**files, "config": "student_config.py"}
 
 
 def parameter_count(model: nn.Module) -> int:
