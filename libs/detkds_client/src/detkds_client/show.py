@@ -235,9 +235,25 @@ def result(one: Result) -> None:
             *([("verdict", str(metrics["verdict"]))] if metrics.get("verdict") else []),
             ("policy", one["formula"]),
             ("AP", ap(one["ap"])),
+            *([("teacher AP", ap(metrics["teacher"]["ap"]))] if metrics.get("teacher") else []),
+            *[("losses", text) for text in loss_lines(one["evidence"].get("curve") or [])],
+            *[("warning", text) for text in metrics.get("warnings") or []],
             *([("checkpoint", f"detkds results {one['id']} --checkpoint student.safetensors")] if one["checkpoint"] else []),
         ]
     )
+
+
+def loss_lines(curve: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a training's losses were at its start and its end, a line each, and the ratio of distillation to task."""
+    if not curve:
+        return []
+    first, last = curve[0], curve[-1]
+    terms = [name for name in last if name.startswith("distill/")]
+    lines = [f"{name}: {first.get(name, 0.0):.4g} to {last[name]:.4g}" for name in ("task", *terms)]
+    if terms:
+        ratios = [sum(point.get(name, 0.0) for name in terms) / point["task"] if point["task"] else 0.0 for point in (first, last)]
+        lines.append(f"distillation to task: {ratios[0]:.2g} to {ratios[1]:.2g}")
+    return lines
 
 
 def progress_line(document: Mapping[str, Any]) -> Text:

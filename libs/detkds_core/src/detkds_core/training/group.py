@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,20 @@ from torch import Tensor, nn
 from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, detector
 from detkds_core.detectors.build import build_detector, inherit, load_weights, safe_channels_last
 from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
+from detkds_core.evaluation.predict import draws_masks
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.policy import Policy
-from detkds_core.training.batches import Batch, Batches
-from detkds_core.training.steps import Learner, learn, make_learner
+from detkds_core.training import parallel
+from detkds_core.training.batches import Batch, Batches, ahead
+from detkds_core.training.learner import Learner, make_learner
+from detkds_core.training.steps import in_precision, study, update
 
 Progress = Callable[[int, int], None]
+SHARES_APART = 1_000_003  # between the seeds of two forwards of one step, so that they draw different masks and samples
+
+
+class DoesNotFitError(RuntimeError):
+    """The first step of a training did not fit in the accelerator's memory; nothing has been learnt."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Start:
 
 
 def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def checkpoint_path(name: str) -> Path:
@@ -82,6 +91,12 @@ def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int) -> Lear
     return make_learner(Student(model, start.levels.student, adapters), policy, recipe)
 
 
+def batches_for(learner: Learner, split: Mapping[str, Any], recipe: Recipe, seed: int) -> Batches:
+    """This process's share of the training images; with masks for a student that learns from them."""
+    masks = draws_masks(learner.student.model)
+    return Batches(dict(split), recipe, seed, masks=masks, rank=parallel.rank(), devices=parallel.devices())
+
+
 def train(
     learners: Sequence[Learner],
     start: Start,
@@ -90,29 +105,52 @@ def train(
     first_step: int = 0,
     on_step: Progress | None = None,
 ) -> None:
-    """Train every learner from `first_step` to the end of the recipe. A learner that fails leaves the others alone."""
-    recipe = batches.recipe
+    """Train every learner from `first_step` to the end of the recipe. A learner that fails leaves the others alone.
+
+    Among several processes each takes its share of every batch, and gradients are averaged. Where losses are means over images and no
+    normalisation layer learns statistics, the weights are those of one process up to the order of sums. What differs otherwise:
+    - batch normalisation in training sees the local share only, and the first process's statistics are kept;
+    - images are padded to the largest of the local share;
+    - losses over a number of boxes are normalised over all processes only where MMDetection does so itself (its `reduce_mean`: GFL,
+      FCOS, ATSS), elsewhere (RetinaNet, RoI heads) by the local number;
+    - a policy's terms see the local share: what compares images with one another (`norm_N`) or averages over boxes sees fewer of them;
+    - random draws (samplers, masks, dropout) are each process's own.
+
+    Raises DoesNotFitError when the first step needs more memory than the accelerator has.
+    """
+    recipe, parts = batches.recipe, batches.recipe.accumulate
     preprocess = learners[0].student.model.data_preprocessor
     # a convolution takes the format of its input even if its weights have another
     fast = all(safe_channels_last(learner.student.model) for learner in learners)
+    threads = min(8, os.cpu_count() or 1) if start.device.type == "cuda" else 0  # on a CPU they would take the time of training
+    coming = ahead(batches, first_step * parts, recipe.iterations * parts, threads=threads)
     for step in range(first_step, recipe.iterations):
         alive = [learner for learner in learners if learner.failure is None]
         if not alive:
             return
-        batch = batches[step]
-        inputs, samples = model_inputs(preprocess, batch, start.device)
-        inputs = inputs.contiguous(memory_format=torch.channels_last if fast else torch.contiguous_format)
-        scene = Scene(
-            boxes=tuple(sample.gt_instances.bboxes for sample in samples),
-            batch_shape=tuple(inputs.shape[-2:]),
-            step=step,
-            seed=batches.seed,
-            total_steps=recipe.iterations,
-        )
-        needs = frozenset().union(*(learner.needs for learner in alive))
-        said = teacher_signals(start, preprocess, batch, inputs, needs) if needs else Signals(features=())
-        for learner in alive:
-            learn(learner, inputs, copy.deepcopy(samples), said, scene, recipe)
+        try:
+            for part in range(parts):
+                batch = next(coming)
+                inputs, samples = model_inputs(preprocess, batch, start.device)
+                inputs = inputs.contiguous(memory_format=torch.channels_last if fast else torch.contiguous_format)
+                scene = Scene(
+                    boxes=tuple(sample.gt_instances.bboxes for sample in samples),
+                    batch_shape=tuple(inputs.shape[-2:]),
+                    step=step,
+                    seed=batches.seed + SHARES_APART * (part * parallel.devices() + parallel.rank()),
+                    total_steps=recipe.iterations,
+                )
+                needs = frozenset().union(*(learner.needs for learner in alive))
+                with in_precision(recipe, start.device):
+                    said = teacher_signals(start, preprocess, batch, inputs, needs) if needs else Signals(features=())
+                for learner in alive:
+                    study(learner, inputs, copy.deepcopy(samples), said, scene, recipe, start.teacher, part)
+                    if part == parts - 1:
+                        update(learner, step, recipe)
+        except torch.OutOfMemoryError as error:
+            if step > first_step:
+                raise
+            raise DoesNotFitError(str(error).splitlines()[0]) from error
         if on_step is not None:
             on_step(step + 1, recipe.iterations)
 
@@ -131,16 +169,20 @@ def model_inputs(
 ) -> tuple[Tensor, list[Any]]:
     """Normalise and pad a batch: inputs (B, 3, H, W) and MMDetection's samples with ground truth."""
     from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
 
     samples = []
-    for image, boxes, labels in zip(batch.images, batch.boxes, batch.labels, strict=True):
+    for index, (image, boxes, labels) in enumerate(zip(batch.images, batch.boxes, batch.labels, strict=True)):
         shape = tuple(image.shape[-2:])
         sample = DetDataSample(metainfo={"ori_shape": shape, "img_shape": shape, "scale_factor": (1.0, 1.0)})
         sample.gt_instances = InstanceData(bboxes=boxes.to(device), labels=labels.to(device))
+        if batch.masks:
+            sample.gt_instances.masks = BitmapMasks(batch.masks[index], *shape)
         sample.ignored_instances = InstanceData(bboxes=boxes.new_zeros((0, 4)).to(device), labels=labels.new_zeros((0,)).to(device))
         samples.append(sample)
-    data = preprocess({"inputs": [image.to(device) for image in batch.images], "data_samples": samples}, True)
+    images = [image.pin_memory() if device.type == "cuda" else image for image in batch.images]  # else the copy waits for the device
+    data = preprocess({"inputs": [image.to(device, non_blocking=True) for image in images], "data_samples": samples}, True)
     inputs = data["inputs"]
     if pad_to is not None:
         inputs = nn.functional.pad(inputs, (0, pad_to[1] - inputs.shape[-1], 0, pad_to[0] - inputs.shape[-2]))

@@ -236,9 +236,11 @@ async function result(id) {
       make("button", { onclick: () => download(id, "pth") }, "pth for MMDetection"), " ",
       make("button", { onclick: () => download(id, "config", "py") }, "its configuration")) : null,
     one.search_id ? make("p", {}, make("a", { href: `#/searches/${one.search_id}` }, "The search it comes from")) : null,
+    warnings(one.metrics),
     comparison(one.metrics),
+    lossCurves(one.evidence.curve),
     make("h2", {}, "Evidence"),
-    make("pre", {}, JSON.stringify({ metrics: one.metrics, evidence: one.evidence, environment: one.environment }, null, 1)),
+    make("pre", {}, JSON.stringify({ metrics: one.metrics, evidence: { ...one.evidence, curve: undefined }, environment: one.environment }, null, 1)),
   ];
   return { view, busy: false };
 }
@@ -250,6 +252,37 @@ function comparison(metrics) {
   }
   const rows = ["teacher", "student"].filter((who) => metrics[who]).map((who) => ({ who, ...metrics[who] }));
   return rows.length ? [make("h2", {}, "Measured"), table(detectorColumns, rows)] : [];
+}
+
+const warnings = (metrics) => (metrics.warnings || []).map((text) => make("p", { class: "problem" }, text));
+
+// The task's loss, each term's, and the ratio of all terms to the task, over the iterations of a training.
+function lossCurves(curve) {
+  const points = (curve || []).filter((point) => Number.isFinite(point.task));
+  if (points.length < 2) return [];
+  const terms = Object.keys(points[points.length - 1]).filter((name) => name.startsWith("distill/"));
+  const ratio = (point) => terms.reduce((sum, name) => sum + (point[name] || 0), 0) / point.task;
+  const shown = [["task", "the detector's own loss", (point) => point.task],
+    ...terms.map((name) => [name, "distillation, weighted", (point) => point[name]]),
+    ...(terms.length ? [["distillation / task", "ratio of the two losses", ratio]] : [])];
+  return [make("h2", {}, "Losses"),
+    make("div", { class: "tiles" }, shown.map(([name, note, of]) => make("div", { class: "card" },
+      make("div", { class: "quiet" }, name), lossChart(points, of, name), make("div", { class: "quiet" }, note))))];
+}
+
+function lossChart(points, of, name) {
+  const width = 260, height = 120, left = 52, bottom = 20, top = 6;
+  const values = points.map(of).filter(Number.isFinite);
+  const low = Math.min(...values), high = Math.max(...values), span = high - low || 1;
+  const last = points[points.length - 1].iteration;
+  const x = (point) => left + (point.iteration / last) * (width - left - 4);
+  const y = (value) => height - bottom - ((value - low) / span) * (height - top - bottom);
+  const line = points.filter((point) => Number.isFinite(of(point))).map((point) => `${x(point).toFixed(1)} ${y(of(point)).toFixed(1)}`);
+  return make("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${name} over iterations` },
+    [low, high].map((value) => make("g", {}, make("line", { class: "grid", x1: left, x2: width - 4, y1: y(value), y2: y(value) }),
+      make("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toPrecision(3)))),
+    make("text", { x: width - 4, y: height - 4, "text-anchor": "end" }, `iteration ${last}`),
+    make("path", { class: "running", d: `M${line.join("L")}` }));
 }
 
 const entrantColumns = (winner) => [
