@@ -111,8 +111,8 @@ def train(
     normalisation layer learns statistics, the weights are those of one process up to the order of sums. What differs otherwise:
     - batch normalisation in training sees the local share only, and the first process's statistics are kept;
     - images are padded to the largest of the local share;
-    - losses over a number of boxes are normalised over all processes only where MMDetection does so itself (its `reduce_mean`: GFL,
-      FCOS, ATSS), elsewhere (RetinaNet, RoI heads) by the local number;
+    - losses over a number of boxes are normalised over all processes only where MMDetection does so itself (its `reduce_mean`: FCOS,
+      GFL, ATSS, the last two by 1 at least a process), elsewhere (RetinaNet, RoI heads) by the local number;
     - a policy's terms see the local share: what compares images with one another (`norm_N`) or averages over boxes sees fewer of them;
     - random draws (samplers, masks, dropout) are each process's own.
 
