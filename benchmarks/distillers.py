@@ -2,7 +2,7 @@
 
 `python benchmarks/distillers.py --pairs digits_gfl digits_gfl_fcos digits_faster_rcnn trees_gfl_fcos --seeds 1 2 3 --workers 2`
 
-Published weights, those of the student's kind where both were published. AP in percent on the report images; intervals are 95 % t intervals,
+Published weights, those of the student's kind where both were published. AP in percent on the report images; 95 % t intervals,
 differences paired by seed. What a pair cannot run is listed with the reason. Figures are kept in --out after every group, and a run that
 was stopped goes on there.
 """
@@ -20,7 +20,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from detkds_core.catalogue import DETECTORS, PAIRS, Pair, Recipe, exchange, pair_facts
 from detkds_core.datasets import default_cache, load_dataset, report_ids
-from detkds_core.policy import Policy, named_policies, parse_formula, to_json
+from detkds_core.policy import Policy, named_policies, parse_formula
 from detkds_core.policy.named import cannot_run
 from detkds_core.report.statistics import mean_interval, paired_difference
 
