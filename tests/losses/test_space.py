@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from detkds_core.losses import Scene, Signals, policy_losses
-from detkds_core.policy import Policy, Term, legality
+from detkds_core.policy import PairFacts, Policy, Term, legality, pair_legality
 from detkds_core.policy.canonical import canonical_term
-from detkds_core.policy.rules import pair_legality
 from detkds_core.policy.vocabulary import DISTANCES, DIVERGENCES, KNOWLEDGE, SLOTS
 
 H, W = 6, 7  # odd, so that pools pad
@@ -106,7 +105,7 @@ def test_every_legal_formula_is_a_proper_loss(knowledge: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_every_formula_that_a_pair_with_few_classes_allows_is_a_proper_loss(channels: int) -> None:
-    terms = [term for term in formulas("logits") if not pair_legality(term, images_per_batch=2, has_edges=False, score_channels=channels)]
+    terms = [term for term in formulas("logits") if not pair_legality(term, PairFacts(score_channels=channels))]
     assert terms
     scores = [STUDENT.logits[0][:, :channels], TEACHER.logits[0][:, :channels]]
     for term in terms:

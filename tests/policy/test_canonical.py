@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detkds_core.policy import Policy, Term, canonical, canonical_json, check, formula, parse_formula
+from detkds_core.policy import Distiller, Policy, Term, canonical, canonical_json, check, formula, parse_formula
+from detkds_core.policy.distillers import DISTILLERS
 
 from .strategies import policies
 
@@ -65,6 +66,55 @@ def test_canonical_json_by_hand() -> None:
         ("l2(norm_HW(scale_r2(catt(instance))))", "l2(norm_HW(scale_r2(instance)))"),
         ("pear(min_max_normalize(scale(satt(global))))", "pear(global)"),  # one fold opens the next
         ("l1(norm_HW(satt(global)))", "l1(norm_HW(satt(global)))"),
+        ("cos(relu(satt(global)))", "cos(relu(global))"),
+        ("cos(pow2(satt(instance)))", "cos(pow2(satt(instance)))"),
+        ("pear_HW(abs(scale_r2(catt(instance))))", "pear_HW(abs(scale_r2(instance)))"),
+        ("pear_N(catt(global))", "pear_N(catt(global))"),  # each image has its own factor
+        # Along its own axis a distance sees no factor and no summand, of the channel over all images neither.
+        ("pear_HW(standardize(global))", "pear_HW(global)"),
+        ("pear_HW(standardize(instance))", "pear_HW(standardize(instance))"),  # outside the map the summand is missing
+        ("pear_HW(norm_HW(instance))", "pear_HW(instance)"),
+        ("pear_HW(logsoftmax_HW(global))", "pear_HW(global)"),
+        ("pear_HW(channel(scale(global)))", "pear_HW(global)"),
+        ("pear_N(norm_N(fgbg))", "pear_N(fgbg)"),
+        ("cor(batchnorm(scale(global)))", "cor(global)"),
+        ("cor(batch(logits))", "cor(logits)"),
+        ("cor(logsoftmax_C(logits))", "cor(logsoftmax_C(logits))"),
+        ("l2(standardize(scale(instance)))", "l2(standardize(instance))"),
+        ("l2(batchnorm(scale(global)))", "l2(batchnorm(scale(global)))"),  # its eps is under the root
+        ("pear_N(local_s1(global))", "pear_N(global)"),
+        ("pear_N(local_s2(global))", "pear_N(local_s2(global))"),  # the padding counts
+        ("cos(min_max_normalize(global))", "cos(min_max_normalize(global))"),
+        # exp is a softmax but for a factor.
+        ("cos(exp(global))", "cos(softmax_C(global))"),
+        ("pear_HW(exp(logits))", "pear_HW(softmax_HW(logits))"),
+        ("cor(exp(fgbg))", "cor(softmax_N(fgbg))"),
+        ("pear_N[region=proposals](exp(logits))", "pear_N[region=proposals](exp(logits))"),
+        ("pear(exp(instance))", "pear(exp(instance))"),
+        ("l1(exp(global))", "l1(exp(global))"),
+        # What is not negative already, and what lies within 1 of each other.
+        ("l1(relu(natt(global)))", "l1(natt(global))"),
+        ("l1(relu(global))", "l1(relu(global))"),
+        ("pear(abs(logits))", "pear(logits)"),
+        ("2·smooth_l1(logits)", "l2(logits)"),
+        ("2·smooth_l1[region=proposals](leaky_relu(logits))", "l2[region=proposals](logits)"),
+        ("smooth_l1(exp(logits))", "smooth_l1(exp(logits))"),  # from 1 to e
+        ("2·smooth_l1(softmax_C(global))", "l2(softmax_C(global))"),
+        ("2·smooth_l1(norm_C(natt(global)))", "l2(norm_C(natt(global)))"),
+        ("smooth_l1(norm_C(global))", "smooth_l1(norm_C(global))"),  # from -1 to 1
+        ("pear_N(sqrt(local_s1(natt(global))))", "pear_N(softmax_N(global))"),
+        # Grams of images see no order; a sum counts no zeros.
+        ("l2(mm(local_s4(global)))", "l2(mm(global))"),
+        ("l2(local_s2(global))", "l2(local_s2(global))"),
+        ("l2[reduction=sum](norm_N(local_s2(global)))", "l2[reduction=sum](norm_N(global))"),
+        ("l2[reduction=sum](min_max_normalize(local_s2(global)))", "l2[reduction=sum](min_max_normalize(local_s2(global)))"),
+        # A mask is one score: its vector is its positions.
+        ("pear[region=masks](batch(logits))", "pear_HW[region=masks](logits)"),
+        ("pear(batch(logits))", "pear(batch(logits))"),
+        # The weight of an auto term is a ratio, which no factor of the loss changes.
+        ("2·l1[auto](scale(global))", "2·l1[auto](global)"),
+        ("3·kl[auto](softmax_C(scale(global)))", "3·kl[auto, T=2](softmax_C(global))"),
+        ("l1[auto](global) + l1(global) + 2·l1[auto](global)", "l1(global) + 3·l1[auto](global)"),
     ],
 )
 def test_no_ops_are_folded(written: str, meant: str) -> None:
@@ -78,6 +128,17 @@ def test_terms_are_sorted_and_equal_ones_are_one() -> None:
     # A factor of the weight makes terms equal too; an option keeps them apart.
     assert folded("2·l1(scale(global)) + l1(global)") == "2·l1(global)"
     assert folded("l2(fgbg) + l2[background=2](fgbg)") == "l2(fgbg) + l2[background=2](fgbg)"
+
+
+def test_distillers_are_sorted_and_their_defaults_left_out() -> None:
+    names = sorted(DISTILLERS)
+    (key, setting), *_ = next(entry.settings.items() for entry in DISTILLERS.values() if entry.settings)
+    owner = next(name for name in names if key in DISTILLERS[name].settings)
+    policy = Policy((), tuple(Distiller(name, ((key, setting.default),) if name == owner else ()) for name in names[::-1]))
+    assert canonical(policy) == Policy((), tuple(Distiller(name) for name in names))
+    assert canonical_json(Policy((), (Distiller(owner, ((key, setting.high),)),))) == (
+        f'{{"distillers":[{{"name":"{owner}","settings":{{"{key}":{float(setting.high)!r}}}}}],"terms":[]}}'
+    )
 
 
 def test_numbers_have_one_text() -> None:
@@ -102,6 +163,7 @@ def test_canonical_is_a_normal_form(policy: Policy, rng) -> None:
     assert not check(one)
     assert canonical(one) == one
     assert canonical(parse_formula(formula(policy))) == one
-    shuffled = list(policy.terms)
+    shuffled, distillers = list(policy.terms), list(policy.distillers)
     rng.shuffle(shuffled)
-    assert canonical_json(Policy(tuple(shuffled))) == canonical_json(policy)
+    rng.shuffle(distillers)
+    assert canonical_json(Policy(tuple(shuffled), tuple(distillers))) == canonical_json(policy)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detkds_core.policy import Policy, PolicyError, Term, formula, parse_formula
+from detkds_core.policy import Distiller, Policy, PolicyError, Term, formula, parse_formula
 
 from .strategies import policies
 
@@ -26,6 +26,31 @@ def test_options_stand_behind_the_distance() -> None:
     )
     assert parse_formula(text) == policy
     assert formula(policy) == text
+
+
+def test_every_option_is_written_where_it_differs() -> None:
+    text = (
+        "0.5·kl[auto, region=teacher_score, T=4, decay=0.1](softmax_C(logits)) + l2[reduction=sum](drop(global))"
+        " + iou[region=proposals](pow2(localization))"
+    )
+    policy = Policy(
+        (
+            Term("logits", ("softmax_C",), "kl", 0.5, temperature=4.0, decay=0.1, region="teacher_score", auto=True),
+            Term("global", ("drop", "none", "none"), "l2", 1.0, reduction="sum"),
+            Term("localization", ("pow2",), "iou", 1.0, region="proposals"),
+        )
+    )
+    assert parse_formula(text) == policy
+    assert formula(policy) == text
+
+
+def test_a_distiller_is_a_bare_name_with_its_settings() -> None:
+    pkd = Term("global", ("none", "none", "standardize"), "l2", 5.0)
+    policy = Policy((pkd,), (Distiller("fgd", (("alpha", 0.0005),)),))
+    assert formula(policy) == "fgd[alpha=0.0005] + 5·l2(standardize(global))"
+    for text in ("fgd[alpha=0.0005] + 5·l2(standardize(global))", "5·l2(standardize(global))+fgd [ alpha = 5e-4 ]"):
+        assert parse_formula(text) == policy
+    assert parse_formula("fgd") == Policy((), (Distiller("fgd"),))
 
 
 def test_other_spellings() -> None:
@@ -50,7 +75,7 @@ def test_what_is_written_reads_back_equal(policy: Policy) -> None:
         ("", "policy.terms[0]", "column 1: the end where a weight or a distance should be"),
         ("none + none", "policy.terms[0]", "column 6: '+' where '(' should be"),
         ("l1(global", "policy.terms[0]", "column 10: the end where ')' should be"),
-        ("l1(global))", "policy", "column 11: ')' where '+' and another term, or the end should be"),
+        ("l1(global))", "policy", "column 11: ')' where '+' and another term or distiller, or the end should be"),
         ("l1(global) + ", "policy.terms[1]", "column 14: the end where a weight or a distance should be"),
         ("-1·l1(global)", "policy.terms[0]", "column 1: '-' where a weight or a distance should be"),
         ("6 l1(global)", "policy.terms[0]", "column 3: 'l1' where '·' or '*' should be"),
@@ -61,12 +86,42 @@ def test_what_is_written_reads_back_equal(policy: Policy) -> None:
             "policy.terms[0].knowledge",
             "'globl' is not a kind of knowledge; one of global, fgbg, instance, logits, localization",
         ),
-        ("giou(catt(localization))", "policy.terms[0].transforms", "'catt' is not a transform of localization; one of none"),
+        (
+            "giou(catt(localization))",
+            "policy.terms[0].transforms",
+            "'catt' is not a transform of localization (an attention, which features have); one of pow2",
+        ),
         ("l1(catt(norm_C(global)))", "policy.terms[0].transforms[0]", "'catt' acts before 'norm_C', so it stands inside it: attention"),
         ("l1(norm_C(norm_N(global)))", "policy.terms[0].transforms[2]", "'norm_C' and 'norm_N' are both normalisation"),
-        ("kl[](softmax_C(global))", "policy.terms[0]", "column 4: ']' where an option (shared, T, background, warm_up, stop) should be"),
-        ("kl[t=2](softmax_C(global))", "policy.terms[0]", "column 4: 't' is not an option; one of shared, T, background, warm_up, stop"),
+        (
+            "kl[](softmax_C(global))",
+            "policy.terms[0]",
+            "column 4: ']' where an option (shared, auto, region, reduction, T, background, warm_up, stop, decay) should be",
+        ),
+        (
+            "kl[t=2](softmax_C(global))",
+            "policy.terms[0]",
+            "column 4: 't' is not an option; one of shared, auto, region, reduction, T, background",
+        ),
         ("kl[T](softmax_C(global))", "policy.terms[0].temperature", "column 5: ']' where '=' should be"),
+        ("l1[auto, auto](global)", "policy.terms[0].auto", "column 10: auto is given twice"),
+        ("l1[region=2](global)", "policy.terms[0].region", "column 11: '2' where the name of a region should be"),
+        (
+            "l1[region=gt](logits)",
+            "policy.terms[0].region",
+            "'gt' is not a region of logits (cells inside ground-truth boxes are 'foreground')",
+        ),
+        ("l1[decay=2](global)", "policy.terms[0].decay", "2.0 is not a share of the weight, from 0 to 1"),
+        ("fgd[alpha](global)", "policy.distillers[0].settings.alpha", "column 10: ']' where '=' should be"),
+        ("fgd[alpha=x]", "policy.distillers[0].settings.alpha", "column 11: 'x' where a number should be"),
+        ("fgd[alpha=1, alpha=1]", "policy.distillers[0].settings.alpha", "column 14: alpha is given twice"),
+        ("l1(global) + fgd[]", "policy.distillers[0]", "column 18: ']' where a setting of fgd should be"),
+        ("fgd[alphabet=1]", "policy.distillers[0].settings.alphabet", "not a setting of 'fgd'; one of "),
+        ("fgd[alpha=1e9]", "policy.distillers[0].settings.alpha", "1000000000.0 is not a number from "),
+        ("fgd + l1(global) + fgd", "policy.distillers[1].name", "'fgd' is distillers[0] already; a distiller occurs once"),
+        ("fgd(global)", "policy", "column 4: '(' where '+' and another term or distiller, or the end should be"),
+        ("2·fgd", "policy.terms[0]", "column 3: 'fgd' is a distiller, whose weights are its settings; no weight before it"),
+        (" + ".join(["fgd"] * 99), "policy.distillers", "distillers; at most"),
         ("kl[T=2, T=3](softmax_C(global))", "policy.terms[0].temperature", "column 9: T is given twice"),
         ("l1[warm_up=1.5](global)", "policy.terms[0].warm_up", "column 12: '1.5' where a whole number of steps should be"),
         ("l1(global) + 2000·l1(fgbg)", "policy.terms[1].weight", "2000.0 is not a number above 0 and at most 1000"),
@@ -84,7 +139,7 @@ def test_errors_name_the_place(text: str, path: str, message: str) -> None:
     assert len(str(caught.value)) < 2000
 
 
-@given(st.text(alphabet="l1klgoba()[]+·*=,.T 2eé", max_size=30) | st.text(max_size=30))
+@given(st.text(alphabet="l1klgobafd()[]+·*=,.T 2eé", max_size=30) | st.text(max_size=30))
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_a_legal_policy_or_a_policy_error(text: str) -> None:
     try:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detkds_core.policy import Policy, PolicyError, Term, from_json, json_schema, to_json
+from detkds_core.policy import Distiller, Policy, PolicyError, Term, from_json, json_schema, to_json
 
 from .strategies import policies
 
@@ -43,6 +43,20 @@ def test_only_options_that_differ_are_written() -> None:
     }
 
 
+def test_distillers_are_written_where_there_are_any() -> None:
+    policy = Policy((), (Distiller("fgd", (("alpha", 0.0005),)), Distiller("mgd")))
+    data = {"terms": [], "distillers": [{"name": "fgd", "settings": {"alpha": 0.0005}}, {"name": "mgd"}]}
+    assert to_json(policy) == data
+    assert from_json(data) == policy
+    assert to_json(Policy(())) == {"terms": []}
+
+
+def test_a_setting_is_a_float_whatever_is_written() -> None:
+    (distiller,) = from_json({"terms": [], "distillers": [{"name": "fgd", "settings": {"alpha": 0}}]}).distillers
+    assert distiller == Distiller("fgd", (("alpha", 0.0),))
+    assert isinstance(distiller.settings[0][1], float)
+
+
 def test_a_whole_number_is_a_weight() -> None:
     (term,) = from_json({"terms": [PKD]}).terms
     assert term == Term("global", ("none", "none", "standardize"), "l2", 5.0)
@@ -69,7 +83,7 @@ def test_the_schema_is_one() -> None:
         ([], "policy", "a list is not an object"),
         ({}, "policy.terms", "missing; a list of terms, empty for training without distillation"),
         ({"terms": PKD}, "policy.terms", "an object is not a list of terms"),
-        ({"terms": [], "seed": 1}, "policy.seed", "not a key of a policy; its only key is terms"),
+        ({"terms": [], "seed": 1}, "policy.seed", "not a key of a policy; its keys are terms, distillers"),
         ({"terms": [PKD] * 21}, "policy.terms", "21 terms; at most 20"),
         ({"terms": ["pkd"]}, "policy.terms[0]", "'pkd' is not an object with knowledge, transforms, distance, weight"),
         ({"terms": [PKD, PKD | {"wieght": 1}]}, "policy.terms[1].wieght", "not a key of a term; one of knowledge, transforms, distance"),
@@ -88,6 +102,35 @@ def test_the_schema_is_one() -> None:
         ({"terms": [PKD | {"weight": 10**400}]}, "policy.terms[0].weight", "inf is not a number above 0"),
         ({"terms": [PKD | {"shared_attention": 1}]}, "policy.terms[0].shared_attention", "1 is not true or false"),
         ({"terms": [PKD | {"warm_up": 1.5}]}, "policy.terms[0].warm_up", "1.5 is not a whole number of steps from 0 to 10000000"),
+        ({"terms": [PKD | {"auto": "yes"}]}, "policy.terms[0].auto", "'yes' is not true or false"),
+        ({"terms": [PKD | {"decay": 2}]}, "policy.terms[0].decay", "2.0 is not a share of the weight, from 0 to 1"),
+        ({"terms": [PKD | {"region": 1}]}, "policy.terms[0].region", "1 is not the name of a region"),
+        ({"terms": [PKD | {"region": "gt"}]}, "policy.terms[0].region", "'gt' is not a region of global"),
+        ({"terms": [PKD | {"reduction": "max"}]}, "policy.terms[0].reduction", "'max' is not a reduction; one of mean, sum"),
+        ({"terms": [], "distillers": {}}, "policy.distillers", "an object is not a list of distillers"),
+        ({"terms": [], "distillers": [{"name": "fgd"}] * 99}, "policy.distillers", "99 distillers; at most"),
+        ({"terms": [], "distillers": ["fgd"]}, "policy.distillers[0]", "'fgd' is not an object with name, and settings where they differ"),
+        ({"terms": [], "distillers": [{}]}, "policy.distillers[0].name", "missing; one of "),
+        ({"terms": [], "distillers": [{"name": 1}]}, "policy.distillers[0].name", "1 is not one of "),
+        ({"terms": [], "distillers": [{"name": "fgd"}, {"name": "kd"}]}, "policy.distillers[1].name", "'kd' is not a distiller; one of "),
+        ({"terms": [], "distillers": [{"name": "fgd"}] * 2}, "policy.distillers[1].name", "'fgd' is distillers[0] already"),
+        ({"terms": [], "distillers": [{"name": "fgd", "weight": 1}]}, "policy.distillers[0].weight", "not a key of a distiller"),
+        ({"terms": [], "distillers": [{"name": "fgd", "settings": []}]}, "policy.distillers[0].settings", "a list is not an object"),
+        (
+            {"terms": [], "distillers": [{"name": "fgd", "settings": {"alfa": 1}}]},
+            "policy.distillers[0].settings.alfa",
+            "not a setting of 'fgd'; one of ",
+        ),
+        (
+            {"terms": [], "distillers": [{"name": "fgd", "settings": {"alpha": "1"}}]},
+            "policy.distillers[0].settings.alpha",
+            "'1' is not a number",
+        ),
+        (
+            {"terms": [], "distillers": [{"name": "fgd", "settings": {"alpha": 10**400}}]},
+            "policy.distillers[0].settings.alpha",
+            "inf is not a number from ",
+        ),
         ({"terms": [PKD | {"stop": None}]}, "policy.terms[0].stop", "null is not a share of the training"),
         ({"terms": [PKD | {"stop": 0}]}, "policy.terms[0].stop", "0.0 is not a share of the training"),
     ],
@@ -117,6 +160,8 @@ def test_the_exception_reads_like_its_errors() -> None:
 
 
 def test_an_error_repeats_no_megabytes() -> None:
+    assert len(str(errors_of({"terms": [], "distillers": [{"name": "x" * 10**6}]}))) < 1000
+    assert len(str(errors_of({"terms": [], "distillers": [{"name": "fgd", "settings": {"x" * 10**6: 1}}]}))) < 1000
     for data in ({"terms": "x" * 10**6}, {"x" * 10**6: 1, "terms": []}, {"terms": [PKD | {"knowledge": ["x" * 10**6]}]}):
         assert len(str(errors_of(data))) < 300
     huge = PKD | {"distance": "x" * 10**6, "transforms": ["none"] * 10**6}
@@ -124,8 +169,13 @@ def test_an_error_repeats_no_megabytes() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["global", "none", "l2", ""]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*PKD, "terms", "stop", "warm_up"]), inner, max_size=6),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["global", "none", "l2", "fgd", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from([*PKD, "terms", "distillers", "name", "settings", "stop", "warm_up", "region"]), inner, max_size=6
+        )
+    ),
     max_leaves=12,
 )
 

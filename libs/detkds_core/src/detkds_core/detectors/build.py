@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from detkds_core.catalogue import DetectorEntry, detector
+from detkds_core.catalogue.small import small_backbone
 from detkds_core.detectors.runtime import prepare_mmdet
 
 CLASS_HEADS = ("bbox_head", "mask_head")
@@ -30,7 +31,10 @@ def model_config(entry: DetectorEntry, classes: int) -> dict[str, Any]:
         from mmengine.config import Config
 
         config = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / entry.source).model.to_dict()
+        if entry.width is not None:
+            shrink(config, entry.width, entry.channels)
         config["backbone"]["init_cfg"] = None
+        _without_sync(config)
     else:
         config = _plain(entry.config)
     for part in (config, config.get("roi_head") or {}):
@@ -39,6 +43,31 @@ def model_config(entry: DetectorEntry, classes: int) -> dict[str, Any]:
             for head in heads if isinstance(heads, list) else [heads]:
                 head["num_classes"] = classes
     return config
+
+
+def shrink(config: dict[str, Any], width: int, channels: int) -> None:
+    """Put a model on a ResNet-18 of `width` channels, its neck and heads on `channels` instead of 256 (fully connected layers: 128)."""
+    stages = (0, 1, 2, 3)
+    config["backbone"] = small_backbone(width, stages)
+
+    def narrow(node: Any) -> None:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, dict | list):
+                narrow(value)
+            elif isinstance(node, dict) and "channels" in str(key) and value in (256, 1024):
+                node[key] = channels if value == 256 else 128
+
+    narrow({key: value for key, value in config.items() if key != "backbone"})
+    config["neck"]["in_channels"] = [width * 2**stage for stage in stages]
+
+
+def _without_sync(node: Any) -> None:
+    """Plain batch normalisation for the synchronised one, which runs on GPUs alone; several devices normalise each its own images."""
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, dict | list | tuple):
+            _without_sync(value)
+    if isinstance(node, dict) and node.get("type") == "SyncBN":
+        node["type"] = "BN"
 
 
 def build_detector(name: str, classes: Sequence[str]) -> nn.Module:

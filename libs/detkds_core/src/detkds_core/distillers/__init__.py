@@ -1,5 +1,6 @@
-"""Hand-designed distillers with learned parts, used like a policy."""
+"""Hand-designed distillers with learned parts, used like a policy. What they are called and can be set to: `policy.distillers`."""
 
-from detkds_core.distillers.modules import DISTILLERS, FGD, MGD, MasKD, MaskTokens
+from detkds_core.distillers.build import build, settings_of, token_settings
+from detkds_core.distillers.context import DistillerContext, HeadTail
 
-__all__ = ["DISTILLERS", "FGD", "MGD", "MasKD", "MaskTokens"]
+__all__ = ["DistillerContext", "HeadTail", "build", "settings_of", "token_settings"]

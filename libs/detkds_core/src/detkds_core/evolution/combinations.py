@@ -109,8 +109,8 @@ def together(first: Sequence[Choice], scale: float, second: Sequence[Choice] = (
 
 
 def no_distillation(history: History) -> float | None:
-    """The fitness of the candidate without any term, where it was measured."""
-    return next((one.fitness for one in measured(history) if not one.proposal.policy.terms), None)
+    """The fitness of the candidate without distillation, where it was measured."""
+    return next((one.fitness for one in measured(history) if one.proposal.policy == Policy(())), None)
 
 
 def mutation(history: History, choices: dict[str, list[Choice]], rng: random.Random) -> tuple[list[Term], tuple[int, ...], str]:
@@ -137,10 +137,15 @@ def mutation(history: History, choices: dict[str, list[Choice]], rng: random.Ran
 
 
 def parent(history: History, choices: dict[str, list[Choice]], rng: random.Random) -> tuple[list[Term], int]:
-    """The terms of the winner among a few of the elite; of any choice, where no result is visible yet."""
+    """The terms of the winner among a few of the elite; of any choice, where no result is visible yet.
+
+    A policy with a distiller breeds nothing: what it is worth is not its terms' alone.
+    """
     islands = set(history.spec.knowledge)
     candidates = [
-        one for one in measured(history) if one.proposal.policy.terms and {term.knowledge for term in one.proposal.policy.terms} <= islands
+        one
+        for one in measured(history)
+        if (policy := one.proposal.policy).terms and not policy.distillers and {term.knowledge for term in policy.terms} <= islands
     ]
     elite: list[Measured] = sorted(candidates, key=lambda one: one.rank)[:ELITE]
     if elite:

@@ -49,7 +49,8 @@ def measured(history: History) -> list[Measured]:
 
 def only_term(proposal: Proposal) -> Term | None:
     """The term of a one-term policy, else None. A one-term reference lives on its island like any other candidate."""
-    return proposal.policy.terms[0] if len(proposal.policy.terms) == 1 else None
+    policy = proposal.policy
+    return policy.terms[0] if len(policy.terms) == 1 and not policy.distillers else None
 
 
 def island_members(history: History, island: str) -> list[Measured]:

@@ -1,15 +1,18 @@
-"""What a policy is: terms, rules, canonical form, formula, JSON, search space, named policies. Imports no torch."""
+"""What a policy is: terms and distillers, rules, canonical form, formula, JSON, search space, named policies. Imports no torch."""
 
 from detkds_core.policy.canonical import canonical
 from detkds_core.policy.formula import formula, parse_formula
 from detkds_core.policy.named import NamedPolicy, named_policies
+from detkds_core.policy.pair import PairFacts, pair_legality
 from detkds_core.policy.rules import check, legality
 from detkds_core.policy.schema import canonical_json, from_json, json_schema, to_json
 from detkds_core.policy.space import SearchSpace
-from detkds_core.policy.terms import Policy, PolicyError, Reason, Term
+from detkds_core.policy.terms import Distiller, Policy, PolicyError, Reason, Term
 
 __all__ = [
+    "Distiller",
     "NamedPolicy",
+    "PairFacts",
     "Policy",
     "PolicyError",
     "Reason",
@@ -23,6 +26,7 @@ __all__ = [
     "json_schema",
     "legality",
     "named_policies",
+    "pair_legality",
     "parse_formula",
     "to_json",
 ]

@@ -1,23 +1,30 @@
 """Policies as formulas: `6·l1(norm_N(scale_r2(catt(global)))) + 0.5·kl[T=2](softmax_C(logits))`, both ways.
 
-    policy  = "none" | term { "+" term }
-    term    = [ weight ("·" | "*") ] distance [ "[" option { "," option } "]" ] "(" operand ")"
-    operand = knowledge | transform "(" operand ")"
-    option  = "shared" | ("T" | "background" | "warm_up" | "stop") "=" number
+    policy    = "none" | part { "+" part }
+    part      = distiller | term
+    distiller = name [ "[" setting "=" number { "," setting "=" number } "]" ]
+    term      = [ weight ("·" | "*") ] distance [ "[" option { "," option } "]" ] "(" operand ")"
+    operand   = knowledge | transform "(" operand ")"
+    option    = "shared" | "auto" | ("T" | "background" | "warm_up" | "stop" | "decay") "=" number | ("region" | "reduction") "=" name
 
-The innermost transform acts first. Transforms that are `none`, a weight of 1 and options at their default are not written.
+The innermost transform acts first. Distillers are written before terms. Transforms that are `none`, a weight of 1, and options and settings
+at their default are not written.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from detkds_core.policy.distillers import DISTILLERS
 from detkds_core.policy.rules import check, unknown
 from detkds_core.policy.schema import OPTIONS
-from detkds_core.policy.terms import Policy, PolicyError, Term
+from detkds_core.policy.terms import Distiller, Policy, PolicyError, Term
 from detkds_core.policy.vocabulary import KNOWLEDGE, MAX_TERMS, SLOTS
 
-OPTION_NAMES = {"temperature": "T", "background": "background", "warm_up": "warm_up", "stop": "stop"}  # `shared` stands alone
+FLAGS = {"shared": "shared_attention", "auto": "auto"}  # what stands alone in brackets, and the option that it sets
+NUMBERS = {"T": "temperature", "background": "background", "warm_up": "warm_up", "stop": "stop", "decay": "decay"}
+WORDS = {"region": "region", "reduction": "reduction"}
+WRITTEN = {**FLAGS, **WORDS, **NUMBERS}  # in this order
 TOKEN = re.compile(
     r"(?P<number>([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>[-+·*()\[\],=])"
     r"|(?P<space>\s+)|(?P<other>.)",
@@ -28,7 +35,12 @@ EMPTY = "none"
 
 def formula(policy: Policy) -> str:
     """The policy as a line of text; `parse_formula` gives an equal policy back."""
-    return " + ".join(_term_text(term) for term in policy.terms) or EMPTY
+    return " + ".join([*map(_distiller_text, policy.distillers), *map(_term_text, policy.terms)]) or EMPTY
+
+
+def _distiller_text(distiller: Distiller) -> str:
+    settings = ", ".join(f"{name}={_number(value)}" for name, value in distiller.settings)
+    return f"{distiller.name}[{settings}]" if settings else distiller.name
 
 
 def _term_text(term: Term) -> str:
@@ -37,9 +49,14 @@ def _term_text(term: Term) -> str:
         if name != "none":
             operand = f"{name}({operand})"
     weight = "" if term.weight == 1 else f"{_number(term.weight)}·"
-    options = ["shared"] if term.shared_attention else []
-    options += [f"{short}={_number(getattr(term, name))}" for name, short in OPTION_NAMES.items() if getattr(term, name) != OPTIONS[name]]
+    options = [_option_text(short, getattr(term, name)) for short, name in WRITTEN.items() if getattr(term, name) != OPTIONS[name]]
     return f"{weight}{term.distance}{'[' + ', '.join(options) + ']' if options else ''}({operand})"
+
+
+def _option_text(short: str, value: bool | float | str) -> str:
+    if short in FLAGS:
+        return short
+    return f"{short}={value if isinstance(value, str) else _number(value)}"
 
 
 def _number(value: float) -> str:
@@ -60,14 +77,20 @@ def parse_formula(text: str) -> Policy:
     if [token.text for token in tokens] == [EMPTY]:
         return Policy(())
     reader = Reader([*tokens, Token("end", "the end", len(text) + 1)])
-    terms = [reader.term("policy.terms[0]")]
-    while reader.take("+"):
+    terms: list[Term] = []
+    distillers: list[Distiller] = []
+    while not (terms or distillers) or reader.take("+"):
+        if reader.next.text in DISTILLERS:
+            if len(distillers) == len(DISTILLERS):
+                raise PolicyError([("policy.distillers", f"more than {len(DISTILLERS)} distillers; at most {len(DISTILLERS)}")])
+            distillers.append(reader.distiller(f"policy.distillers[{len(distillers)}]"))
+            continue
         if len(terms) == MAX_TERMS:
             raise PolicyError([("policy.terms", f"more than {MAX_TERMS} terms; at most {MAX_TERMS}")])
         terms.append(reader.term(f"policy.terms[{len(terms)}]"))
     if reader.next.kind != "end":
-        raise reader.fault("policy", "'+' and another term, or the end")
-    policy = Policy(tuple(terms))
+        raise reader.fault("policy", "'+' and another term or distiller, or the end")
+    policy = Policy(tuple(terms), tuple(distillers))
     if errors := check(policy):
         raise PolicyError(errors)
     return policy
@@ -113,6 +136,11 @@ class Reader:
             weight = float(self.text_of(path, "number", "a weight"))
             if not self.take("·", "*"):
                 raise self.fault(path, "'·' or '*'")
+            if self.next.text in DISTILLERS:
+                message = (
+                    f"column {self.next.column}: {self.next.text!r} is a distiller, whose weights are its settings; no weight before it"
+                )
+                raise PolicyError([(path, message)])
         distance = self.text_of(path, "name", "a weight or a distance")
         options = self.options(path) if self.take("[") else {}
         self.demand(path, "(")
@@ -124,27 +152,47 @@ class Reader:
         *transforms, knowledge = names
         return Term(knowledge, _slots_filled(path, knowledge, transforms[::-1]), distance, weight, **options)
 
+    def distiller(self, path: str) -> Distiller:
+        name = self.text_of(path, "name", "a distiller")
+        settings: dict[str, float] = {}
+        if self.take("["):
+            while not settings or self.take(","):
+                column = self.next.column
+                setting = self.text_of(path, "name", f"a setting of {name}")
+                where = f"{path}.settings.{setting}"
+                self.demand(where, "=")
+                value = float(self.text_of(where, "number", "a number"))
+                if setting in settings:
+                    raise PolicyError([(where, f"column {column}: {setting} is given twice")])
+                settings[setting] = value
+            self.demand(path, "]")
+        return Distiller(name, tuple(sorted(settings.items())))
+
     def options(self, path: str) -> dict[str, Any]:
         """What stands between brackets, the first of which has been read."""
         options: dict[str, Any] = {}
+        choices = ", ".join(WRITTEN)
         while not options or self.take(","):
             column = self.next.column
-            short = self.text_of(path, "name", f"an option ({', '.join(('shared', *OPTION_NAMES.values()))})")
-            value: float | bool
-            if short == "shared":
-                name, value = "shared_attention", True
-            elif short in OPTION_NAMES.values():
-                name = next(name for name, other in OPTION_NAMES.items() if other == short)
-                self.demand(f"{path}.{name}", "=")
-                value = self.whole(f"{path}.{name}") if name == "warm_up" else float(self.text_of(f"{path}.{name}", "number", "a number"))
-            else:
-                choices = ", ".join(("shared", *OPTION_NAMES.values()))
+            short = self.text_of(path, "name", f"an option ({choices})")
+            if short not in WRITTEN:
                 raise PolicyError([(path, f"column {column}: {short!r} is not an option; one of {choices}")])
+            name = WRITTEN[short]
             if name in options:
                 raise PolicyError([(f"{path}.{name}", f"column {column}: {short} is given twice")])
-            options[name] = value
+            if short not in FLAGS:
+                self.demand(f"{path}.{name}", "=")
+            options[name] = self.value(f"{path}.{name}", short)
         self.demand(path, "]")
         return options
+
+    def value(self, path: str, short: str) -> bool | int | float | str:
+        """The value of an option, from behind its `=` on."""
+        if short in FLAGS:
+            return True
+        if short in WORDS:
+            return self.text_of(path, "name", f"the name of a {short}")
+        return self.whole(path) if short == "warm_up" else float(self.text_of(path, "number", "a number"))
 
     def whole(self, path: str) -> int:
         if self.next.kind != "number" or not self.next.text.isdecimal():

@@ -1,7 +1,6 @@
-"""Policies with a name: no distillation, hand-designed distillers, and the policies that DetKDS released.
+"""Policies with a name: no distillation, hand-designed distillers, and the eight policies that DetKDS released.
 
-Weights are as published. Where our reduction differs from the publication's, the note says so. Distillers with learned parts (FGD, MGD,
-MasKD) are no policies; they are modules of `detkds_core.distillers`.
+Weights are as published. Where our reduction differs from the publication's, the note says so, with the factor.
 """
 
 from collections.abc import Mapping
@@ -9,80 +8,254 @@ from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
-from detkds_core.policy.formula import parse_formula
+from detkds_core.policy.canonical import canonical
+from detkds_core.policy.distillers import Offer, pair_faults
+from detkds_core.policy.formula import formula, parse_formula
+from detkds_core.policy.pair import PairFacts, pair_legality
 from detkds_core.policy.terms import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class NamedPolicy:
-    """A policy, where it was published, and what is worth knowing before it is used."""
+    """A policy, where it was published, and what is worth knowing before it is used.
+
+    expected_use: which students and teachers it was designed for. pair, schedule: of a released policy, what it was released for.
+    """
 
     name: str
     policy: Policy
     source: str
     note: str
+    expected_use: str
+    pair: str = ""
+    schedule: str = ""
+
+    @property
+    def formula(self) -> str:
+        return formula(self.policy)
 
 
-DETKDS = "DetKDS (Li et al., ICML 2024), released configuration"
+ANY = "Any pair whose pyramids share a stride."
+ONE_STAGE, TWO_STAGE = "One-stage detectors, same or other family.", "Two-stage detectors."
 
-PUBLISHED: tuple[tuple[str, str, str, str], ...] = (
-    ("none", "none", "", "Training without distillation."),
-    ("fitnets", "l2(global)", "FitNets (Romero et al., ICLR 2015)", "Mean squared difference of the feature maps."),
+# name, formula, source, expected use, note
+HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
+    ("none", "none", "", "Every student, as what others are compared with.", "Training without distillation."),
+    ("fitnets", "l2(global)", "FitNets (Romero et al., ICLR 2015)", ANY, "Mean squared difference of the feature maps."),
     (
         "pkd",
         "5·l2(standardize(global))",
         "PKD (Cao et al., NeurIPS 2022)",
-        "Published weight 10 (one-stage detectors; 6 for two-stage) times its factor of 1/2.",
+        "One-stage detectors, also of different families and backbones.",
+        "Published weight 10 times its factor of 1/2.",
+    ),
+    (
+        "pkd_two_stage",
+        "3·l2(standardize(global))",
+        "PKD (Cao et al., NeurIPS 2022)",
+        "Two-stage detectors, also of different families and backbones.",
+        "Published weight 6 times its factor of 1/2.",
     ),
     (
         "cwd",
         "5·kl(softmax_HW(global))",
         "CWD (Shu et al., ICCV 2021)",
+        ANY,
         "Channel by channel, where in the image the teacher looks. Temperature 1, as on RetinaNet; 10 is in use as weight too.",
     ),
     (
         "cwd_logits",
         "5·kl(softmax_HW(logits))",
         "CWD (Shu et al., ICCV 2021), on class maps",
-        "For detectors whose dense heads score the same classes and anchors.",
+        "Detectors whose dense heads score the same classes and anchors.",
+        "CWD on class scores instead of features.",
     ),
     (
         "defeat",
         "3·l2[background=4](fgbg)",
         "DeFeat (Guo et al., CVPR 2021)",
-        "Published weights 3 and 12. Ours divides each region by its area before the square: a far smaller loss than the original.",
+        "Pairs of one family; designed on Faster R-CNN and RetinaNet.",
+        "Published weights 3 and 12. Ours divides the features by a region's cells before the square and takes the mean over the map; the"
+        " original sums channels and takes half the mean over the region: for n cells of M, and C channels, n·M·C/2 times ours."
+        " It is a mean over levels.",
     ),
     (
         "dist",
-        "pear(logits)",
+        "pear(logits) + pear_HW(logits)",
         "DIST (Huang et al., NeurIPS 2022)",
-        "Its relation between classes, over the class scores of each cell; without its relation between samples.",
+        "Detectors whose dense heads score the same classes and anchors.",
+        "Relates the class scores of a cell, and the cells of an image; the original relates the cells of the whole batch.",
+    ),
+    ("fgd", "fgd", "FGD (Yang et al., CVPR 2022)", ONE_STAGE, "Sums over elements: weights for 256 channels and 800-pixel images."),
+    (
+        "fgd_two_stage",
+        "fgd[alpha=5e-05, beta=2.5e-05, gamma=5e-05, lambda=5e-07]",
+        "FGD (Yang et al., CVPR 2022)",
+        TWO_STAGE,
+        "The weights of one-stage detectors over 20, 20, 10 and 10.",
+    ),
+    ("mgd", "mgd", "MGD (Yang et al., ECCV 2022)", ONE_STAGE, "A sum over elements: its weight is for 256 channels and 800-pixel images."),
+    (
+        "mgd_two_stage",
+        "mgd[alpha=5e-07, mask_ratio=0.45]",
+        "MGD (Yang et al., ECCV 2022)",
+        TWO_STAGE,
+        "A sum over elements: its weight is for 256 channels and 800-pixel images.",
+    ),
+    (
+        "maskd",
+        "maskd",
+        "MasKD (Huang et al., ICLR 2023)",
+        "RetinaNet; weight 10 for FCOS and RepPoints.",
+        "Its receptive tokens are learned on the teacher first. Its term on features; `maskd_boxes` has the one on boxes too.",
+    ),
+    (
+        "maskd_boxes",
+        "maskd + l1(localization)",
+        "MasKD (Huang et al., ICLR 2023)",
+        "RetinaNet pairs with the same anchors.",
+        "With its L1 on the box branch, which is here of decoded boxes, in widths and heights, weighted by the teacher's class score.",
+    ),
+    (
+        "maskd_two_stage",
+        "maskd[weight=1]",
+        "MasKD (Huang et al., ICLR 2023)",
+        TWO_STAGE,
+        "Its term on features, without the one on the boxes of proposals.",
     ),
     (
         "ld",
-        "0.25·kl_edges[T=10](localization)",
+        "0.25·kl_edges[T=10, region=assigned](localization)",
         "LD (Zheng et al., CVPR 2022)",
-        "Its main term: GFL's edge distributions, here weighted by the teacher's class score at every cell.",
+        "GFL pairs with as many bins.",
+        "Its main term, at the cells that the student's loss assigns. The original takes the mean over the R+1 bins and sums w·KL over"
+        " cells, w the student's best class score; ours sums over bins and takes a mean over cells, so the original is sum(w)/(R+1) times"
+        " as large (17 bins, 3 images: a few times). Without its second term, on the valuable localization region.",
     ),
-    ("detkds_retinanet", "6·l1(norm_N(scale_r2(catt(global)))) + 2·l1(norm_HW(local_s4(fgbg)))", DETKDS, "RetinaNet R101 to R50."),
+    (
+        "frs",
+        "1.28·l2[warm_up=500, region=teacher_score](global) + 0.02·kl_sigmoid[warm_up=500, region=teacher_score](logits)",
+        "FRS (Du et al., NeurIPS 2021)",
+        "RetinaNet pairs of 256 channels with the same anchors.",
+        "Published weights 0.005, times the 256 channels that the original sums, and 0.02. GFL: 25.6 and 0.05, FCOS: 2.56 and 0.05. Its"
+        " binary cross-entropy less the teacher's entropy, which has no gradient; 1x1 adapters only where channels differ.",
+    ),
+    (
+        "gid",
+        "gid",
+        "GID (Dai et al., CVPR 2021)",
+        "One-stage detectors that score the same classes at the same cells.",
+        "Instances are matched to predictions by the boxes of these, where the original matches anchors.",
+    ),
+    (
+        "crosskd",
+        "crosskd",
+        "CrossKD (Wang et al., CVPR 2024)",
+        "RetinaNet pairs; ATSS, FCOS.",
+        "FCOS was published with weights 0.4 and 0.75 and the IoU in place of the GIoU.",
+    ),
+    ("crosskd_gfl", "crosskd[boxes=4]", "CrossKD (Wang et al., CVPR 2024)", "GFL pairs.", "The KL of edge distributions has weight 4."),
+    (
+        "crosskd_pkd",
+        "crosskd + 3·l2(standardize(global))",
+        "CrossKD (Wang et al., CVPR 2024)",
+        "RetinaNet pairs; ATSS, FCOS.",
+        "With PKD on the features, published weight 6 times its factor of 1/2.",
+    ),
+)
+
+DETKDS = "DetKDS (Li et al., ICML 2024), released configuration"
+TEN = "10·l1(norm_N(scale_r2(catt(global))))"
+CONVOLUTIONS = "mgd[alpha=5e-07, mask_ratio=0.45]"
+# All: SGD of momentum 0.9 and decay 1e-4, gradient clip 35, 24 epochs, a tenth of the rate after 16 and 22, warm-up of 500 iterations.
+SCHEDULE = "2x (24 epochs, SGD, steps after 16 and 22, clip 35), learning rate {}, {} images a GPU{}"
+INHERITING = ", inheriting neck and head"
+
+# name, formula, teacher -> student, schedule, note
+RELEASED: tuple[tuple[str, str, str, str, str], ...] = (
+    (
+        "detkds_retinanet",
+        "6·l1(norm_N(scale_r2(catt(global)))) + 2·l1(norm_HW(local_s4(fgbg)))",
+        "RetinaNet R101 -> RetinaNet R50",
+        SCHEDULE.format(0.01, 4, INHERITING),
+        "As released.",
+    ),
     (
         "detkds_retinanet_x101",
         "50·l1(norm_C(catt(instance)))",
-        DETKDS,
-        "RetinaNet X101 to R50; as configured, for the released code does not run it.",
+        "RetinaNet X101-64x4d -> RetinaNet R50",
+        SCHEDULE.format(0.02, 2, INHERITING),
+        "As declared; the released code does not run it.",
     ),
     (
         "detkds_faster_rcnn",
         "2·l1(norm_N(scale_r2(catt(global)))) + 2·l2(norm_C(mask(fgbg))) + 0.1·pear(norm_C(mask(instance))) + 0.1·pear(softmax_C(logits))",
-        DETKDS,
-        "Faster R-CNN R101 to R50; as configured, while the released code would add the first term alone.",
+        "Faster R-CNN R101 -> Faster R-CNN R50",
+        SCHEDULE.format(0.02, 2, INHERITING),
+        "As declared; the released code would add the first term alone, and read l2 as l1. Its logits are the region proposal network's.",
     ),
-    ("detkds_fcos", "5·l1(norm_N(scale_r2(catt(global)))) + 2·l1(norm_C(mask(fgbg)))", DETKDS, "FCOS R101 to R50."),
-    ("detkds_gfl", "10·l1(norm_N(scale_r2(catt(global))))", DETKDS, "GFL R101 to R50, and RepPoints X101 to R50."),
+    (
+        "detkds_fcos",
+        "5·l1(norm_N(scale_r2(catt(global)))) + 2·l1(norm_C(mask(fgbg)))",
+        "FCOS R101 (caffe) -> FCOS R50 (caffe, centre sampling, normalised boxes)",
+        SCHEDULE.format(0.01, 2, f", sides of 640 and 800 pixels{INHERITING}"),
+        "As released, with one mask for student and teacher. Teacher and student normalise their inputs differently.",
+    ),
+    ("detkds_gfl", TEN, "GFL R101 -> GFL R50", SCHEDULE.format(0.01, 2, INHERITING), "As released."),
+    ("detkds_reppoints", TEN, "RepPoints X101-DCN -> RepPoints R50", SCHEDULE.format(0.01, 2, INHERITING), "As released; the loss of GFL."),
+    (
+        "detkds_cascade_faster_rcnn",
+        CONVOLUTIONS,
+        "Cascade Mask R-CNN X101-32x4d-DCN -> Faster R-CNN R50",
+        SCHEDULE.format(0.02, 2, ", without inheriting"),
+        "As declared: masked generation, share 0.45 and weight 5e-7; the released code does not run it.",
+    ),
+    (
+        "detkds_cascade_mask_rcnn",
+        CONVOLUTIONS,
+        "Cascade Mask R-CNN X101-32x4d-DCN -> Mask R-CNN R50",
+        SCHEDULE.format(0.02, 4, ", without inheriting"),
+        "As declared: masked generation, share 0.45 and weight 5e-7; the released code does not run it.",
+    ),
 )
 
 
 @cache
 def named_policies() -> Mapping[str, NamedPolicy]:
-    """All named policies by name, no distillation first."""
-    return MappingProxyType({name: NamedPolicy(name, parse_formula(text), source, note) for name, text, source, note in PUBLISHED})
+    """All named policies by name, no distillation first. Some released ones are the same loss for different pairs."""
+    by_hand = [NamedPolicy(name, parse_formula(text), source, note, use) for name, text, source, use, note in HAND_DESIGNED]
+    released = [
+        NamedPolicy(name, parse_formula(text), DETKDS, note, f"{pair}, and pairs alike.", pair, schedule)
+        for name, text, pair, schedule, note in RELEASED
+    ]
+    return MappingProxyType({one.name: one for one in (*by_hand, *released)})
+
+
+@cache
+def _first_names() -> Mapping[Policy, str]:
+    names: dict[Policy, str] = {}
+    for name, one in named_policies().items():
+        names.setdefault(canonical(one.policy), name)
+    return MappingProxyType(names)
+
+
+def name_of(policy: Policy) -> str | None:
+    """The first name of a legal policy's loss; None if it has none."""
+    return _first_names().get(canonical(policy))
+
+
+def cannot_run(policy: Policy, offer: Offer, facts: PairFacts, families: tuple[str, str] | None = None) -> list[tuple[str, str]]:
+    """Why a pair cannot train with a legal policy, as (path, reason); empty if it can.
+
+    offer: what teacher and student can exchange (`catalogue.exchange`). families: of teacher and student, where they are known.
+    """
+    faults = []
+    for place, term in enumerate(policy.terms):
+        path = f"policy.terms[{place}]"
+        if why := offer.excluded.get(term.knowledge):
+            faults.append((f"{path}.knowledge", f"this pair cannot exchange {term.knowledge!r}: {why}"))
+        else:
+            faults += [(f"{path}.{reason.field}", reason.message) for reason in pair_legality(term, facts)]
+    for place, distiller in enumerate(policy.distillers):
+        faults += [(f"policy.distillers[{place}]", why) for why in pair_faults(distiller.name, offer, families)]
+    return faults

@@ -1,18 +1,18 @@
 """Policies as JSON: reading with errors that name every place at fault, writing without what goes without saying, and the schema."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from detkds_core.policy.canonical import canonical
-from detkds_core.policy.rules import check, legality
-from detkds_core.policy.terms import Policy, PolicyError, Term
+from detkds_core.policy.distillers import DISTILLERS
+from detkds_core.policy.rules import check, distiller_legality, legality, shortened
+from detkds_core.policy.terms import Distiller, Policy, PolicyError, Term
 from detkds_core.policy.vocabulary import (
     DISTANCES,
     KNOWLEDGE,
     MAX_BACKGROUND,
-    MAX_NAME,
     MAX_TEMPERATURE,
     MAX_TERMS,
     MAX_WARM_UP,
@@ -23,18 +23,26 @@ from detkds_core.policy.vocabulary import (
     SLOTS,
 )
 
+KEYS = ("terms", "distillers")
 REQUIRED = ("knowledge", "transforms", "distance", "weight")
 OPTIONS: Mapping[str, Any] = {field.name: field.default for field in fields(Term) if field.name not in REQUIRED}
 
 
 def to_json(policy: Policy) -> dict[str, Any]:
-    """Plain JSON values; options at their default are left out. `from_json` gives an equal policy back."""
-    return {"terms": [_term_to_json(term) for term in policy.terms]}
+    """Plain JSON values; options at their default and empty lists but `terms` are left out. `from_json` gives an equal policy back."""
+    data: dict[str, Any] = {"terms": [_term_to_json(term) for term in policy.terms]}
+    if policy.distillers:
+        data["distillers"] = [_distiller_to_json(distiller) for distiller in policy.distillers]
+    return data
 
 
 def _term_to_json(term: Term) -> dict[str, Any]:
     plain = {"knowledge": term.knowledge, "transforms": list(term.transforms), "distance": term.distance, "weight": term.weight}
     return plain | {name: getattr(term, name) for name, default in OPTIONS.items() if getattr(term, name) != default}
+
+
+def _distiller_to_json(distiller: Distiller) -> dict[str, Any]:
+    return {"name": distiller.name} | ({"settings": dict(distiller.settings)} if distiller.settings else {})
 
 
 def canonical_json(policy: Policy) -> str:
@@ -46,15 +54,14 @@ def from_json(data: object) -> Policy:
     """Read a legal policy. Raises PolicyError with every place at fault, such as `policy.terms[1].transforms[2]`."""
     if not isinstance(data, Mapping):
         raise PolicyError([("policy", f'{_short(data)} is not an object; {{"terms": [...]}}')])
-    errors = [(f"policy.{_short(key, quote=False)}", "not a key of a policy; its only key is terms") for key in data if key != "terms"]
-    rows = data.get("terms")
+    errors = [
+        (f"policy.{_short(key, quote=False)}", f"not a key of a policy; its keys are {', '.join(KEYS)}") for key in data if key not in KEYS
+    ]
     if "terms" not in data:
         errors.append(("policy.terms", "missing; a list of terms, empty for training without distillation"))
-    elif not isinstance(rows, list | tuple):
-        errors.append(("policy.terms", f"{_short(rows)} is not a list of terms"))
-    elif len(rows) > MAX_TERMS:  # before any of them is looked at
-        errors.append(("policy.terms", f"{len(rows)} terms; at most {MAX_TERMS}"))
-    if errors or not isinstance(rows, list | tuple):
+    rows = _rows(data, "terms", MAX_TERMS, errors)
+    others = _rows(data, "distillers", len(DISTILLERS), errors)
+    if errors:
         raise PolicyError(errors)
     terms: list[Term] = []
     for place, row in enumerate(rows):
@@ -63,10 +70,53 @@ def from_json(data: object) -> Policy:
             terms.append(_read_term(row))
             faults = [(f".{reason.field}", reason.message) for reason in legality(terms[-1])]
         errors += [(f"policy.terms[{place}]{path}", message) for path, message in faults]
-    policy = Policy(tuple(terms))
+    distillers: list[Distiller] = []
+    for place, row in enumerate(others):
+        faults = _distiller_faults(row)
+        if not faults:
+            settings = row.get("settings", {})
+            distillers.append(Distiller(row["name"], tuple(sorted((name, _to_float(value)) for name, value in settings.items()))))
+            faults = [(f".{reason.field}", reason.message) for reason in distiller_legality(distillers[-1])]
+        errors += [(f"policy.distillers[{place}]{path}", message) for path, message in faults]
+    policy = Policy(tuple(terms), tuple(distillers))
     if errors := errors or check(policy):  # check adds what only the whole policy shows
         raise PolicyError(errors)
     return policy
+
+
+def _rows(data: Mapping[str, Any], key: str, most: int, errors: list[tuple[str, str]]) -> Sequence[Any]:
+    """The list under a key, empty with what is wrong added to `errors` where there is none."""
+    rows = data.get(key, ())
+    if not isinstance(rows, list | tuple):
+        errors.append((f"policy.{key}", f"{_short(rows)} is not a list of {key}"))
+        return ()
+    if len(rows) > most:  # before any of them is looked at
+        errors.append((f"policy.{key}", f"{len(rows)} {key}; at most {most}"))
+        return ()
+    return rows
+
+
+def _distiller_faults(row: object) -> list[tuple[str, str]]:
+    """What keeps a row from being read as a Distiller at all, as (path below the row, message)."""
+    if not isinstance(row, Mapping):
+        return [("", f'{_short(row)} is not an object with name, and settings where they differ; {{"name": "fgd"}}')]
+    faults = [
+        (f".{_short(key, quote=False)}", "not a key of a distiller; its keys are name, settings")
+        for key in row
+        if key not in ("name", "settings")
+    ]
+    if "name" not in row:
+        faults.append((".name", f"missing; one of {', '.join(DISTILLERS)}"))
+    elif not isinstance(row["name"], str):
+        faults.append((".name", f"{_short(row['name'])} is not one of {', '.join(DISTILLERS)}"))
+    settings = row.get("settings", {})
+    if not isinstance(settings, Mapping):
+        faults.append((".settings", f"{_short(settings)} is not an object of numbers by name"))
+    else:
+        for name, value in settings.items():
+            if not _is_number(value):
+                faults.append((f".settings.{_short(name, quote=False)}", f"{_short(value)} is not a number"))
+    return faults
 
 
 def _shape_faults(row: object) -> list[tuple[str, str]]:
@@ -108,12 +158,16 @@ def _has_type(key: str, value: object) -> bool:
         return isinstance(value, bool)
     if key == "warm_up":
         return isinstance(value, int) and not isinstance(value, bool)
+    return _is_number(value)
+
+
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _read_term(row: Mapping[str, Any]) -> Term:
     options = {name: row.get(name, default) for name, default in OPTIONS.items()}
-    for name in ("temperature", "background", "stop"):
+    for name in ("temperature", "background", "stop", "decay"):
         options[name] = _to_float(options[name])
     return Term(row["knowledge"], tuple(row["transforms"]), row["distance"], _to_float(row["weight"]), **options)
 
@@ -127,10 +181,9 @@ def _to_float(number: int | float) -> float:
 
 
 def _short(value: object, quote: bool = True) -> str:
-    """A value as an error repeats it: a request may hold megabytes."""
+    """A value as an error repeats it."""
     if isinstance(value, str):
-        text = value if len(value) <= MAX_NAME else value[:MAX_NAME] + "..."
-        return repr(text) if quote else text
+        return repr(shortened(value)) if quote else shortened(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float) and abs(value) < 1e15:
@@ -143,12 +196,39 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Distillation policy",
-        "description": "The sum of its terms; without terms, training without distillation.",
+        "description": "The sum of its terms and distillers; without any, training without distillation.",
         "type": "object",
-        "properties": {"terms": {"type": "array", "maxItems": MAX_TERMS, "items": {"oneOf": [_term_schema(kind) for kind in KNOWLEDGE]}}},
+        "properties": {
+            "terms": {"type": "array", "maxItems": MAX_TERMS, "items": {"oneOf": [_term_schema(kind) for kind in KNOWLEDGE]}},
+            "distillers": {
+                "type": "array",
+                "description": "Losses with learned parts, each at most once.",
+                "maxItems": len(DISTILLERS),
+                "items": {"oneOf": [_distiller_schema(name) for name in DISTILLERS]},
+                "allOf": [
+                    {"contains": {"properties": {"name": {"const": name}}, "required": ["name"]}, "minContains": 0, "maxContains": 1}
+                    for name in DISTILLERS
+                ],
+            },
+        },
         "required": ["terms"],
         "additionalProperties": False,
     }
+
+
+def _distiller_schema(name: str) -> dict[str, Any]:
+    settings = {
+        key: {
+            "type": "integer" if one.whole else "number",  # 2.0 is an integer of JSON Schema
+            "minimum": one.low,
+            "maximum": one.high,
+            "default": one.default,
+            "description": one.meaning,
+        }
+        for key, one in DISTILLERS[name].settings.items()
+    }
+    properties = {"name": {"const": name}, "settings": {"type": "object", "properties": settings, "additionalProperties": False}}
+    return {"title": name, "type": "object", "properties": properties, "required": ["name"], "additionalProperties": False}
 
 
 def _term_schema(kind: str) -> dict[str, Any]:

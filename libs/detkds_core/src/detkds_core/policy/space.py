@@ -1,28 +1,40 @@
 """Which terms a search may try on a pair, and how one term comes from another."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import combinations, product
 from random import Random
 from typing import Any, Self
 
 from detkds_core.policy.canonical import canonical_term
-from detkds_core.policy.rules import legality, pair_legality, unknown
+from detkds_core.policy.pair import EVERYWHERE, PairFacts, pair_legality
+from detkds_core.policy.rules import legality, unknown
 from detkds_core.policy.terms import Reason, Term
-from detkds_core.policy.vocabulary import DISTANCES, DIVERGENCES, FEATURES, KNOWLEDGE, SHAREABLE, SLOTS
+from detkds_core.policy.vocabulary import (
+    BREADTHS,
+    DISTANCES,
+    DIVERGENCES,
+    FEATURES,
+    KNOWLEDGE,
+    REGIONS,
+    SHAREABLE,
+    SLOTS,
+    UNPUBLISHED,
+)
 
 TWO_GENES = 0.2  # share of the mutations that change two genes
 
-Genes = tuple[str | float, ...]  # the transforms, the distance, the weight
+Genes = tuple[str | float, ...]  # the transforms, the distance, the region, the weight
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
     """The legal terms of a pair. Every term that it gives is legal and canonical.
 
-    knowledge: what the pair can exchange. images_per_batch: what a training step sees. has_edges: both detectors predict edge
-    distributions (GFL). score_channels: class scores a cell (anchors times classes), None where they are not known.
+    knowledge: what the pair can exchange. breadth: what may be tried of it, "published" (the official names, `standardize` and `ssim`, each
+    at its own place) or "full" (everything that the language has, at every region that the pair can look at). The other fields are the
+    facts of the pair, see `PairFacts`.
     """
 
     knowledge: tuple[str, ...] = KNOWLEDGE
@@ -31,6 +43,11 @@ class SearchSpace:
     feature_weights: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)  # DetKDS' own
     response_weights: tuple[float, ...] = (0.1, 1.0, 2.0)
     score_channels: int | None = None
+    breadth: str = "published"
+    has_points: bool = False
+    roi_channels: int | None = None
+    regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for place, name in enumerate(self.knowledge):
@@ -38,13 +55,31 @@ class SearchSpace:
                 raise ValueError(f"space.knowledge[{place}]: {unknown(name, 'kind of knowledge', KNOWLEDGE)}")
         if self.images_per_batch < 1:
             raise ValueError(f"space.images_per_batch: {self.images_per_batch} images; at least 1")
-        for field in ("feature_weights", "response_weights"):
-            weights = getattr(self, field)
+        for name in ("feature_weights", "response_weights"):
+            weights = getattr(self, name)
             if not weights or len(set(weights)) < len(weights):
-                raise ValueError(f"space.{field}: {list(weights)} is not a list of different weights")
+                raise ValueError(f"space.{name}: {list(weights)} is not a list of different weights")
             for place, weight in enumerate(weights):
                 if reasons := legality(Term("localization", ("none",), "l1", weight)):
-                    raise ValueError(f"space.{field}[{place}]: {reasons[0].message}")
+                    raise ValueError(f"space.{name}[{place}]: {reasons[0].message}")
+        if self.breadth not in BREADTHS:
+            raise ValueError(f"space.breadth: {unknown(self.breadth, 'breadth', BREADTHS)}")
+        for knowledge, regions in self.regions.items():
+            if knowledge not in KNOWLEDGE:
+                raise ValueError(f"space.regions.{knowledge}: {unknown(knowledge, 'kind of knowledge', KNOWLEDGE)}")
+            for region in regions:
+                if region not in REGIONS[knowledge]:
+                    raise ValueError(f"space.regions.{knowledge}: {unknown(region, f'region of {knowledge}', REGIONS[knowledge])}")
+
+    @classmethod
+    def of(cls, facts: PairFacts, **values: Any) -> Self:
+        """The space of a pair: its facts, and values of the other fields."""
+        return cls(**{one.name: getattr(facts, one.name) for one in fields(PairFacts)}, **values)
+
+    @property
+    def facts(self) -> PairFacts:
+        """What the rules need to know of the pair."""
+        return PairFacts(**{one.name: getattr(self, one.name) for one in fields(PairFacts)})
 
     def weights(self, knowledge: str) -> tuple[float, ...]:
         """The weights to choose from."""
@@ -54,13 +89,14 @@ class SearchSpace:
         """Why this pair cannot train with the term; empty if it can. Weights and options are free: a hand-designed term has its own."""
         if term.knowledge not in self.knowledge and term.knowledge in KNOWLEDGE:
             return [Reason("knowledge", f"this pair cannot exchange {term.knowledge!r}; one of {', '.join(self.knowledge)}")]
-        return legality(term) or pair_legality(term, self.images_per_batch, self.has_edges, self.score_channels)
+        return legality(term) or pair_legality(term, self.facts)
 
     def formulas(self, knowledge: str) -> tuple[Term, ...]:
         """All terms of a knowledge that are different losses, with weight 1 and in a fixed order. Raises ValueError if it has none here."""
         if knowledge not in self.knowledge:
             raise ValueError(f"{knowledge!r} is not in the search space; one of {', '.join(self.knowledge)}")
-        return _formulas(knowledge, self.images_per_batch, self.has_edges, self.score_channels)
+        facts = (self.images_per_batch, self.has_edges, self.score_channels, self.has_points, self.roi_channels)
+        return _formulas(knowledge, self.breadth, facts, self._regions(knowledge))
 
     def size(self, knowledge: str) -> int:
         """How many different formulas a knowledge has, weights aside."""
@@ -77,7 +113,9 @@ class SearchSpace:
         return replace(rng.choice(self.formulas(knowledge)), weight=rng.choice(self.weights(knowledge)))
 
     def mutate(self, rng: Random, term: Term) -> Term:
-        """Change one gene (80 %) or two (20 %) of a term that the pair can train with: transforms, distance, weight. Never an equal term.
+        """Change one gene (80 %) or two (20 %) of a term that the pair can train with: transforms, distance, region, weight.
+
+        Never an equal term.
 
         Raises ValueError when the space holds no other term.
         """
@@ -113,21 +151,29 @@ class SearchSpace:
 
     def _choices(self, term: Term) -> list[Sequence[str | float]]:
         """What each gene of a term can be."""
-        return [*(choices for _, choices in SLOTS[term.knowledge]), DISTANCES[term.knowledge], self.weights(term.knowledge)]
+        return [*names_of(term.knowledge, self.breadth), self._regions(term.knowledge), self.weights(term.knowledge)]
+
+    def _regions(self, knowledge: str) -> tuple[str, ...]:
+        """Where a search may look."""
+        return EVERYWHERE if self.breadth == "published" else self.facts.regions_of(knowledge)
 
     def _legal(self, term: Term, genes: Genes) -> Term | None:
         """The canonical term with these genes and the options of `term` that they can use; None if the pair cannot train with it."""
-        *transforms, distance, weight = genes
-        child = replace(term, transforms=tuple(transforms), distance=distance, weight=weight)  # type: ignore[arg-type]
+        *transforms, distance, region, weight = genes
+        child = replace(term, transforms=tuple(transforms), distance=distance, region=region, weight=weight)  # type: ignore[arg-type]
         if distance not in DIVERGENCES:
             child = replace(child, temperature=1.0)
         if transforms[0] not in SHAREABLE:
             child = replace(child, shared_attention=False)
+        if child.reduction != "mean" and any(reason.field == "reduction" for reason in legality(child)):
+            child = replace(child, reduction="mean")
         return None if self.contains(child) else canonical_term(child)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` gives an equal space back."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values["regions"] = {knowledge: list(regions) for knowledge, regions in self.regions.items()}
+        values["lacking"] = dict(self.lacking)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -137,22 +183,41 @@ class SearchSpace:
             if key not in cls.__slots__:
                 raise ValueError(f"space.{key}: not known; one of {', '.join(cls.__slots__)}")
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        if "regions" in values:
+            values["regions"] = {knowledge: tuple(regions) for knowledge, regions in values["regions"].items()}
         return cls(**values)
 
 
+def names_of(knowledge: str, breadth: str) -> list[tuple[str, ...]]:
+    """The choices of each transform and of the distance."""
+    everything = [*(choices for _, choices in SLOTS[knowledge]), DISTANCES[knowledge]]
+    if breadth == "full":
+        return everything
+    return [tuple(name for name in choices if name not in UNPUBLISHED) for choices in everything]
+
+
+def combinations_of(knowledge: str, breadth: str, regions: Sequence[str]) -> Iterator[Term]:
+    """All combinations of names, legal or not, with weight 1 and in a fixed order."""
+    for region in regions:
+        for *transforms, distance in product(*names_of(knowledge, breadth)):
+            yield Term(knowledge, tuple(transforms), distance, 1.0, region=region)
+
+
 @lru_cache(maxsize=64)
-def _formulas(knowledge: str, images_per_batch: int, has_edges: bool, score_channels: int | None) -> tuple[Term, ...]:
+def _formulas(
+    knowledge: str, breadth: str, facts: tuple[int, bool, int | None, bool, int | None], regions: tuple[str, ...]
+) -> tuple[Term, ...]:
     """The different losses among all combinations of names. A search asks for them at every proposal, hence the cache."""
+    pair = PairFacts(*facts, regions={knowledge: regions})
     found: dict[Term, None] = {}
-    for *transforms, distance in product(*(choices for _, choices in SLOTS[knowledge]), DISTANCES[knowledge]):
-        term = Term(knowledge, tuple(transforms), distance, 1.0)
-        if not legality(term) and not pair_legality(term, images_per_batch, has_edges, score_channels):
+    for term in combinations_of(knowledge, breadth, regions):
+        if not legality(term) and not pair_legality(term, pair):
             found[replace(canonical_term(term), weight=1.0)] = None
     return tuple(found)
 
 
 def _genes(term: Term) -> Genes:
-    return (*term.transforms, term.distance, term.weight)
+    return (*term.transforms, term.distance, term.region, term.weight)
 
 
 def _replaced(genes: Genes, places: Sequence[int], values: Sequence[str | float]) -> Genes:
