@@ -250,8 +250,7 @@ def model_inputs(
 def _same_normalisation(a: nn.Module, b: nn.Module) -> bool:
     def facts(preprocess: nn.Module) -> tuple[Any, ...]:
         return (
-            preprocess.mean.flatten().tolist(),
-            preprocess.std.flatten().tolist(),
+            *(value.flatten().tolist() for name in ("mean", "std") if (value := getattr(preprocess, name, None)) is not None),
             preprocess._channel_conversion,
             preprocess.pad_size_divisor,
         )
