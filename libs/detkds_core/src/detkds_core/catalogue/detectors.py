@@ -5,10 +5,29 @@ is one of the zoo with a small backbone and few channels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from detkds_core.catalogue.small import small_faster_rcnn, small_fcos, small_gfl, small_retinanet
+from detkds_core.catalogue.small import IMAGENET_MEAN, IMAGENET_STD, small_faster_rcnn, small_fcos, small_gfl, small_retinanet
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """How a detector wants its images: (pixel - mean) / std channel by channel, sides filled up to multiples of `pad` pixels.
+
+    rgb: red comes first, as in `mean` and `std`; else blue does. fill: what is filled up with, after the normalisation.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    rgb: bool = True
+    pad: int = 32
+    fill: float = 0.0
+
+
+PYTORCH = Inputs()
+CAFFE = Inputs((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), rgb=False)
+CAFFE2 = Inputs((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), rgb=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +35,7 @@ class DetectorEntry:
     """A detector that teachers and students can be built from.
 
     strides: pixels a cell, one a pyramid level, fine to coarse; channels: of each pyramid level; anchors: predictions a cell;
+    anchor_scales, anchor_ratios: sizes in strides and heights over widths of the anchor boxes, ratio by ratio, empty where points are;
     reg_max: last bin of the edge distributions (GFL), None without; scores: what the dense head scores,
     "classes" (one a class), "objectness" (a region proposal network) or "queries" (a DETR, which has no dense head);
     masks: it predicts instance masks; width: channels of the first stage of the ResNet-18 that replaces its backbone, None: its own.
@@ -28,9 +48,12 @@ class DetectorEntry:
     strides: tuple[int, ...]
     channels: int
     anchors: int
+    anchor_scales: tuple[float, ...] = ()
+    anchor_ratios: tuple[float, ...] = ()
     scores: str = "classes"
     reg_max: int | None = None
     masks: bool = False
+    inputs: Inputs = PYTORCH
     source: str | None = None  # MMDetection's configuration file, relative to its configs folder
     width: int | None = None
     config: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
@@ -53,15 +76,20 @@ def _small(family: str, width: int, channels: int = 32) -> DetectorEntry:
     )
 
 
+RATIOS = (0.5, 1.0, 2.0)
+ONE_BOX: dict[str, Any] = {"anchors": 1, "anchor_scales": (8.0,), "anchor_ratios": (1.0,)}
+NINE_BOXES: dict[str, Any] = {"anchors": 9, "anchor_scales": (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3)), "anchor_ratios": RATIOS}
+PROPOSING: dict[str, Any] = {"stages": 2, "anchors": 3, "anchor_scales": (8.0,), "anchor_ratios": RATIOS, "scores": "objectness"}
+
 _SMALL_FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
-    "gfl": ("GFL", small_gfl, {"stages": 1, "anchors": 1, "reg_max": 8}),
-    "retinanet": ("RetinaNet", small_retinanet, {"stages": 1, "anchors": 3}),
+    "gfl": ("GFL", small_gfl, {"stages": 1, **ONE_BOX, "anchor_scales": (4.0,), "reg_max": 8}),
+    "retinanet": ("RetinaNet", small_retinanet, {"stages": 1, "anchors": 3, "anchor_scales": (3.0,), "anchor_ratios": RATIOS}),
     "fcos": ("FCOS", small_fcos, {"stages": 1, "anchors": 1}),
-    "faster_rcnn": ("Faster R-CNN", small_faster_rcnn, {"stages": 2, "anchors": 3, "scores": "objectness"}),
+    "faster_rcnn": ("Faster R-CNN", small_faster_rcnn, {**PROPOSING, "anchor_scales": (4.0,)}),
 }
 
 ONE_STAGE = {"stages": 1, "strides": (8, 16, 32, 64, 128), "channels": 256}
-TWO_STAGE = {"stages": 2, "strides": (4, 8, 16, 32, 64), "channels": 256, "anchors": 3, "scores": "objectness"}
+TWO_STAGE = {"strides": (4, 8, 16, 32, 64), "channels": 256, **PROPOSING}
 
 
 def _zoo(name: str, title: str, family: str, source: str, **facts: Any) -> DetectorEntry:
@@ -72,7 +100,7 @@ def _zoo(name: str, title: str, family: str, source: str, **facts: Any) -> Detec
 
 # Families that have no configuration of their own above: the zoo's, on a small backbone and with 32 channels.
 _SHRUNK: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "atss": ("ATSS", "atss/atss_r50_fpn_1x_coco.py", {"anchors": 1}),
+    "atss": ("ATSS", "atss/atss_r50_fpn_1x_coco.py", ONE_BOX),
     "reppoints": ("RepPoints", "reppoints/reppoints-moment_r50_fpn-gn_head-gn_1x_coco.py", {"anchors": 1}),
     "mask_rcnn": ("Mask R-CNN", "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", {}),
     "cascade_rcnn": ("Cascade R-CNN", "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", {}),
@@ -86,6 +114,21 @@ def _shrunk(family: str, width: int) -> DetectorEntry:
     return _zoo(name, title, family, source, channels=32, width=width, **facts)
 
 
+# Neither the PAFPN's shapes nor the zoo's weights take sides that are no multiples of 32; both were trained with gray around the image.
+_YOLO_INPUTS = {
+    "rtmdet": Inputs((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), rgb=False),
+    "yolox": Inputs((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), rgb=False, fill=114.0),
+}
+
+
+def _yolo(family: str, name: str, title: str, source: str, channels: int) -> DetectorEntry:
+    return _zoo(name, title, family, source, strides=(8, 16, 32), channels=channels, anchors=1, inputs=_YOLO_INPUTS[family])
+
+
+def _detr(family: str, name: str, title: str, source: str, strides: tuple[int, ...]) -> DetectorEntry:
+    return _zoo(name, title, family, source, strides=strides, anchors=0, scores="queries", inputs=replace(PYTORCH, pad=1))
+
+
 _FCOS_TRICKS = "fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py"
 _REPPOINTS = "reppoints/reppoints-moment"
 _CASCADE_X101 = "dcn/cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco.py"
@@ -97,24 +140,26 @@ _ENTRIES = (
     *(_small("fcos", width) for width in (8, 16, 32)),
     *(_small("faster_rcnn", width) for width in (8, 16, 32)),
     *(_shrunk(family, width) for family in _SHRUNK for width in (8, 16, 32)),
-    _zoo("retinanet_r50_fpn", "RetinaNet R50", "retinanet", "retinanet/retinanet_r50_fpn_1x_coco.py", anchors=9),
-    _zoo("retinanet_r101_fpn", "RetinaNet R101", "retinanet", "retinanet/retinanet_r101_fpn_1x_coco.py", anchors=9),
+    _zoo("retinanet_r50_fpn", "RetinaNet R50", "retinanet", "retinanet/retinanet_r50_fpn_1x_coco.py", **NINE_BOXES),
+    _zoo("retinanet_r101_fpn", "RetinaNet R101", "retinanet", "retinanet/retinanet_r101_fpn_1x_coco.py", **NINE_BOXES),
     _zoo(
         "retinanet_x101_64x4d_fpn",
         "RetinaNet X101-64x4d",
         "retinanet",
         "retinanet/retinanet_x101-64x4d_fpn_ms-640-800-3x_coco.py",
-        anchors=9,
+        **NINE_BOXES,
     ),
-    _zoo("retinanet_swin_t_fpn", "RetinaNet Swin-T", "retinanet", "swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py", anchors=9),
-    _zoo("retinanet_pvtv2_b0_fpn", "RetinaNet PVTv2-B0", "retinanet", "pvt/retinanet_pvtv2-b0_fpn_1x_coco.py", anchors=9),
-    _zoo("fcos_r50_fpn", "FCOS R50 (caffe)", "fcos", "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", anchors=1),
-    _zoo("fcos_tricks_r50_fpn", "FCOS R50 (caffe; centre sampling, normalised boxes, GIoU)", "fcos", _FCOS_TRICKS, anchors=1),
-    _zoo("fcos_r101_fpn", "FCOS R101 (caffe)", "fcos", "fcos/fcos_r101-caffe_fpn_gn-head-1x_coco.py", anchors=1),
-    _zoo("gfl_r50_fpn", "GFL R50", "gfl", "gfl/gfl_r50_fpn_1x_coco.py", anchors=1, reg_max=16),
-    _zoo("gfl_r101_fpn", "GFL R101", "gfl", "gfl/gfl_r101_fpn_ms-2x_coco.py", anchors=1, reg_max=16),
-    _zoo("atss_r50_fpn", "ATSS R50", "atss", "atss/atss_r50_fpn_1x_coco.py", anchors=1),
-    _zoo("atss_r101_fpn", "ATSS R101", "atss", "atss/atss_r101_fpn_1x_coco.py", anchors=1),
+    _zoo("retinanet_swin_t_fpn", "RetinaNet Swin-T", "retinanet", "swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py", **NINE_BOXES),
+    _zoo("retinanet_pvtv2_b0_fpn", "RetinaNet PVTv2-B0", "retinanet", "pvt/retinanet_pvtv2-b0_fpn_1x_coco.py", **NINE_BOXES),
+    _zoo("fcos_r50_fpn", "FCOS R50 (caffe)", "fcos", "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", anchors=1, inputs=CAFFE),
+    _zoo(
+        "fcos_tricks_r50_fpn", "FCOS R50 (caffe; centre sampling, normalised boxes, GIoU)", "fcos", _FCOS_TRICKS, anchors=1, inputs=CAFFE2
+    ),
+    _zoo("fcos_r101_fpn", "FCOS R101 (caffe)", "fcos", "fcos/fcos_r101-caffe_fpn_gn-head-1x_coco.py", anchors=1, inputs=CAFFE),
+    _zoo("gfl_r50_fpn", "GFL R50", "gfl", "gfl/gfl_r50_fpn_1x_coco.py", **ONE_BOX, reg_max=16),
+    _zoo("gfl_r101_fpn", "GFL R101", "gfl", "gfl/gfl_r101_fpn_ms-2x_coco.py", **ONE_BOX, reg_max=16),
+    _zoo("atss_r50_fpn", "ATSS R50", "atss", "atss/atss_r50_fpn_1x_coco.py", **ONE_BOX),
+    _zoo("atss_r101_fpn", "ATSS R101", "atss", "atss/atss_r101_fpn_1x_coco.py", **ONE_BOX),
     _zoo("reppoints_r50_fpn", "RepPoints R50", "reppoints", f"{_REPPOINTS}_r50_fpn_1x_coco.py", anchors=1),
     _zoo("reppoints_gn_r50_fpn", "RepPoints R50 (GN)", "reppoints", f"{_REPPOINTS}_r50_fpn-gn_head-gn_2x_coco.py", anchors=1),
     _zoo(
@@ -124,10 +169,19 @@ _ENTRIES = (
         f"{_REPPOINTS}_x101-dconv-c3-c5_fpn-gn_head-gn_2x_coco.py",
         anchors=1,
     ),
-    _zoo("rtmdet_tiny", "RTMDet tiny", "rtmdet", "rtmdet/rtmdet_tiny_8xb32-300e_coco.py", strides=(8, 16, 32), channels=96, anchors=1),
-    _zoo("rtmdet_s", "RTMDet s", "rtmdet", "rtmdet/rtmdet_s_8xb32-300e_coco.py", strides=(8, 16, 32), channels=128, anchors=1),
-    _zoo("detr_r18", "DETR R18", "detr", "detr/detr_r18_8xb2-500e_coco.py", strides=(32,), anchors=0, scores="queries"),
-    _zoo("detr_r50", "DETR R50", "detr", "detr/detr_r50_8xb2-150e_coco.py", strides=(32,), anchors=0, scores="queries"),
+    _yolo("rtmdet", "rtmdet_tiny", "RTMDet tiny", "rtmdet/rtmdet_tiny_8xb32-300e_coco.py", 96),
+    _yolo("rtmdet", "rtmdet_s", "RTMDet s", "rtmdet/rtmdet_s_8xb32-300e_coco.py", 128),
+    _yolo("yolox", "yolox_tiny", "YOLOX tiny", "yolox/yolox_tiny_8xb8-300e_coco.py", 96),
+    _yolo("yolox", "yolox_s", "YOLOX s", "yolox/yolox_s_8xb8-300e_coco.py", 128),
+    _detr("detr", "detr_r18", "DETR R18", "detr/detr_r18_8xb2-500e_coco.py", (32,)),
+    _detr("detr", "detr_r50", "DETR R50", "detr/detr_r50_8xb2-150e_coco.py", (32,)),
+    _detr(
+        "deformable_detr",
+        "deformable_detr_r50",
+        "Deformable DETR R50",
+        "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
+        (8, 16, 32, 64),
+    ),
     _zoo("faster_rcnn_r50_fpn", "Faster R-CNN R50", "faster_rcnn", "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"),
     _zoo("faster_rcnn_r101_fpn", "Faster R-CNN R101", "faster_rcnn", "faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py"),
     _zoo("mask_rcnn_r50_fpn", "Mask R-CNN R50", "mask_rcnn", "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"),

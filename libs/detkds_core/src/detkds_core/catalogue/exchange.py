@@ -62,15 +62,19 @@ def exchange(teacher: DetectorEntry, student: DetectorEntry, resize: bool = Fals
 
 
 def match_strides(teacher: tuple[int, ...], student: tuple[int, ...], resize: bool) -> tuple[tuple[int, int], ...]:
-    """Places of the levels that face each other, (teacher, student): equal strides first, then the nearest of those left if asked."""
+    """Places of the levels that face each other, (teacher, student), fine to coarse: equal strides, and if asked the nearest of those left.
+
+    Only levels between the same neighbours are matched, for a map finer than another's finer neighbour shows other things: strides
+    4 8 16 and 8 16 32 share 8 and 16, and neither 4 nor 32 has a partner.
+    """
     pairs = [(teacher.index(stride), place) for place, stride in enumerate(student) if stride in teacher]
     if resize:
-        free = [place for place in range(len(teacher)) if place not in {t for t, _ in pairs}]
         for place in range(len(student)):
-            if free and place not in {s for _, s in pairs}:
-                nearest = min(free, key=lambda t: abs(log2(teacher[t] / student[place])))
-                free.remove(nearest)
-                pairs.append((nearest, place))
+            if place not in {s for _, s in pairs}:
+                low = max((t for t, s in pairs if s < place), default=-1)
+                high = min((t for t, s in pairs if s > place), default=len(teacher))
+                if free := range(low + 1, high):
+                    pairs.append((min(free, key=lambda t: abs(log2(teacher[t] / student[place]))), place))
     return tuple(sorted(pairs, key=lambda pair: pair[1]))
 
 
@@ -89,9 +93,17 @@ def _cells_differ(teacher: DetectorEntry, student: DetectorEntry, resized: bool)
             return f"the {role} predicts from queries, which belong to no cell"
     if teacher.anchors != student.anchors:
         return f"the teacher has {teacher.anchors} predictions a cell, the student {student.anchors}"
+    if teacher.anchors > 1 and _anchors(teacher) != _anchors(student):
+        return f"the teacher's anchors are {_anchors(teacher)}, the student's {_anchors(student)}"
     if resized:
         return "levels of different strides have different cells"
     return None
+
+
+def _anchors(entry: DetectorEntry) -> str:
+    """The boxes that the predictions of a cell start from, in their order."""
+    scales, ratios = (", ".join(f"{value:.3g}" for value in values) for values in (entry.anchor_scales, entry.anchor_ratios))
+    return f"of scales {scales} and ratios {ratios}"
 
 
 def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> Iterator[tuple[str, str]]:

@@ -118,7 +118,7 @@ PAPER_PAIRS = (
         "RetinaNet R101 teaches RetinaNet R50",
         ("retinanet_r101_fpn", "retinanet_r101_fpn_2x_coco_20200131-5560aee8"),
         "retinanet_r50_fpn",
-        replace(_2X, batch=32, base_batch=16, lr=0.01),
+        replace(_2X, batch=32, base_batch=32, lr=0.01),
         ("detkds_retinanet",),
     ),
     _coco(
@@ -176,7 +176,7 @@ PAPER_PAIRS = (
         "Cascade Mask R-CNN X101-DCN teaches Mask R-CNN R50",
         _CASCADE,
         "mask_rcnn_r50_fpn",
-        replace(_2X, batch=32),
+        replace(_2X, batch=32, base_batch=32),
         ("detkds_cascade_mask_rcnn",),
         inherit=False,
         teaching=_1X,

@@ -34,6 +34,8 @@ def model_config(entry: DetectorEntry, classes: int) -> dict[str, Any]:
         if entry.width is not None:
             shrink(config, entry.width, entry.channels)
         config["backbone"]["init_cfg"] = None
+        # images come as the recipe augments them, and nothing resizes them behind the teacher's back
+        config["data_preprocessor"] |= {"batch_augments": None, "pad_size_divisor": entry.inputs.pad, "pad_value": entry.inputs.fill}
         _without_sync(config)
     else:
         config = _plain(entry.config)

@@ -5,10 +5,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+
+def class_scores(head: nn.Module, outputs: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Raw class scores (B, A*K, H, W) a level, whose sigmoid is what the detector reads.
+
+    YOLOX's are those of class times objectness: its class scores alone are trained on objects only and say nothing elsewhere.
+    """
+    if type(head).__name__ != "YOLOXHead":
+        return tuple(outputs[0])
+    scores = []
+    for classes, objectness in zip(outputs[0], outputs[2], strict=True):
+        log_p = logsigmoid(classes.float()) + logsigmoid(objectness.float())
+        scores.append(log_p - torch.log(-torch.expm1(log_p.clamp_max(-1e-6))))  # log p - log(1 - p)
+    return tuple(scores)
 
 
 def decode_boxes(head: nn.Module, outputs: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Boxes of every prediction, one (B, H*W*A, 4) tensor a level, xyxy in pixels, with gradient.
+    """Boxes of every prediction, one (B, H*W*A, 4) tensor a level, float32 xyxy in pixels, with gradient.
 
     Heads differ in what their second output means, some between training and evaluation; what each means is read from MMDetection's source.
     """
@@ -20,9 +35,16 @@ def decode_boxes(head: nn.Module, outputs: Sequence[Any], sizes: Sequence[tuple[
 
 
 def decode_level(head: nn.Module, prediction: Tensor, prior: Tensor, level: int) -> Tensor:
-    """The boxes of one level: (B, H*W*A, 4). prior: what the head's prior generator gives for the level's cells."""
+    """The boxes of one level: (B, H*W*A, 4). prior: what the head's prior generator gives for the level's cells.
+
+    In float32 whatever comes in, also under autocast: half a float has no place for pixels.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        return _decode(head, prediction.float(), prior, stride_of(head, level))
+
+
+def _decode(head: nn.Module, prediction: Tensor, prior: Tensor, stride: float) -> Tensor:
     kind = type(head).__name__
-    stride = stride_of(head, level)
     B = prediction.shape[0]
     if kind.startswith("RepPoints"):
         offsets = head.points2bbox(prediction) if head.training else prediction  # (B, 4, H, W) in strides
@@ -33,6 +55,9 @@ def decode_level(head: nn.Module, prediction: Tensor, prior: Tensor, level: int)
         distances = head.integral(flat.reshape(-1, flat.shape[-1])).view(B, -1, 4) * stride
         return _around((prior[:, :2] + prior[:, 2:]) / 2, distances)
     flat = prediction.permute(0, 2, 3, 1).reshape(B, -1, 4)
+    if kind == "YOLOXHead":  # centre and logarithm of the size, in strides
+        centers, halves = flat[..., :2] * stride + prior, flat[..., 2:].exp() * stride / 2
+        return torch.cat([centers - halves, centers + halves], dim=-1)
     if prior.shape[-1] == 2:
         if getattr(head, "norm_on_bbox", False) and head.training:
             flat = flat * stride  # FCOS multiplies by the stride itself only when it predicts
@@ -46,7 +71,7 @@ def decode_points(head: nn.Module, points: Sequence[Tensor], sizes: Sequence[tup
     sets = []
     for level, (offsets, prior) in enumerate(zip(points, priors, strict=True)):
         B, channels = offsets.shape[:2]
-        flat = offsets.permute(0, 2, 3, 1).reshape(B, -1, channels // 2, 2).flip(-1)  # (B, H*W, P, 2) xy
+        flat = offsets.float().permute(0, 2, 3, 1).reshape(B, -1, channels // 2, 2).flip(-1)  # (B, H*W, P, 2) xy
         sets.append(flat * stride_of(head, level) + prior[:, None, :2])
     return sets
 

@@ -74,6 +74,7 @@ class Teacher:
         self.strides = tuple(strides)
         self.tap = Tap(model)
         self.pyramid: tuple[Tensor, ...] = ()
+        self.batch_shape = (0, 0)
 
     @torch.no_grad()
     def signals(self, inputs: Tensor, needs: frozenset[str]) -> Signals:
@@ -90,7 +91,7 @@ class Teacher:
         if needs & OF_DENSE_HEAD:
             dense_head(self.model)(features)
         signals = self.tap.signals(needs, self.levels)
-        self.pyramid = self.tap.features
+        self.pyramid, self.batch_shape = self.tap.features, tuple(inputs.shape[-2:])
         self.tap.clear()
         if self.strides:
             sizes = [(-(-inputs.shape[-2] // stride), -(-inputs.shape[-1] // stride)) for stride in self.strides]
@@ -100,7 +101,7 @@ class Teacher:
     @torch.no_grad()
     def regard(self, shared: Rois, needs: frozenset[str]) -> Rois:
         """What the RoI head says of a student's proposals on the images of the last `signals`, as far as `needs` asks for it."""
-        return rois.regard(getattr(self.model, "roi_head", None), self.pyramid, shared, needs)
+        return rois.regard(getattr(self.model, "roi_head", None), self.pyramid, shared, needs, self.batch_shape)
 
 
 def resized(feat: Tensor, size: tuple[int, int]) -> Tensor:

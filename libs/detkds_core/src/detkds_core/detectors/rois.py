@@ -69,10 +69,13 @@ class RoiTap:
         )
 
 
-def regard(roi_head: nn.Module | None, pyramid: Sequence[Tensor], shared: Rois, needs: frozenset[str]) -> Rois:
+def regard(
+    roi_head: nn.Module | None, pyramid: Sequence[Tensor], shared: Rois, needs: frozenset[str], batch_shape: tuple[int, int]
+) -> Rois:
     """What a frozen detector says of a student's proposals: scores, boxes and masks as far as `needs` asks for them.
 
-    A cascade runs as it predicts: each stage refines the boxes for the next; scores are the mean of the stages', boxes the last one's.
+    A cascade runs as it predicts: each stage refines the boxes for the next, cut at the border of the padded batch image (batch_shape:
+    height, width); scores are the mean of the stages', boxes the last one's.
     Without a RoI head the regions alone are given, at which features can be compared.
     """
     if roi_head is None or not needs & {"roi_scores", "roi_boxes", "roi_masks"}:
@@ -87,7 +90,10 @@ def regard(roi_head: nn.Module | None, pyramid: Sequence[Tensor], shared: Rois, 
             said.append(results["cls_score"])
             boxes = decode_rois(head, regions, results["bbox_pred"])  # (R, K or 1, 4)
             if stage + 1 < len(heads):
-                regions = torch.cat([regions[:, :1], likeliest(boxes, results["cls_score"])], dim=1)
+                refined = likeliest(boxes, results["cls_score"])
+                height, width = batch_shape
+                inside = torch.stack([refined[:, 0::2].clamp(0, width), refined[:, 1::2].clamp(0, height)], dim=-1)  # (R, 2, 2)
+                regions = torch.cat([regions[:, :1], inside.flatten(1)], dim=1)
         scores = torch.stack(said).mean(0)
     if "roi_masks" in needs and shared.positive is not None and shared.labels is not None and getattr(roi_head, "with_mask", False):
         positive = shared.positive
@@ -101,8 +107,9 @@ def regard(roi_head: nn.Module | None, pyramid: Sequence[Tensor], shared: Rois, 
 
 
 def decode_rois(head: nn.Module, regions: Tensor, deltas: Tensor) -> Tensor:
-    """Boxes of each proposal: (R, K, 4), or (R, 1, 4) of a head that is agnostic to classes. deltas: (R, 4*K) or (R, 4)."""
-    return head.bbox_coder.decode(regions[:, 1:].to(deltas.dtype), deltas).view(len(deltas), -1, 4)
+    """Boxes of each proposal in float32: (R, K, 4), or (R, 1, 4) of a head that is agnostic to classes. deltas: (R, 4*K) or (R, 4)."""
+    with torch.autocast(deltas.device.type, enabled=False):
+        return head.bbox_coder.decode(regions[:, 1:].float(), deltas.float()).view(len(deltas), -1, 4)
 
 
 def likeliest(boxes: Tensor, scores: Tensor) -> Tensor:

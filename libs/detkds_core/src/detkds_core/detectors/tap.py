@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from detkds_core.detectors.decode import decode_boxes, decode_points
+from detkds_core.detectors.decode import class_scores, decode_boxes, decode_points
 from detkds_core.detectors.rois import RoiTap
 from detkds_core.losses.signals import Signals
 
@@ -56,16 +57,22 @@ class Tap:
         self.outputs = tuple(output)
 
     def _keep_targets(self, head: nn.Module) -> None:
-        """The head's own assignment, which its loss asks `get_targets` for; RepPoints asks twice, and the last counts."""
-        assign = getattr(head, "get_targets", None)
+        """The head's own assignment, which its loss asks `get_targets` for; RepPoints asks twice, and the last counts.
+
+        YOLOX has none for a batch, so its images' are gathered.
+        """
+        yolox = type(head).__name__ == "YOLOXHead"
+        name = "_get_targets_single" if yolox else "get_targets"
+        assign = getattr(head, name, None)
         if assign is None:
             return
 
-        def get_targets(*args: Any, **kwargs: Any) -> Any:
-            self.targets = assign(*args, **kwargs)
-            return self.targets
+        def caught(*args: Any, **kwargs: Any) -> Any:
+            targets = assign(*args, **kwargs)
+            self.targets = [*(self.targets or ()), targets[0]] if yolox else targets
+            return targets
 
-        head.get_targets = get_targets
+        setattr(head, name, caught)
 
     def _keep_points(self, head: nn.Module) -> None:
         """In evaluation RepPoints' head gives boxes alone; its point sets pass through `points2bbox` on the way."""
@@ -104,7 +111,8 @@ class Tap:
             scores = self.outputs[0]
             sizes = [tuple(score.shape[-2:]) for score in scores]
             if needs & {"logits", "boxes", "edges", "points"}:
-                logits = tuple(scores[i] for i in levels)  # also weighs the localization term by the teacher's score
+                read = class_scores(self.head, self.outputs)
+                logits = tuple(read[i] for i in levels)  # also weighs the localization term by the teacher's score
             if "boxes" in needs:
                 decoded = decode_boxes(self.head, self.outputs, sizes)
                 boxes = tuple(decoded[i] for i in levels)
@@ -114,7 +122,7 @@ class Tap:
                 sets = decode_points(self.head, self.outputs[2] if self.head.training else self.point_sets, sizes)
                 points = tuple(sets[i] for i in levels)
             if "assigned" in needs and self.targets is not None:
-                found = self.objects(len(scores[0]))
+                found = self.objects(scores)
                 assigned = tuple(found[i] for i in levels)
             if "towers" in needs:
                 towers = tuple((self.towers[0][i], self.towers[1][i]) for i in levels)
@@ -129,10 +137,12 @@ class Tap:
             rois=self.rois.caught(needs) if self.rois is not None and needs & ROI_NEEDS else None,
         )
 
-    def objects(self, images: int) -> list[Tensor]:
-        """Which predictions the head's own loss took for objects, (B, H*W*A) bool a level."""
+    def objects(self, scores: Sequence[Tensor]) -> list[Tensor]:
+        """Which predictions the head's own loss took for objects, (B, H*W*A) bool a level. scores: the head's of each level."""
+        if type(self.head).__name__ == "YOLOXHead":  # (cells of all levels,) bool an image
+            return list(torch.stack(self.targets).split([level[0, 0].numel() for level in scores], dim=1))
         labels = self.targets[1 if type(self.head).__name__ in LABELS_SECOND else 0]
-        return [((label >= 0) & (label < self.head.num_classes)).reshape(images, -1) for label in labels]
+        return [((label >= 0) & (label < self.head.num_classes)).reshape(len(scores[0]), -1) for label in labels]
 
 
 def dense_head(model: nn.Module) -> nn.Module | None:
