@@ -41,8 +41,11 @@ def test_a_symmetry_moves_the_box_with_its_pixels(kind):
     pixels[1:3, 4:7] = 255  # the box x1=4, y1=1, x2=7, y2=3
     shapes = set()
     for seed in range(40):
-        moved, boxes = augmented(pixels, np.array([[4.0, 1.0, 7.0, 3.0]]), kind, np.random.default_rng(seed))
+        given = np.array([[4.0, 1.0, 7.0, 3.0]]), np.array([2]), (pixels[None, ..., 0] > 0).astype(np.uint8)
+        moved, boxes, labels, masks = augmented(pixels, *given, kind, np.random.default_rng(seed))
         x1, y1, x2, y2 = boxes[0].astype(int)
+        np.testing.assert_array_equal(masks[0] > 0, moved[..., 0] > 0)
+        assert labels.tolist() == [2]
         assert moved[y1:y2, x1:x2].min() == 255
         assert int((moved > 0).sum()) == (y2 - y1) * (x2 - x1) * 3
         shapes.add((moved.shape[:2], x1, y1))
@@ -62,12 +65,18 @@ def test_a_zoomed_image_keeps_its_boxes_on_their_pixels():
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[10:20, 20:40] = 255
     kept = 0
+    mask = (pixels[None, ..., 0] > 0).astype(np.uint8)
     for seed in range(60):
-        moved, boxes, visible = zoomed(pixels, np.array([[20.0, 10.0, 40.0, 20.0]]), np.random.default_rng(seed))
+        given = np.array([[20.0, 10.0, 40.0, 20.0]]), np.array([4]), mask
+        moved, boxes, labels, masks = zoomed(pixels, *given, np.random.default_rng(seed))
         assert moved.shape == pixels.shape
-        assert len(boxes) == visible.sum()
+        assert labels.tolist() == [4] * len(boxes)
+        assert masks.shape == (len(boxes), 40, 60)
         if len(boxes):
             kept += 1
+            inside = np.argwhere(masks[0])  # rows, columns
+            bounds = [*inside.min(axis=0)[::-1], *(inside.max(axis=0)[::-1] + 1)]
+            assert np.abs(np.array(bounds) - boxes[0]).max() <= 1  # nearest pixels, so within one
             x1, y1, x2, y2 = np.round(boxes[0]).astype(int)
             core = moved[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1]
             assert core.size == 0 or core.min() > 100

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from detkds_core.policy import named_policies, to_json
-from detkds_core.training import jobs
-from detkds_core.training.jobs import distill
+from detkds_core.training import distillation
+from detkds_core.training.distillation import distill
 
 
 class Killed(Exception):
@@ -26,7 +26,7 @@ def run(spec, folder: Path, stop_at: int | None = None):
 
 
 def test_a_killed_distillation_resumes_to_the_same_weights(spec, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "RESUME_SECONDS", 0.0)
+    monkeypatch.setattr(distillation, "RESUME_SECONDS", 0.0)
     job = spec(kind="distill", policy=to_json(named_policies()["pkd"].policy), recipe={"iterations": 6})
     undisturbed = run(job, tmp_path / "a" / "1")
     with pytest.raises(Killed):

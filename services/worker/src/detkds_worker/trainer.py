@@ -46,7 +46,8 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     prepare_mmdet()
     repeatable()
-    from detkds_core.training.jobs import distill, measure_candidates
+    from detkds_core.training.distillation import distill
+    from detkds_core.training.jobs import measure_candidates
 
     if spec["kind"] == "distill":
         return distill(spec, folder, Reporter())

@@ -1,7 +1,19 @@
-"""Which detectors, pairs and schedules there are. No torch."""
+"""Which detectors, pairs and schedules there are, and what a pair can exchange. No torch."""
 
-from detkds_core.catalogue.detectors import DETECTORS, DetectorEntry
-from detkds_core.catalogue.pairs import PAIRS, Exchange, Pair, builtin_checkpoint, detector, exchange
+from detkds_core.catalogue.detectors import DETECTORS, DetectorEntry, detector
+from detkds_core.catalogue.exchange import Exchange, exchange, pair_facts
+from detkds_core.catalogue.pairs import PAIRS, Pair, builtin_checkpoint
 from detkds_core.catalogue.recipe import Recipe
 
-__all__ = ["DETECTORS", "PAIRS", "DetectorEntry", "Exchange", "Pair", "Recipe", "builtin_checkpoint", "detector", "exchange"]
+__all__ = [
+    "DETECTORS",
+    "PAIRS",
+    "DetectorEntry",
+    "Exchange",
+    "Pair",
+    "Recipe",
+    "builtin_checkpoint",
+    "detector",
+    "exchange",
+    "pair_facts",
+]

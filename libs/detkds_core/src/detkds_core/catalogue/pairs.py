@@ -1,12 +1,10 @@
-"""Which teacher suits which student, on what data, trained how; and what a pair can exchange."""
+"""Which teacher suits which student, on what data, trained how."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from detkds_core.catalogue.detectors import DETECTORS, DetectorEntry
 from detkds_core.catalogue.recipe import Recipe
-from detkds_core.policy.vocabulary import KNOWLEDGE
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -15,7 +13,9 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 class Pair:
     """A teacher, a student and the schedules that suit them on a dataset.
 
+    teacher_checkpoint: a checkpoint that ships with the project, or the file of MMDetection's zoo that the operator fetches and converts.
     teaching: how the teacher was trained; proxy: how a candidate of a search is measured; full: how the final student is trained.
+    inherit: the student starts from the teacher's neck and head. policies: named policies that were published for it.
     """
 
     name: str
@@ -27,73 +27,166 @@ class Pair:
     teaching: Recipe
     proxy: Recipe
     full: Recipe
+    inherit: bool = True
+    policies: tuple[str, ...] = ()
 
 
-PAIRS: Mapping[str, Pair] = {
-    pair.name: pair
-    for pair in (
-        Pair(
-            name="digits_gfl",
-            title="GFL ResNet-18 of width 32 teaches width 16 to find handwritten digits on photographs",
-            dataset="digits",
-            teacher="gfl_r18w32_fpn32",
-            teacher_checkpoint="digits_gfl_r18w32_fpn32",
-            student="gfl_r18w16_fpn32",
-            teaching=Recipe(iterations=4000, augment="none"),
-            proxy=Recipe(iterations=120, augment="none", eval_images=200),
-            full=Recipe(iterations=300, augment="none"),
-        ),
-        Pair(
-            name="trees_gfl",
-            title="GFL ResNet-18 of width 32 teaches width 16 to find tree crowns from the air",
-            dataset="trees",
-            teacher="gfl_r18w32_fpn32",
-            teacher_checkpoint="trees_gfl_r18w32_fpn32",
-            student="gfl_r18w16_fpn32",
-            teaching=Recipe(iterations=2500, batch=4, image_size=256, augment="aerial"),
-            proxy=Recipe(iterations=120, batch=4, image_size=256, augment="aerial"),
-            full=Recipe(iterations=300, batch=4, image_size=256, augment="aerial"),
-        ),
-    )
-}
+GFL = "gfl_r18w32_fpn32"
+
+
+def _digits(name: str, title: str, teacher: str, student: str) -> Pair:
+    """A pair that finds handwritten digits on photographs; its teacher ships with the project."""
+    full = Recipe(iterations=300, augment="none")
+    proxy, teaching = replace(full, iterations=120, eval_images=200), replace(full, iterations=4000)
+    return Pair(name, title, "digits", teacher, f"digits_{teacher}", student, teaching, proxy, full)
+
+
+def _trees(name: str, title: str, student: str) -> Pair:
+    """A pair that finds tree crowns from the air; its teacher ships with the project."""
+    full = Recipe(iterations=300, batch=4, image_size=256, augment="aerial")
+    proxy, teaching = replace(full, iterations=120), replace(full, iterations=2500)
+    return Pair(name, title, "trees", GFL, f"trees_{GFL}", student, teaching, proxy, full)
+
+
+SMALL_PAIRS = (
+    _digits("digits_gfl", "GFL ResNet-18 of width 32 teaches width 16 to find handwritten digits on photographs", GFL, "gfl_r18w16_fpn32"),
+    _trees("trees_gfl", "GFL ResNet-18 of width 32 teaches width 16 to find tree crowns from the air", "gfl_r18w16_fpn32"),
+    _digits("digits_gfl_fcos", "GFL ResNet-18 of width 32 teaches an FCOS of width 16, on digits", GFL, "fcos_r18w16_fpn32"),
+    _trees("trees_gfl_fcos", "GFL ResNet-18 of width 32 teaches an FCOS of width 16, on tree crowns", "fcos_r18w16_fpn32"),
+    _digits(
+        "digits_gfl_faster_rcnn",
+        "GFL of width 32, one stage, teaches a Faster R-CNN of width 16, on digits",
+        GFL,
+        "faster_rcnn_r18w16_fpn32",
+    ),
+    _trees(
+        "trees_gfl_faster_rcnn",
+        "GFL of width 32, one stage, teaches a Faster R-CNN of width 16, on tree crowns",
+        "faster_rcnn_r18w16_fpn32",
+    ),
+    _digits(
+        "digits_faster_rcnn",
+        "Faster R-CNN ResNet-18 of width 32 teaches width 16, on digits",
+        "faster_rcnn_r18w32_fpn32",
+        "faster_rcnn_r18w16_fpn32",
+    ),
+)
+
+# MMDetection's schedules: SGD, warm-up over 500 iterations, a tenth of the rate after two thirds and eleven twelfths, clip 35.
+_1X = Recipe(
+    epochs=12,
+    batch=16,
+    lr=0.02,
+    auto_scale_lr=True,
+    optimizer="sgd",
+    weight_decay=1e-4,
+    schedule="steps",
+    warm_up=500,
+    milestones=(8, 11),
+    image_size=1333,
+    short_side=800,
+    augment="flip",
+    clip=35.0,
+    eval_every=1,
+)
+_2X = replace(_1X, epochs=24, milestones=(16, 22))
+_MULTI_SCALE = (640, 672, 704, 736, 768, 800)
+# DetKDS measured candidates on a fifth of the training images; a candidate is one epoch of it.
+PROXY_IMAGES = 23_457
+
+
+def _coco(
+    name: str,
+    title: str,
+    teacher: tuple[str, str],
+    student: str,
+    full: Recipe,
+    policies: tuple[str, ...],
+    inherit: bool = True,
+    teaching: Recipe = _2X,
+) -> Pair:
+    """A pair of the paper on COCO. teacher: detector, and the name of its checkpoint in MMDetection's zoo."""
+    proxy = replace(full, epochs=1, milestones=None, train_images=PROXY_IMAGES, eval_every=None)
+    return Pair(name, title, "coco", teacher[0], teacher[1], student, teaching, proxy, full, inherit, policies)
+
+
+_CASCADE = ("cascade_mask_rcnn_x101_dcn_fpn", "cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8")
+
+PAPER_PAIRS = (
+    _coco(
+        "retinanet_r101_r50",
+        "RetinaNet R101 teaches RetinaNet R50",
+        ("retinanet_r101_fpn", "retinanet_r101_fpn_2x_coco_20200131-5560aee8"),
+        "retinanet_r50_fpn",
+        replace(_2X, batch=32, base_batch=16, lr=0.01),
+        ("detkds_retinanet",),
+    ),
+    _coco(
+        "retinanet_x101_r50",
+        "RetinaNet X101-64x4d teaches RetinaNet R50",
+        ("retinanet_x101_64x4d_fpn", "retinanet_x101_64x4d_fpn_mstrain_3x_coco_20210719_051838-022c2187"),
+        "retinanet_r50_fpn",
+        _2X,
+        ("detkds_retinanet_x101",),
+    ),
+    _coco(
+        "faster_rcnn_r101_r50",
+        "Faster R-CNN R101 teaches Faster R-CNN R50",
+        ("faster_rcnn_r101_fpn", "faster_rcnn_r101_fpn_2x_coco_bbox_mAP-0.398_20200504_210455-1d2dac9c"),
+        "faster_rcnn_r50_fpn",
+        _2X,
+        ("detkds_faster_rcnn",),
+    ),
+    _coco(
+        "fcos_r101_r50",
+        "FCOS R101 teaches FCOS R50 with centre sampling and normalised boxes",
+        ("fcos_r101_fpn", "fcos_r101_caffe_fpn_gn-head_mstrain_640-800_2x_coco-511424d6"),
+        "fcos_tricks_r50_fpn",
+        replace(_2X, lr=0.01, bias_lr_factor=2.0, bias_decay_factor=0.0, train_short_sides=(640, 800)),
+        ("detkds_fcos",),
+    ),
+    _coco(
+        "gfl_r101_r50",
+        "GFL R101 teaches GFL R50",
+        ("gfl_r101_fpn", "gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847"),
+        "gfl_r50_fpn",
+        replace(_2X, lr=0.01, train_short_sides=_MULTI_SCALE),
+        ("detkds_gfl",),
+    ),
+    _coco(
+        "reppoints_x101_r50",
+        "RepPoints X101-DCN teaches RepPoints R50",
+        ("reppoints_gn_x101_dcn_fpn", "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco_20200329-f87da1ea"),
+        "reppoints_gn_r50_fpn",
+        replace(_2X, lr=0.01),
+        ("detkds_reppoints",),
+    ),
+    _coco(
+        "cascade_mask_x101_faster_rcnn_r50",
+        "Cascade Mask R-CNN X101-DCN teaches Faster R-CNN R50",
+        _CASCADE,
+        "faster_rcnn_r50_fpn",
+        _2X,
+        ("detkds_cascade_faster_rcnn",),
+        inherit=False,
+        teaching=_1X,
+    ),
+    _coco(
+        "cascade_mask_x101_mask_rcnn_r50",
+        "Cascade Mask R-CNN X101-DCN teaches Mask R-CNN R50",
+        _CASCADE,
+        "mask_rcnn_r50_fpn",
+        replace(_2X, batch=32),
+        ("detkds_cascade_mask_rcnn",),
+        inherit=False,
+        teaching=_1X,
+    ),
+)
+
+PAIRS: Mapping[str, Pair] = {pair.name: pair for pair in (*SMALL_PAIRS, *PAPER_PAIRS)}
 
 
 def builtin_checkpoint(name: str) -> Path | None:
     """The file of a checkpoint that ships with the project, or None."""
     path = CHECKPOINTS / f"{name}.safetensors"
     return path if name.replace("_", "").isalnum() and path.is_file() else None
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """What a teacher can hand to a student: the knowledge kinds, and for each kind left out the reason."""
-
-    strides: tuple[int, ...]
-    knowledge: tuple[str, ...]
-    excluded: Mapping[str, str]
-    has_edges: bool
-
-
-def exchange(teacher: DetectorEntry, student: DetectorEntry) -> Exchange:
-    """What this pair can exchange. Levels are matched by stride; logits and boxes need equal dense heads."""
-    strides = tuple(stride for stride in student.strides if stride in teacher.strides)
-    excluded: dict[str, str] = {}
-    if not strides:
-        reason = f"no pyramid level in common: teacher has strides {list(teacher.strides)}, student {list(student.strides)}"
-        return Exchange((), (), dict.fromkeys(KNOWLEDGE, reason), False)
-    if teacher.scores != student.scores:
-        excluded["logits"] = f"the teacher's dense head scores {teacher.scores}, the student's {student.scores}"
-    elif teacher.anchors != student.anchors:
-        excluded["logits"] = f"the teacher has {teacher.anchors} predictions a cell, the student {student.anchors}"
-    if teacher.anchors != student.anchors:
-        excluded["localization"] = f"the teacher has {teacher.anchors} predictions a cell, the student {student.anchors}"
-    knowledge = tuple(kind for kind in KNOWLEDGE if kind not in excluded)
-    has_edges = teacher.reg_max is not None and teacher.reg_max == student.reg_max
-    return Exchange(strides, knowledge, excluded, has_edges)
-
-
-def detector(name: str) -> DetectorEntry:
-    """Look a detector up. Raises ValueError that lists what is known."""
-    if name not in DETECTORS:
-        raise ValueError(f"{name!r} is not a known detector; one of {', '.join(DETECTORS)}")
-    return DETECTORS[name]

@@ -1,5 +1,6 @@
 """How a detector is trained and measured."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
@@ -7,57 +8,178 @@ from typing import Any, Self
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("one_cycle", "steps")
 AUGMENTATIONS = ("none", "flip", "dihedral", "aerial")
+PRECISIONS = ("fp32", "fp16", "bf16")
+LISTS = ("milestones", "train_short_sides")  # JSON lists, tuples here
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a detector is trained and measured. Iterations are optimisation steps; sizes are pixels of the longer image side."""
+    """How a detector is trained and measured. Iterations are optimisation steps; sizes are pixels of the image's longer side.
+
+    `resolved` turns what depends on the number of images (epochs, automatic learning rate) into what a trainer runs.
+    """
 
     iterations: int = 300
-    batch: int = 8
+    epochs: float | None = None  # passes over the training images, in place of iterations
+    batch: int = 8  # images of one forward, over all devices
+    accumulate: int = 1  # forwards of one optimisation step: each step learns from batch * accumulate images
+    devices: int = 1  # processes, a device each, that share each batch
+    precision: str = "fp32"  # "fp16", "bf16": forwards under autocast; losses and weights stay fp32
     lr: float = 2e-3  # peak
+    auto_scale_lr: bool = False  # lr is for base_batch images a step and is scaled to those that there are
+    base_batch: int = 16  # MMDetection's: 8 GPUs of 2 images
     optimizer: str = "adamw"
+    momentum: float = 0.9  # of sgd
     weight_decay: float = 0.05
-    schedule: str = "one_cycle"  # "steps": MMDetection's 1x, warm-up 500, tenfold down at 8/12 and 11/12
+    bias_lr_factor: float = 1.0  # biases outside of norms; MMDetection's FCOS: 2, and bias_decay_factor 0
+    bias_decay_factor: float = 1.0  # under sgd; adamw decays neither biases nor norms
+    schedule: str = "one_cycle"  # "steps": MMDetection's 1x and 2x, linear warm-up from lr/1000, tenfold down at each milestone
+    warm_up: int | None = None  # iterations, of "steps"; None: 500, or a twentieth of a short run
+    milestones: tuple[int, ...] | None = None  # of "steps"; in epochs where `epochs` is set, else in iterations; None: 8/12 and 11/12
+    clip: float | None = 35.0  # largest gradient norm; None: any
+    ema: float | None = None  # decay of the averaged weights, which are then measured and exported; None: the last weights are
+    eval_every: int | None = None  # measure on the selection images so often, keep the best; in epochs where `epochs` is set; None: no
     image_size: int = 128
+    short_side: int | None = None  # largest shorter side: MMDetection's (1333, 800) is image_size 1333, short_side 800
+    train_short_sides: tuple[int, ...] | None = None  # multi-scale training: each image draws its short_side from these
     augment: str = "flip"  # "dihedral": 8 symmetries, for pictures without an up; "aerial": also zoom and light
-    clip: float = 35.0  # largest gradient norm
     train_images: int | None = None  # the first n images of a seeded permutation; None: all
     eval_images: int | None = None  # the first n selection images by id; the report always uses all
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], base: "Recipe | None" = None) -> Self:
-        """Read a recipe over the defaults of `base`. Raises ValueError that names every wrong field."""
+        """Read a recipe over the defaults of `base`; a length of either kind replaces the base's of the other.
+
+        Raises ValueError that names every wrong field.
+        """
         known = {field.name for field in fields(cls)}
         errors = [f"recipe.{key}: not a field; one of {', '.join(sorted(known))}" for key in data if key not in known]
         if errors:
             raise ValueError("; ".join(errors))
-        recipe = replace(base, **data) if base is not None else cls(**data)
+        given: dict[str, Any] = {key: tuple(value) if key in LISTS and isinstance(value, list) else value for key, value in data.items()}
+        if base is not None and ("epochs" in given or "iterations" in given) and (given.get("epochs") is None) != (base.epochs is None):
+            base = replace(base, epochs=None, milestones=None, eval_every=None)  # they were counted in the other unit
+        recipe = replace(base, **given) if base is not None else cls(**given)
         if errors := recipe.errors():
             raise ValueError("; ".join(errors))
         return recipe  # type: ignore[return-value]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @property
+    def images_per_step(self) -> int:
+        return self.batch * self.accumulate
+
+    def resolved(self, images: int) -> tuple["Recipe", list[str]]:
+        """The recipe in iterations, with its learning rate scaled, for so many training images; and what was changed, as warnings.
+
+        A resolved recipe resolves to itself. Epochs end with the iteration that shows the last image.
+        """
+        recipe, warnings = self, []
+        step = self.images_per_step
+        if self.epochs is not None:
+            seen = min(images, self.train_images or images)
+
+            def iterations(epochs: float) -> int:
+                return max(1, math.ceil(round(epochs * seen / step, 9)))
+
+            recipe = replace(
+                recipe,
+                iterations=iterations(self.epochs),
+                epochs=None,
+                milestones=tuple(map(iterations, self.milestones)) if self.milestones is not None else None,
+                eval_every=iterations(self.eval_every) if self.eval_every is not None else None,
+            )
+        if self.auto_scale_lr:
+            recipe = replace(recipe, auto_scale_lr=False, lr=self.lr * step / self.base_batch)
+            if step != self.base_batch:
+                warnings.append(
+                    f"the learning rate was scaled from {self.lr:g} to {recipe.lr:g}: "
+                    f"{step} images a step instead of the {self.base_batch} it was published for"
+                )
+        return recipe, warnings
+
+    def with_smaller_batch(self) -> "Recipe | None":
+        """The same images a step in more and smaller forwards (half as large if that is whole); None when they cannot be smaller."""
+        for parts in range(2, self.batch + 1):
+            if self.batch % (parts * self.devices) == 0:
+                return replace(self, batch=self.batch // parts, accumulate=self.accumulate * parts)
+        return None
 
     def errors(self) -> list[str]:
         """What is wrong with it, one sentence a field."""
         found = []
-        for name, low, high in (("iterations", 1, 10_000_000), ("batch", 1, 4096), ("image_size", 32, 4096)):
+        for name, low, high in (
+            ("iterations", 1, 10_000_000),
+            ("batch", 1, 4096),
+            ("accumulate", 1, 4096),
+            ("devices", 1, 64),
+            ("base_batch", 1, 4096),
+            ("image_size", 32, 4096),
+        ):
+            if not _whole(getattr(self, name), low, high):
+                found.append(f"recipe.{name}: {getattr(self, name)!r} is not an integer from {low} to {high}")
+        for name, low, nothing in (
+            ("train_images", 1, "all"),
+            ("eval_images", 1, "all"),
+            ("eval_every", 1, "only at the end"),
+            ("warm_up", 0, "500, or a twentieth of a short run"),
+            ("short_side", 32, "any"),
+        ):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                found.append(f"recipe.{name}: {value!r} is not an integer from {low} to {high}")
-        for name in ("train_images", "eval_images"):
+            if value is not None and not _whole(value, low, 10_000_000):
+                found.append(f"recipe.{name}: {value!r} is not an integer from {low} on or null ({nothing})")
+        for name, high_rate, optional in (("lr", 10.0, False), ("clip", 1e6, True), ("epochs", 100_000.0, True)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                found.append(f"recipe.{name}: {value!r} is not a positive integer or null (all)")
-        for name, high_rate in (("lr", 10.0), ("clip", 1e6)):
+            if not (optional and value is None) and not (_number(value) and 0 < value <= high_rate):
+                found.append(f"recipe.{name}: {value!r} is not a number above 0 and at most {high_rate}" + " or null" * optional)
+        for name, highest in (("weight_decay", 1), ("bias_lr_factor", 100), ("bias_decay_factor", 100)):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= high_rate:
-                found.append(f"recipe.{name}: {value!r} is not a number above 0 and at most {high_rate}")
-        if not isinstance(self.weight_decay, int | float) or not 0 <= self.weight_decay <= 1:
-            found.append(f"recipe.weight_decay: {self.weight_decay!r} is not a number from 0 to 1")
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", AUGMENTATIONS)):
+            if not _number(value) or not 0 <= value <= highest:
+                found.append(f"recipe.{name}: {value!r} is not a number from 0 to {highest}")
+        if not _number(self.momentum) or not 0 <= self.momentum < 1:
+            found.append(f"recipe.momentum: {self.momentum!r} is not a number from 0 to below 1")
+        if self.ema is not None and (not _number(self.ema) or not 0 < self.ema < 1):
+            found.append(f"recipe.ema: {self.ema!r} is not a number between 0 and 1 or null (no average)")
+        if not isinstance(self.auto_scale_lr, bool):
+            found.append(f"recipe.auto_scale_lr: {self.auto_scale_lr!r} is not true or false")
+        for name, choices in (
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("augment", AUGMENTATIONS),
+            ("precision", PRECISIONS),
+        ):
             if getattr(self, name) not in choices:
                 found.append(f"recipe.{name}: {getattr(self, name)!r} is not known; one of {', '.join(choices)}")
+        found += self._list_errors()
+        return found or self._relation_errors()
+
+    def _list_errors(self) -> list[str]:
+        found = []
+        for name, low in (("milestones", 1), ("train_short_sides", 32)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, tuple) or not value or not all(_whole(one, low, 10_000_000) for one in value):
+                found.append(f"recipe.{name}: {value!r} is not a list of integers from {low} on or null")
+            elif name == "milestones" and list(value) != sorted(set(value)):
+                found.append(f"recipe.{name}: {list(value)} does not rise")
         return found
+
+    def _relation_errors(self) -> list[str]:
+        found = []
+        if self.batch % self.devices:
+            found.append(f"recipe.batch: {self.batch} images cannot be shared evenly by {self.devices} devices")
+        for name, sides in (("short_side", (self.short_side or 0,)), ("train_short_sides", self.train_short_sides or ())):
+            if any(side > self.image_size for side in sides):
+                found.append(f"recipe.{name}: a shorter side above image_size ({self.image_size}, the longer side) has no effect")
+        return found
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

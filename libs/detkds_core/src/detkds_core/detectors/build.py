@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from detkds_core.catalogue import DetectorEntry, detector
+from detkds_core.catalogue.small import small_backbone
 from detkds_core.detectors.runtime import prepare_mmdet
 
 CLASS_HEADS = ("bbox_head", "mask_head")
@@ -30,7 +31,10 @@ def model_config(entry: DetectorEntry, classes: int) -> dict[str, Any]:
         from mmengine.config import Config
 
         config = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / entry.source).model.to_dict()
+        if entry.width is not None:
+            shrink(config, entry.width, entry.channels)
         config["backbone"]["init_cfg"] = None
+        _without_sync(config)
     else:
         config = _plain(entry.config)
     for part in (config, config.get("roi_head") or {}):
@@ -39,6 +43,31 @@ def model_config(entry: DetectorEntry, classes: int) -> dict[str, Any]:
             for head in heads if isinstance(heads, list) else [heads]:
                 head["num_classes"] = classes
     return config
+
+
+def shrink(config: dict[str, Any], width: int, channels: int) -> None:
+    """Put a model on a ResNet-18 of `width` channels, its neck and heads on `channels` instead of 256 (fully connected layers: 128)."""
+    stages = (0, 1, 2, 3)
+    config["backbone"] = small_backbone(width, stages)
+
+    def narrow(node: Any) -> None:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, dict | list):
+                narrow(value)
+            elif isinstance(node, dict) and "channels" in str(key) and value in (256, 1024):
+                node[key] = channels if value == 256 else 128
+
+    narrow({key: value for key, value in config.items() if key != "backbone"})
+    config["neck"]["in_channels"] = [width * 2**stage for stage in stages]
+
+
+def _without_sync(node: Any) -> None:
+    """Plain batch normalisation for the synchronised one, which runs on GPUs alone; several devices normalise each its own images."""
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, dict | list | tuple):
+            _without_sync(value)
+    if isinstance(node, dict) and node.get("type") == "SyncBN":
+        node["type"] = "BN"
 
 
 def build_detector(name: str, classes: Sequence[str]) -> nn.Module:
@@ -147,22 +176,37 @@ def with_sorted_header(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
+def save_student(model: nn.Module, folder: Path, name: str, classes: Sequence[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Write a detector's weights as `NAME.safetensors` and as `NAME.pth` for plain MMDetection. Returns names and SHA-256."""
+    digest = save_weights(model, folder / f"{name}.safetensors", {**metadata, "classes": json.dumps(list(classes))})
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "meta": {"dataset_meta": {"classes": tuple(classes)}, **metadata}}, folder / f"{name}.pth")
+    return {"checkpoint": f"{name}.safetensors", "checkpoint_pth": f"{name}.pth", "sha256": digest}
+
+
 def export_student(
-    model: nn.Module, entry: DetectorEntry, folder: Path, *, dataset: Mapping[str, Any], image_size: int, metadata: Mapping[str, str]
+    model: nn.Module,
+    entry: DetectorEntry,
+    folder: Path,
+    *,
+    dataset: Mapping[str, Any],
+    image_size: int,
+    metadata: Mapping[str, str],
+    short_side: int | None = None,
 ) -> dict[str, str]:
     """Write the student alone: `student.safetensors`, and `student.pth` with `student_config.py` for plain MMDetection.
 
     dataset: a dataset specification (classes, and val with annotations and images), which the configuration evaluates on.
+    image_size, short_side: the largest longer and shorter side in pixels.
     Returns the file names and the SHA-256 of the safetensors file.
     """
     classes = list(dataset["classes"])
-    digest = save_weights(model, folder / "student.safetensors", {**metadata, "classes": json.dumps(classes)})
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    torch.save({"state_dict": state, "meta": {"dataset_meta": {"classes": tuple(classes)}, **metadata}}, folder / "student.pth")
+    files = save_student(model, folder, "student", classes, metadata)
+    masks = bool(getattr(model, "with_mask", False))
     pipeline = [
         {"type": "LoadImageFromFile"},
-        {"type": "Resize", "scale": (image_size, image_size), "keep_ratio": True},
-        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "Resize", "scale": (image_size, short_side or image_size), "keep_ratio": True},
+        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": masks},
         {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
     ]
     loader = {
@@ -183,12 +227,16 @@ def export_student(
         "default_scope": "mmdet",
         "model": _plain(model_config(entry, len(classes))),
         "test_dataloader": loader,
-        "test_evaluator": {"type": "CocoMetric", "ann_file": str(dataset["val"]["annotations"]), "metric": "bbox"},
+        "test_evaluator": {
+            "type": "CocoMetric",
+            "ann_file": str(dataset["val"]["annotations"]),
+            "metric": ["bbox", "segm"] if masks else "bbox",
+        },
         "test_cfg": {"type": "TestLoop"},
     }
     lines = [f"{key} = {pprint.pformat(value, width=120, sort_dicts=False)}\n" for key, value in config.items()]
     (folder / "student_config.py").write_text("# A plain MMDetection configuration of the distilled student.\n" + "\n".join(lines))
-    return {"checkpoint": "student.safetensors", "checkpoint_pth": "student.pth", "config": "student_config.py", "sha256": digest}
+    return {**files, "config": "student_config.py"}
 
 
 def parameter_count(model: nn.Module) -> int:

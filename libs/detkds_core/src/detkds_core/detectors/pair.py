@@ -1,18 +1,21 @@
 """A teacher and its students: one forward each, the same images, levels matched by stride, channels by adapters."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkds_core.catalogue import DetectorEntry, exchange
-from detkds_core.detectors.tap import Tap, dense_head
-from detkds_core.losses.signals import Signals
+from detkds_core.detectors import rois
+from detkds_core.detectors.tap import OF_DENSE_HEAD, Tap, dense_head
+from detkds_core.losses.signals import Rois, Signals
 from detkds_core.policy import Policy
+from detkds_core.policy.distillers import pair_faults
 
-RESPONSES = frozenset({"logits", "boxes", "edges"})
+STUDENT_ALONE = frozenset({"assigned"})  # what only a detector that learns has
 
 
 class PairError(ValueError):
@@ -21,52 +24,90 @@ class PairError(ValueError):
 
 @dataclass(frozen=True)
 class Levels:
-    """Which pyramid levels of each detector face each other, as indices, fine to coarse."""
+    """Which pyramid levels of each detector face each other, as indices, fine to coarse.
+
+    strides: the student's, where the teacher's maps have to take its sizes; empty: they have them.
+    """
 
     teacher: tuple[int, ...]
     student: tuple[int, ...]
+    strides: tuple[int, ...] = ()
 
 
-def match_levels(teacher: DetectorEntry, student: DetectorEntry) -> Levels:
-    """Match pyramid levels by stride. Raises PairError when there is none in common."""
-    common = exchange(teacher, student).strides
-    if not common:
+def match_levels(teacher: DetectorEntry, student: DetectorEntry, resize: bool = False) -> Levels:
+    """Match pyramid levels by stride, or by the nearest stride if `resize`. Raises PairError when there is none in common."""
+    common = exchange(teacher, student, resize)
+    if not common.levels:
         raise PairError(
             f"{teacher.name} (strides {list(teacher.strides)}) and {student.name} (strides {list(student.strides)}) share no pyramid level"
         )
-    return Levels(tuple(teacher.strides.index(s) for s in common), tuple(student.strides.index(s) for s in common))
+    of_teacher, of_student = zip(*common.levels, strict=True)
+    return Levels(of_teacher, of_student, common.strides if common.resized else ())
 
 
-def check_policy(policy: Policy, teacher: DetectorEntry, student: DetectorEntry) -> None:
-    """Raise PairError when the policy asks for knowledge that this pair cannot exchange."""
-    offer = exchange(teacher, student)
+def check_policy(policy: Policy, teacher: DetectorEntry, student: DetectorEntry, resize: bool = False) -> None:
+    """Raise PairError when the policy asks for knowledge that this pair cannot exchange, or for a distiller that it cannot run."""
+    offer = exchange(teacher, student, resize)
     for i, term in enumerate(policy.terms):
         if term.knowledge in offer.excluded:
             where = f"policy.terms[{i}].knowledge: {term.knowledge!r} cannot pass from {teacher.name} to {student.name}"
             raise PairError(f"{where}: {offer.excluded[term.knowledge]}")
+        if term.region not in offer.regions[term.knowledge]:
+            why = offer.lacking.get(f"{term.knowledge}.{term.region}") or offer.lacking.get(term.region, "it is none of the pair's")
+            raise PairError(f"policy.terms[{i}].region: {term.region!r}: {why}; one of {', '.join(offer.regions[term.knowledge])}")
         if term.distance == "kl_edges" and not offer.has_edges:
             raise PairError(f"policy.terms[{i}].distance: 'kl_edges' needs edge distributions with as many bins on both sides (GFL)")
+        if term.distance == "points" and not offer.has_points:
+            raise PairError(f"policy.terms[{i}].distance: 'points' needs point sets on both sides (RepPoints)")
+    for i, distiller in enumerate(policy.distillers):
+        if faults := pair_faults(distiller.name, offer, (teacher.family, student.family)):
+            raise PairError(f"policy.distillers[{i}]: {'; '.join(faults)}")
 
 
 class Teacher:
     """A frozen detector in evaluation mode. Not a module, so that no optimizer, checkpoint or `.train()` can reach it."""
 
-    def __init__(self, model: nn.Module, levels: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, levels: Sequence[int], strides: Sequence[int] = ()) -> None:
+        """levels: the pyramid levels that count; strides: the student's at these levels, if maps have to take its sizes (`Levels`)."""
         self.model = model.eval().requires_grad_(False)
         self.levels = tuple(levels)
+        self.strides = tuple(strides)
         self.tap = Tap(model)
+        self.pyramid: tuple[Tensor, ...] = ()
 
     @torch.no_grad()
     def signals(self, inputs: Tensor, needs: frozenset[str]) -> Signals:
-        """One forward of backbone and neck, and of the dense head only if a response is needed. inputs: (B, 3, H, W), normalised."""
+        """One forward of backbone and neck, and of the dense head only if a response is needed. inputs: (B, 3, H, W), normalised.
+
+        The pyramid is kept for `regard` until the next call.
+        """
+        needs = needs - STUDENT_ALONE
+        self.pyramid = ()
         if not needs:
             return Signals(features=())
+        self.tap.wanted = needs
         features = self.model.extract_feat(inputs)
-        if needs & RESPONSES:
+        if needs & OF_DENSE_HEAD:
             dense_head(self.model)(features)
         signals = self.tap.signals(needs, self.levels)
+        self.pyramid = self.tap.features
         self.tap.clear()
+        if self.strides:
+            sizes = [(-(-inputs.shape[-2] // stride), -(-inputs.shape[-1] // stride)) for stride in self.strides]
+            signals = replace(signals, features=tuple(map(resized, signals.features, sizes)))
         return signals
+
+    @torch.no_grad()
+    def regard(self, shared: Rois, needs: frozenset[str]) -> Rois:
+        """What the RoI head says of a student's proposals on the images of the last `signals`, as far as `needs` asks for it."""
+        return rois.regard(getattr(self.model, "roi_head", None), self.pyramid, shared, needs)
+
+
+def resized(feat: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map (B, C, H, W) in another size, bilinearly; itself where it has the size."""
+    if tuple(feat.shape[-2:]) == size:
+        return feat
+    return F.interpolate(feat, size=size, mode="bilinear", align_corners=False)
 
 
 class Student:
@@ -80,12 +121,13 @@ class Student:
 
     def losses(self, inputs: Tensor, samples: Sequence[Any], needs: frozenset[str]) -> tuple[Mapping[str, Tensor], Signals]:
         """The detector's own losses and, from the same forward, its signals with features in the teacher's channels."""
+        self.tap.wanted = needs
         losses = self.model.loss(inputs, samples)
         signals = self.tap.signals(needs, self.levels) if needs else Signals(features=())
         self.tap.clear()
         if self.adapters is not None and "features" in needs:
-            features = tuple(adapter(level) for adapter, level in zip(self.adapters, signals.features, strict=True))
-            signals = Signals(features, signals.logits, signals.boxes, signals.edges)
+            adapted = tuple(adapter(level) for adapter, level in zip(self.adapters, signals.features, strict=True))
+            signals = replace(signals, features=adapted)
         return losses, signals
 
     def parameters(self) -> list[nn.Parameter]:

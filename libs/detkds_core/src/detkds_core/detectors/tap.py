@@ -1,49 +1,138 @@
-"""Catch what a detector says while it computes its own loss: hooks on the neck and the dense head, nothing computed twice."""
+"""Catch what a detector says while it computes its own loss: hooks on the neck and the heads, nothing computed twice."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from detkds_core.detectors.decode import decode_boxes, decode_points
+from detkds_core.detectors.rois import RoiTap
 from detkds_core.losses.signals import Signals
+
+ROI_NEEDS = frozenset({"rois", "roi_scores", "roi_boxes", "roi_masks"})
+OF_DENSE_HEAD = frozenset({"logits", "boxes", "edges", "points", "towers", "assigned"})
+
+# Where `get_targets` of a head returns the class assigned to each cell; the heads that are not here return it first.
+LABELS_SECOND = ("GFLHead", "ATSSHead", "RTMDetHead", "RTMDetSepBNHead")
 
 
 class Tap:
-    """Keeps the last output of a detector's neck and dense head. `clear()` lets go of them and their graph."""
+    """Keeps the last outputs of a detector's neck, dense head and RoI head. `clear()` lets go of them and their graph.
+
+    wanted: what the next forward has to keep of what is not free to keep.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.head = dense_head(model)
-        self.features: tuple[Tensor, ...] = ()
-        self.outputs: tuple[Any, ...] = ()
+        self.rois = RoiTap(model.roi_head) if getattr(model, "roi_head", None) is not None else None
+        self.wanted: frozenset[str] = frozenset()
+        self.clear()
         pyramid = model.neck if getattr(model, "with_neck", False) else model.backbone
         pyramid.register_forward_hook(self._keep_features)
         if self.head is not None:
+            self.head.register_forward_pre_hook(self._begin_head)
             self.head.register_forward_hook(self._keep_outputs)
+            self._keep_targets(self.head)
+            self._keep_points(self.head)
+            for place, name in enumerate(("cls_convs", "reg_convs")):
+                self._keep_towers(getattr(self.head, name, None), place)
+
+    def clear(self) -> None:
+        self.features: tuple[Tensor, ...] = ()
+        self.outputs: tuple[Any, ...] = ()
+        self.targets: Any = None
+        self.point_sets: list[Tensor] = []
+        self.towers: tuple[list[Tensor], list[Tensor]] = ([], [])
+        if self.rois is not None:
+            self.rois.clear()
 
     def _keep_features(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self.features = tuple(output) if isinstance(output, list | tuple) else (output,)
 
+    def _begin_head(self, _module: nn.Module, _inputs: Any) -> None:
+        self.point_sets, self.towers = [], ([], [])
+
     def _keep_outputs(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self.outputs = tuple(output)
 
-    def clear(self) -> None:
-        self.features, self.outputs = (), ()
+    def _keep_targets(self, head: nn.Module) -> None:
+        """The head's own assignment, which its loss asks `get_targets` for; RepPoints asks twice, and the last counts."""
+        assign = getattr(head, "get_targets", None)
+        if assign is None:
+            return
+
+        def get_targets(*args: Any, **kwargs: Any) -> Any:
+            self.targets = assign(*args, **kwargs)
+            return self.targets
+
+        head.get_targets = get_targets
+
+    def _keep_points(self, head: nn.Module) -> None:
+        """In evaluation RepPoints' head gives boxes alone; its point sets pass through `points2bbox` on the way."""
+        to_boxes = getattr(head, "points2bbox", None)
+        if to_boxes is None:
+            return
+
+        def points2bbox(points: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if "points" in self.wanted and not head.training:
+                self.point_sets.append(points)
+            return to_boxes(points, *args, **kwargs)
+
+        head.points2bbox = points2bbox
+
+    def _keep_towers(self, convs: nn.ModuleList | None, place: int) -> None:
+        """The output of the last shared convolution of a branch before its activation, which may act in place: hence the copy."""
+        if convs is None or not len(convs) or isinstance(convs[0], nn.ModuleList):
+            return
+        conv = convs[tower_layer(convs)]
+
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if "towers" in self.wanted:
+                self.towers[place].append(output.clone())
+
+        (conv.norm if conv.with_norm else conv.conv).register_forward_hook(keep)
 
     def signals(self, needs: frozenset[str], levels: Sequence[int]) -> Signals:
         """What was caught on the given pyramid levels, as far as `needs` asks for it."""
         logits: tuple[Tensor, ...] = ()
         boxes: tuple[Tensor, ...] = ()
         edges: tuple[Tensor, ...] = ()
-        if needs - {"features"}:
+        points: tuple[Tensor, ...] = ()
+        assigned: tuple[Tensor, ...] = ()
+        towers: tuple[tuple[Tensor, Tensor], ...] = ()
+        if needs & OF_DENSE_HEAD:
             scores = self.outputs[0]
-            logits = tuple(scores[i] for i in levels)  # also weighs the localization term by the teacher's score
+            sizes = [tuple(score.shape[-2:]) for score in scores]
+            if needs & {"logits", "boxes", "edges", "points"}:
+                logits = tuple(scores[i] for i in levels)  # also weighs the localization term by the teacher's score
             if "boxes" in needs:
-                decoded = decode_boxes(self.head, self.outputs, [tuple(score.shape[-2:]) for score in scores])
+                decoded = decode_boxes(self.head, self.outputs, sizes)
                 boxes = tuple(decoded[i] for i in levels)
             if "edges" in needs:
                 edges = tuple(self.outputs[1][i] for i in levels)
-        return Signals(features=tuple(self.features[i] for i in levels), logits=logits, boxes=boxes, edges=edges)
+            if "points" in needs:
+                sets = decode_points(self.head, self.outputs[2] if self.head.training else self.point_sets, sizes)
+                points = tuple(sets[i] for i in levels)
+            if "assigned" in needs and self.targets is not None:
+                found = self.objects(len(scores[0]))
+                assigned = tuple(found[i] for i in levels)
+            if "towers" in needs:
+                towers = tuple((self.towers[0][i], self.towers[1][i]) for i in levels)
+        return Signals(
+            features=tuple(self.features[i] for i in levels),
+            logits=logits,
+            boxes=boxes,
+            edges=edges,
+            points=points,
+            assigned=assigned,
+            towers=towers,
+            rois=self.rois.caught(needs) if self.rois is not None and needs & ROI_NEEDS else None,
+        )
+
+    def objects(self, images: int) -> list[Tensor]:
+        """Which predictions the head's own loss took for objects, (B, H*W*A) bool a level."""
+        labels = self.targets[1 if type(self.head).__name__ in LABELS_SECOND else 0]
+        return [((label >= 0) & (label < self.head.num_classes)).reshape(images, -1) for label in labels]
 
 
 def dense_head(model: nn.Module) -> nn.Module | None:
@@ -51,42 +140,6 @@ def dense_head(model: nn.Module) -> nn.Module | None:
     return getattr(model, "bbox_head", None) or getattr(model, "rpn_head", None)
 
 
-def decode_boxes(head: nn.Module, outputs: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Boxes of every prediction, one (B, H*W*A, 4) tensor a level, xyxy in pixels, with gradient.
-
-    Heads differ in what their second output means, some between training and evaluation; what each means is read from MMDetection's source.
-    """
-    kind = type(head).__name__
-    device = outputs[0][0].device
-    predictions = outputs[2] if kind.startswith("RepPoints") and head.training else outputs[1]
-    priors = head.prior_generator.grid_priors(sizes, device=device)
-    boxes = []
-    for level, (prediction, prior) in enumerate(zip(predictions, priors, strict=True)):
-        stride = head.prior_generator.strides[level]
-        stride = stride[0] if isinstance(stride, list | tuple) else stride
-        B = prediction.shape[0]
-        if kind.startswith("RepPoints"):
-            offsets = head.points2bbox(prediction) if head.training else prediction  # (B, 4, H, W) in strides
-            flat = offsets.permute(0, 2, 3, 1).reshape(B, -1, 4) * stride
-            boxes.append(flat + prior[:, :2].repeat(1, 2))
-            continue
-        if hasattr(head, "reg_max") and hasattr(head, "integral"):
-            flat = prediction.permute(0, 2, 3, 1).reshape(B, -1, 4 * (head.reg_max + 1))
-            distances = torch.stack([head.integral(image) for image in flat]) * stride
-            centers = (prior[:, :2] + prior[:, 2:]) / 2
-            boxes.append(_around(centers, distances))
-            continue
-        flat = prediction.permute(0, 2, 3, 1).reshape(B, -1, 4)
-        if prior.shape[-1] == 2:
-            if getattr(head, "norm_on_bbox", False) and head.training:
-                flat = flat * stride  # FCOS multiplies by the stride itself only when it predicts
-            boxes.append(_around(prior, flat))
-        else:
-            decoded = head.bbox_coder.decode(prior.repeat(B, 1), flat.reshape(-1, 4))
-            boxes.append(decoded.reshape(B, -1, 4))
-    return boxes
-
-
-def _around(centers: Tensor, distances: Tensor) -> Tensor:
-    """centers (M, 2), distances left, top, right, bottom (B, M, 4) -> boxes (B, M, 4)."""
-    return torch.cat([centers - distances[..., :2], centers + distances[..., 2:]], dim=-1)
+def tower_layer(convs: nn.ModuleList) -> int:
+    """Which of a branch's stacked convolutions CrossKD hands over after: the last but one, the third of four as published."""
+    return max(0, len(convs) - 2)

@@ -1,4 +1,4 @@
-"""COCO average precision of boxes, in percent; the numbers of pycocotools, computed by faster-coco-eval."""
+"""COCO average precision of boxes and of masks, in percent; the numbers of pycocotools, computed by faster-coco-eval."""
 
 import logging
 import math
@@ -10,6 +10,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
+from detkds_core.evaluation.masks import outline
+
 DETECTIONS_PER_IMAGE = 100
 AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 10**10)}  # square pixels; COCO's own
 
@@ -19,7 +21,7 @@ class Metrics:
     """AP in percent (0-100). ap: mean over IoU 0.50, 0.55, ... 0.95 and over classes that have ground truth.
 
     ap_small, ap_medium, ap_large: None without ground truth of that size; per_class: None for a class without ground truth.
-    images: how many were measured.
+    images: how many were measured. segm: the same of the masks, for a detector that draws them; what stands beside it is of boxes.
     """
 
     ap: float
@@ -30,17 +32,25 @@ class Metrics:
     ap_large: float | None
     images: int
     per_class: Mapping[str, float | None]
+    segm: "Metrics | None" = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], image_ids: Sequence[int] | None = None) -> Metrics:
-    """Average precision of `detections` on the images of `ground_truth`, or on those in `image_ids`.
+def coco_ap(
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    image_ids: Sequence[int] | None = None,
+    *,
+    kind: str = "bbox",
+) -> Metrics:
+    """Average precision of `detections` on the images of `ground_truth`, or on those in `image_ids`; by boxes, or masks (kind "segm").
 
     ground_truth: a COCO dictionary; a crowd annotation absorbs detections and is not asked for.
     detections: `{"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}`; at most the best 100 of each
     image and class count, those of images that are not measured are left out, and none at all gives 0. Neither is changed.
+    For "segm" each has a "segmentation" (run lengths) instead of the box, and its size is the mask's.
     Raises ValueError when the images hold no ground truth (AP is undefined then), and for an unknown image or category id or
     a number that is not finite.
     """
@@ -48,16 +58,16 @@ def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, A
     chosen = known if image_ids is None else set(image_ids)
     if unknown := sorted(chosen - known):
         raise ValueError(f"image_ids: {unknown[:5]} are not images of the ground truth")
-    annotations = _annotations(ground_truth, chosen)
+    annotations = _annotations(ground_truth, chosen, kind)
     if all(annotation["iscrowd"] for annotation in annotations):
         raise ValueError(f"ground truth: the {len(chosen)} images measured hold no box that is not crowd, so AP is undefined")
     categories = sorted(ground_truth["categories"], key=lambda category: int(category["id"]))
-    results = _results(detections, known, {category["id"] for category in categories}, chosen)
+    results = _results(detections, known, {category["id"] for category in categories}, chosen, kind)
 
     silent = logging.getLogger(__name__).debug
     images = [image for image in ground_truth["images"] if image["id"] in chosen]
     truth = COCO({"images": images, "annotations": annotations, "categories": categories}, print_function=silent)
-    evaluation = COCOeval_faster(truth, truth.loadRes(results), iouType="bbox", print_function=silent, ranges=dict(AREAS))
+    evaluation = COCOeval_faster(truth, truth.loadRes(results), iouType=kind, print_function=silent, ranges=dict(AREAS))
     evaluation.params.maxDets = [1, 10, DETECTIONS_PER_IMAGE]
     evaluation.evaluate()
     evaluation.accumulate()
@@ -76,8 +86,8 @@ def coco_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, A
     )
 
 
-def _annotations(ground_truth: Mapping[str, Any], chosen: set[int]) -> list[dict[str, Any]]:
-    """The chosen images' boxes, numbered from 1: COCO's matching takes id 0 for "no match"."""
+def _annotations(ground_truth: Mapping[str, Any], chosen: set[int], kind: str) -> list[dict[str, Any]]:
+    """The chosen images' objects, numbered from 1: COCO's matching takes id 0 for "no match"."""
     kept = (annotation for annotation in ground_truth["annotations"] if annotation["image_id"] in chosen)
     return [
         {
@@ -87,13 +97,18 @@ def _annotations(ground_truth: Mapping[str, Any], chosen: set[int]) -> list[dict
             "bbox": annotation["bbox"],
             "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
             "iscrowd": int(annotation.get("iscrowd", 0)),
+            **({"segmentation": outline(annotation)} if kind == "segm" else {}),
         }
         for number, annotation in enumerate(kept, start=1)
     ]
 
 
-def _results(detections: Sequence[Mapping[str, Any]], images: set[int], categories: set[int], chosen: set[int]) -> list[dict[str, Any]]:
+def _results(
+    detections: Sequence[Mapping[str, Any]], images: set[int], categories: set[int], chosen: set[int], kind: str
+) -> list[dict[str, Any]]:
     kept = []
+    # COCO takes the size of a detection from its box where it has one
+    place = "segmentation" if kind == "segm" else "bbox"
     for index, detection in enumerate(detections):
         if detection["image_id"] not in images:
             raise ValueError(f"detections[{index}].image_id: {detection['image_id']} is not an image of the ground truth")
@@ -102,7 +117,7 @@ def _results(detections: Sequence[Mapping[str, Any]], images: set[int], categori
         if not all(map(math.isfinite, (*detection["bbox"], detection["score"]))):
             raise ValueError(f"detections[{index}]: bbox and score must be finite, not {detection['bbox']}, {detection['score']}")
         if detection["image_id"] in chosen:
-            kept.append({key: detection[key] for key in ("image_id", "category_id", "bbox", "score")})
+            kept.append({key: detection[key] for key in ("image_id", "category_id", place, "score")})
     return kept
 
 

@@ -10,18 +10,24 @@ from numpy.typing import NDArray
 cv2.setNumThreads(0)  # its threads would compete with torch's
 
 
-def resized_shape(height: int, width: int, image_size: int) -> tuple[int, int]:
-    """Height and width after the longer side became `image_size`, rounded as MMDetection's Resize does."""
+def resized_shape(height: int, width: int, image_size: int, short_side: int | None = None) -> tuple[int, int]:
+    """Height and width after the longer side became `image_size`, rounded as MMDetection's Resize does.
+
+    With `short_side` the scale is the largest at which neither the longer side exceeds `image_size` nor the shorter one `short_side`,
+    as MMDetection's keep-ratio scale (1333, 800).
+    """
     scale = image_size / max(height, width)
+    if short_side is not None:
+        scale = min(scale, short_side / min(height, width))
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def load_image(path: Path, image_size: int) -> NDArray[np.uint8]:
-    """An image as (H, W, 3) BGR bytes with its longer side scaled to `image_size` pixels. Raises FileNotFoundError."""
+def load_image(path: Path, image_size: int, short_side: int | None = None) -> NDArray[np.uint8]:
+    """An image as (H, W, 3) BGR bytes scaled to `resized_shape`. Raises FileNotFoundError."""
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if pixels is None:
         raise FileNotFoundError(f"{path}: no image that can be read")
-    height, width = resized_shape(*pixels.shape[:2], image_size)
+    height, width = resized_shape(*pixels.shape[:2], image_size, short_side)
     if pixels.shape[:2] != (height, width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     return pixels

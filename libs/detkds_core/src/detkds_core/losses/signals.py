@@ -19,6 +19,8 @@ class Rois:
     scores: Tensor | None = None  # (R, K+1) raw class scores, background last
     boxes: Tensor | None = None  # (R, K, 4) decoded for each class, or (R, 1, 4) for all; xyxy in pixels of the padded batch image
     masks: Tensor | None = None  # (P, 1, h, w) raw mask scores of the positive proposals, for the class that the student's loss assigned
+    positive: Tensor | None = None  # (P, 5): those proposals, as regions
+    labels: Tensor | None = None  # (P,) the classes assigned to them
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detkds_core import distillers
 from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, detector
+from detkds_core.datasets import default_cache
 from detkds_core.detectors.build import build_detector, inherit, load_weights, safe_channels_last
+from detkds_core.detectors.cross_head import head_tail
 from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
+from detkds_core.detectors.tap import dense_head
+from detkds_core.distillers import DistillerContext
+from detkds_core.evaluation.predict import draws_masks
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.policy import Policy
-from detkds_core.training.batches import Batch, Batches
-from detkds_core.training.steps import Learner, learn, make_learner
+from detkds_core.training import parallel
+from detkds_core.training.batches import Batch, Batches, ahead
+from detkds_core.training.learner import Learner, make_learner
+from detkds_core.training.steps import in_precision, study, update
+from detkds_core.training.tokens import cached_tokens, learn_tokens
 
 Progress = Callable[[int, int], None]
+TOKEN_SEED = 0  # tokens are the teacher's: one set for all seeds of its students
+SHARES_APART = 1_000_003  # between the seeds of two forwards of one step, so that they draw different masks and samples
+
+
+class DoesNotFitError(RuntimeError):
+    """The first step of a training did not fit in the accelerator's memory; nothing has been learnt."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +49,12 @@ class Start:
     classes: tuple[str, ...]
     levels: Levels
     device: torch.device
+    train: Mapping[str, Any] | None = None  # the training images ({"annotations", "images"}), and the digest of their dataset
+    dataset_digest: str = ""
 
 
 def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def checkpoint_path(name: str) -> Path:
@@ -55,7 +73,7 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
     device = device or default_device()
     classes = tuple(spec["dataset"]["classes"])
     teacher_entry, student_entry = detector(spec["teacher"]["detector"]), detector(spec["student"]["detector"])
-    levels = match_levels(teacher_entry, student_entry)
+    levels = match_levels(teacher_entry, student_entry, bool(spec.get("resize")))
     teacher = load_teacher(teacher_entry.name, spec["teacher"]["checkpoint"], classes, device)
     torch.manual_seed(seed)
     student = build_detector(student_entry.name, classes)
@@ -65,12 +83,14 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
         inherit(student, teacher.cpu())
         teacher.to(device)
     weights = {key: value.clone() for key, value in student.state_dict().items()}
-    return Start(Teacher(teacher, levels.teacher), teacher_entry, student_entry, weights, classes, levels, device)
+    frozen = Teacher(teacher, levels.teacher, levels.strides)
+    dataset = spec["dataset"]
+    return Start(frozen, teacher_entry, student_entry, weights, classes, levels, device, dataset["train"], dataset.get("digest", ""))
 
 
 def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int) -> Learner:
     """A learner at the common start. Raises PairError when the pair cannot exchange what the policy asks for."""
-    check_policy(policy, start.teacher_entry, start.student_entry)
+    check_policy(policy, start.teacher_entry, start.student_entry, resize=bool(start.levels.strides))
     torch.manual_seed(seed)
     model = build_detector(start.student_entry.name, start.classes)
     model.load_state_dict(start.weights)
@@ -79,7 +99,60 @@ def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int) -> Lear
     model.to(start.device).train()
     if adapters is not None:
         adapters.to(start.device)
-    return make_learner(Student(model, start.levels.student, adapters), policy, recipe)
+    student = Student(model, start.levels.student, adapters)
+    return make_learner(student, policy, recipe, distillers.build(policy, distiller_context(start, policy, recipe, seed)))
+
+
+def distiller_context(start: Start, policy: Policy, recipe: Recipe, seed: int) -> DistillerContext:
+    """What a policy's distillers are built from. MasKD's tokens are learned here, on the teacher, unless they are kept from before."""
+    if not policy.distillers or start.teacher is None:
+        return DistillerContext((), ())
+    teacher, student = start.teacher_entry.channels, start.student_entry.channels
+    channels = (teacher,) * len(start.levels.teacher)  # of the student's features too, once adapted
+    return DistillerContext(
+        channels,
+        channels,
+        tower_channels=None if student == teacher else (student, teacher),
+        head_tail=head_tail(dense_head(start.teacher.model), start.levels.teacher),
+        tokens=receptive_tokens(start, policy, recipe),
+        seed=seed + 2,
+        device=start.device,
+    )
+
+
+def receptive_tokens(start: Start, policy: Policy, recipe: Recipe) -> Mapping[str, Tensor] | None:
+    """The tokens of the policy's MasKD, which belong to the teacher and the dataset, whatever student they serve; None without MasKD."""
+    wanted = distillers.token_settings(policy)
+    if wanted is None or wanted[1] == 0 or start.teacher is None or start.train is None:
+        return None
+    (count, steps), teacher = wanted, start.teacher
+    batches = Batches(dict(start.train), recipe, TOKEN_SEED, masks=draws_masks(teacher.model))
+
+    def inputs(step: int) -> tuple[Tensor, list[Any]]:
+        return model_inputs(teacher.model.data_preprocessor, batches[step], start.device)
+
+    seen = {name: getattr(recipe, name) for name in ("batch", "image_size", "short_side", "train_short_sides", "augment", "train_images")}
+    facts = {
+        "teacher": weights_digest(teacher.model),
+        "dataset": start.dataset_digest,
+        "levels": list(teacher.levels),
+        "tokens": count,
+        "steps": steps,
+        "seed": TOKEN_SEED,
+        "recipe": seen,
+    }
+    channels = [start.teacher_entry.channels] * len(teacher.levels)
+    return cached_tokens(
+        default_cache() / "tokens",
+        facts,
+        lambda: learn_tokens(teacher.model, teacher.levels, channels, inputs, tokens=count, steps=steps, seed=TOKEN_SEED),
+    )
+
+
+def batches_for(learner: Learner, split: Mapping[str, Any], recipe: Recipe, seed: int) -> Batches:
+    """This process's share of the training images; with masks for a student that learns from them."""
+    masks = draws_masks(learner.student.model)
+    return Batches(dict(split), recipe, seed, masks=masks, rank=parallel.rank(), devices=parallel.devices())
 
 
 def train(
@@ -90,29 +163,52 @@ def train(
     first_step: int = 0,
     on_step: Progress | None = None,
 ) -> None:
-    """Train every learner from `first_step` to the end of the recipe. A learner that fails leaves the others alone."""
-    recipe = batches.recipe
+    """Train every learner from `first_step` to the end of the recipe. A learner that fails leaves the others alone.
+
+    Among several processes each takes its share of every batch, and gradients are averaged. Where losses are means over images and no
+    normalisation layer learns statistics, the weights are those of one process up to the order of sums. What differs otherwise:
+    - batch normalisation in training sees the local share only, and the first process's statistics are kept;
+    - images are padded to the largest of the local share;
+    - losses over a number of boxes are normalised over all processes only where MMDetection does so itself (its `reduce_mean`: GFL,
+      FCOS, ATSS), elsewhere (RetinaNet, RoI heads) by the local number;
+    - a policy's terms see the local share: what compares images with one another (`norm_N`) or averages over boxes sees fewer of them;
+    - random draws (samplers, masks, dropout) are each process's own.
+
+    Raises DoesNotFitError when the first step needs more memory than the accelerator has.
+    """
+    recipe, parts = batches.recipe, batches.recipe.accumulate
     preprocess = learners[0].student.model.data_preprocessor
     # a convolution takes the format of its input even if its weights have another
     fast = all(safe_channels_last(learner.student.model) for learner in learners)
+    threads = min(8, os.cpu_count() or 1) if start.device.type == "cuda" else 0  # on a CPU they would take the time of training
+    coming = ahead(batches, first_step * parts, recipe.iterations * parts, threads=threads)
     for step in range(first_step, recipe.iterations):
         alive = [learner for learner in learners if learner.failure is None]
         if not alive:
             return
-        batch = batches[step]
-        inputs, samples = model_inputs(preprocess, batch, start.device)
-        inputs = inputs.contiguous(memory_format=torch.channels_last if fast else torch.contiguous_format)
-        scene = Scene(
-            boxes=tuple(sample.gt_instances.bboxes for sample in samples),
-            batch_shape=tuple(inputs.shape[-2:]),
-            step=step,
-            seed=batches.seed,
-            total_steps=recipe.iterations,
-        )
-        needs = frozenset().union(*(learner.needs for learner in alive))
-        said = teacher_signals(start, preprocess, batch, inputs, needs) if needs else Signals(features=())
-        for learner in alive:
-            learn(learner, inputs, copy.deepcopy(samples), said, scene, recipe)
+        try:
+            for part in range(parts):
+                batch = next(coming)
+                inputs, samples = model_inputs(preprocess, batch, start.device)
+                inputs = inputs.contiguous(memory_format=torch.channels_last if fast else torch.contiguous_format)
+                scene = Scene(
+                    boxes=tuple(sample.gt_instances.bboxes for sample in samples),
+                    batch_shape=tuple(inputs.shape[-2:]),
+                    step=step,
+                    seed=batches.seed + SHARES_APART * (part * parallel.devices() + parallel.rank()),
+                    total_steps=recipe.iterations,
+                )
+                needs = frozenset().union(*(learner.needs for learner in alive))
+                with in_precision(recipe, start.device):
+                    said = teacher_signals(start, preprocess, batch, inputs, needs) if needs else Signals(features=())
+                for learner in alive:
+                    study(learner, inputs, copy.deepcopy(samples), said, scene, recipe, start.teacher, part)
+                    if part == parts - 1:
+                        update(learner, step, recipe)
+        except torch.OutOfMemoryError as error:
+            if step > first_step:
+                raise
+            raise DoesNotFitError(str(error).splitlines()[0]) from error
         if on_step is not None:
             on_step(step + 1, recipe.iterations)
 
@@ -131,16 +227,20 @@ def model_inputs(
 ) -> tuple[Tensor, list[Any]]:
     """Normalise and pad a batch: inputs (B, 3, H, W) and MMDetection's samples with ground truth."""
     from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
 
     samples = []
-    for image, boxes, labels in zip(batch.images, batch.boxes, batch.labels, strict=True):
+    for index, (image, boxes, labels) in enumerate(zip(batch.images, batch.boxes, batch.labels, strict=True)):
         shape = tuple(image.shape[-2:])
         sample = DetDataSample(metainfo={"ori_shape": shape, "img_shape": shape, "scale_factor": (1.0, 1.0)})
         sample.gt_instances = InstanceData(bboxes=boxes.to(device), labels=labels.to(device))
+        if batch.masks:
+            sample.gt_instances.masks = BitmapMasks(batch.masks[index], *shape)
         sample.ignored_instances = InstanceData(bboxes=boxes.new_zeros((0, 4)).to(device), labels=labels.new_zeros((0,)).to(device))
         samples.append(sample)
-    data = preprocess({"inputs": [image.to(device) for image in batch.images], "data_samples": samples}, True)
+    images = [image.pin_memory() if device.type == "cuda" else image for image in batch.images]  # else the copy waits for the device
+    data = preprocess({"inputs": [image.to(device, non_blocking=True) for image in images], "data_samples": samples}, True)
     inputs = data["inputs"]
     if pad_to is not None:
         inputs = nn.functional.pad(inputs, (0, pad_to[1] - inputs.shape[-1], 0, pad_to[0] - inputs.shape[-2]))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,50 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from detkds_core.catalogue import Recipe
-from detkds_core.detectors.pair import Student
-from detkds_core.losses.policy import needs, policy_losses
+from detkds_core.detectors.pair import Teacher
+from detkds_core.losses.policy import policy_losses, schedule
 from detkds_core.losses.signals import Scene, Signals
-from detkds_core.policy import Policy
+from detkds_core.training import parallel
+from detkds_core.training.learner import DTYPES, Learner, average
 
-
-@dataclass
-class Learner:
-    """A student under a policy, on its way. failure: why it stopped learning, None while it does."""
-
-    student: Student
-    policy: Policy
-    optimizer: torch.optim.Optimizer
-    needs: frozenset[str] = field(default_factory=frozenset)
-    failure: dict[str, str] | None = None
-    losses: dict[str, float] = field(default_factory=dict)
-
-
-def make_learner(student: Student, policy: Policy, recipe: Recipe) -> Learner:
-    return Learner(student, policy, make_optimizer(student, recipe), needs(policy))
-
-
-def make_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum 0.9. Biases and norms do not decay under AdamW; MMDetection's SGD decays all."""
-    parameters = student.parameters()
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-    decayed = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.lr, foreach=True)
+ROI_NEEDS = frozenset({"rois", "roi_scores", "roi_boxes", "roi_masks"})  # what the teacher is asked after the student's forward
+WARM_UP_START = 0.001  # share of the learning rate that a warm-up starts from, MMDetection's
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The rate of a step, a function of the step alone, so that a resumed run needs no scheduler state.
 
-    one_cycle: from lr/25 up by a cosine over the first 30 %, then down to lr/10,000. steps: linear warm-up over 500 steps
-    (or a twentieth of a short run) from lr/1000, then tenfold down at 8/12 and 11/12.
+    one_cycle: from lr/25 up by a cosine over the first 30 %, then down to lr/10,000. steps: linear warm-up from lr/1000 over the recipe's
+    `warm_up` (500 steps, or a twentieth of a short run), then tenfold down at each milestone (8/12 and 11/12 of the run).
     """
     total = recipe.iterations
     if recipe.schedule == "steps":
-        warm_up = min(500, max(1, total // 20))
-        rise = 0.001 + (1 - 0.001) * min(1.0, step / warm_up)
-        return recipe.lr * rise * 0.1 ** ((step >= total * 8 / 12) + (step >= total * 11 / 12))
+        warm_up = recipe.warm_up if recipe.warm_up is not None else min(500, max(1, total // 20))
+        rise = WARM_UP_START + (1 - WARM_UP_START) * min(1.0, step / warm_up) if warm_up else 1.0
+        milestones = recipe.milestones if recipe.milestones is not None else (total * 8 / 12, total * 11 / 12)
+        return recipe.lr * rise * 0.1 ** sum(step >= milestone for milestone in milestones)
     peak = max(1.0, 0.3 * total)
     if step < peak:
         return _cosine(recipe.lr / 25, recipe.lr, step / peak)
@@ -71,28 +49,88 @@ def seed_step(seed: int, step: int) -> None:
     np.random.seed(key)
 
 
-def learn(learner: Learner, inputs: Tensor, samples: list[Any], teacher: Signals, scene: Scene, recipe: Recipe) -> None:
-    """One step: the detector's loss and the policy's from one forward, backward, clipped update.
+def in_precision(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Forwards in the recipe's precision."""
+    return torch.autocast(device.type, DTYPES[recipe.precision], enabled=recipe.precision != "fp32")
 
-    A loss or a gradient that is not finite ends the learner with a failure and changes no weight.
+
+def study(
+    learner: Learner, inputs: Tensor, samples: list[Any], said: Signals, scene: Scene, recipe: Recipe, teacher: Teacher | None, part: int
+) -> None:
+    """Forward and backward of one part of a step: the detector's loss and the policy's from one forward, their gradient added up.
+
+    said: the teacher's signals on these inputs. part: which of the step's `accumulate` forwards this is.
     """
-    for group in learner.optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, scene.step)
     seed_step(scene.seed, scene.step)
-    task, signals = learner.student.losses(inputs, samples, learner.needs)
-    distill = policy_losses(learner.policy, signals, teacher, scene) if learner.policy.terms else {}
-    total = total_loss(task) + sum(distill.values(), torch.zeros((), device=inputs.device))
-    if not torch.isfinite(total):
-        learner.failure = {"kind": "not_finite", "detail": f"the loss is {total.item()} at iteration {scene.step}: {_named(task, distill)}"}
-        return
+    with in_precision(recipe, inputs.device):
+        task, signals = learner.student.losses(inputs, samples, learner.needs)
+        if signals.rois is not None and teacher is not None and learner.needs & ROI_NEEDS:
+            said = replace(said, rois=teacher.regard(signals.rois, learner.needs))
+        distill = policy_losses(learner.policy, signals, said, scene, learner.scales) if learner.policy.terms else {}
+        for distiller in learner.distillers:
+            distill |= distiller(signals, said, scene)
+    own = total_loss(task)
+    distill = balanced(learner, own, distill, scene)
+    total = own + sum(distill.values(), torch.zeros((), device=inputs.device))
+    learner.scaler.scale(total / recipe.accumulate).backward()
+    finite, losses = torch.isfinite(total), {"task": own, **distill}
+    if part == 0:
+        learner.finite, learner.losses = finite, {name: value.detach() / recipe.accumulate for name, value in losses.items()}
+    else:
+        learner.finite = learner.finite & finite
+        learner.losses = {name: learner.losses[name] + value.detach() / recipe.accumulate for name, value in losses.items()}
+
+
+def balanced(learner: Learner, task: Tensor, distill: Mapping[str, Tensor], scene: Scene) -> dict[str, Tensor]:
+    """The losses with each `auto` term scaled; a term without a scale yet gets it here, once its loss is positive and finite.
+
+    The scale makes weight * scale * raw equal weight * task at that step, before the term's own schedule; over all devices' means.
+    A term that waits for its scale counts nothing.
+    """
+    auto = {f"distill/{i}_{term.knowledge}": term for i, term in enumerate(learner.policy.terms) if term.auto}
+    waiting = [name for name in auto if name not in learner.scales]
+    if not waiting:
+        return dict(distill)
+    values = torch.stack([task.detach(), *(distill[name].detach() for name in waiting)])
+    own, *raws = parallel.mean_over_devices(values).tolist()
+    for name, value in zip(waiting, raws, strict=True):
+        weight = auto[name].weight * schedule(auto[name], scene.step, scene.total_steps)
+        if weight > 0 and 0 < value < math.inf and 0 < own < math.inf:
+            learner.scales[name] = own / (value / weight)
+    return {name: value * learner.scales.get(name, 0.0) if name in waiting else value for name, value in distill.items()}
+
+
+def update(learner: Learner, step: int, recipe: Recipe) -> None:
+    """Let the gathered gradient move the weights, clipped.
+
+    A loss or a gradient that is not finite ends the learner with a failure and changes no weight. Under fp16 a gradient that overflowed
+    only skips the step and halves the loss's scale; it is a failure when nothing is scaled any more.
+    """
+    parameters = learner.parameters()
+    parallel.average_gradients(parameters)
+    learner.scaler.unscale_(learner.optimizer)
+    if recipe.clip is not None:
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    assert learner.finite is not None
+    # the only wait for the device in a step
+    finite = parallel.mean_over_devices(torch.stack([learner.finite, torch.isfinite(norm)]).float())
+    finite_loss, finite_gradient = (finite == 1).tolist()
+    if not finite_loss:
+        named = learner.read_losses()
+        total = sum(value for name, value in named.items() if name != "ratio")
+        learner.failure = {"kind": "not_finite", "detail": f"the loss is {total} at iteration {step}: {named}"}
+    elif finite_gradient:
+        for group in learner.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step) * group["lr_factor"]
+        learner.optimizer.step()
+        if learner.averaged is not None:
+            average(learner, recipe.ema, step)
+    elif not learner.scaler.is_enabled() or learner.scaler.get_scale() < 1:
+        learner.failure = {"kind": "not_finite", "detail": f"the gradient's norm is {norm.item()} at iteration {step}"}
+    learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    norm = nn.utils.clip_grad_norm_(learner.student.parameters(), recipe.clip)
-    if not torch.isfinite(norm):
-        learner.failure = {"kind": "not_finite", "detail": f"the gradient's norm is {norm.item()} at iteration {scene.step}"}
-        return
-    learner.optimizer.step()
-    learner.losses = _named(task, distill)
 
 
 def total_loss(losses: Mapping[str, Any]) -> Tensor:
@@ -105,8 +143,3 @@ def total_loss(losses: Mapping[str, Any]) -> Tensor:
         ),
         start=0.0,
     )
-
-
-def _named(task: Mapping[str, Any], distill: Mapping[str, Tensor]) -> dict[str, float]:
-    named = {"task": float(total_loss(task).detach())}
-    return named | {name: float(value.detach()) for name, value in distill.items()}

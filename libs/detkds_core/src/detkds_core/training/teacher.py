@@ -19,9 +19,8 @@ from detkds_core.detectors.build import build_detector, load_weights, save_weigh
 from detkds_core.detectors.pair import Levels, Student
 from detkds_core.evaluation.predict import measure
 from detkds_core.policy import Policy
-from detkds_core.training.batches import Batches
-from detkds_core.training.group import Start, default_device, train
-from detkds_core.training.steps import make_learner
+from detkds_core.training.group import Start, batches_for, default_device, train
+from detkds_core.training.learner import final_weights, make_learner
 
 Progress = Callable[[int, int, str], None]
 
@@ -31,13 +30,18 @@ def train_teacher(name: str, dataset: Dataset, recipe: Recipe, seed: int, path: 
 
     The file's metadata carries classes, recipe, seed, dataset digest and AP. Returns its figures on the selection and the report images.
     """
+    recipe, _ = recipe.resolved(dataset.train.count)
     torch.manual_seed(seed)
     entry, device = detector(name), default_device()
     model = build_detector(name, dataset.classes).to(device).train()
     learner = make_learner(Student(model, range(len(entry.strides))), Policy(()), recipe)
     start = Start(None, entry, entry, {}, dataset.classes, Levels((), ()), device)
-    batches = Batches(dataset.to_json()["train"], recipe, seed)
-    train([learner], start, batches, on_step=lambda done, total: report(done, total, f"loss {learner.losses.get('task', 0.0):.3f}"))
+
+    def after_step(done: int, total: int) -> None:
+        if done % 10 == 0 or done == total:
+            report(done, total, f"loss {learner.read_losses()['task']:.3f}")
+
+    train([learner], start, batches_for(learner, dataset.to_json()["train"], recipe, seed), on_step=after_step)
     if learner.failure is not None:
         raise RuntimeError(f"the teacher's training failed: {learner.failure['detail']}")
     facts: dict[str, str] = {
@@ -49,19 +53,22 @@ def train_teacher(name: str, dataset: Dataset, recipe: Recipe, seed: int, path: 
         "dataset_digest": dataset.digest,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(model, path, facts, torch.float16)
-    figures = measure_file(name, dataset, path, recipe.image_size)
-    save_weights(model, path, {**facts, "ap": json.dumps(figures)}, torch.float16)
+    with final_weights(learner) as weighted:
+        save_weights(weighted, path, facts, torch.float16)
+        figures = measure_file(name, dataset, path, recipe)
+        save_weights(weighted, path, {**facts, "ap": json.dumps(figures)}, torch.float16)
     return figures
 
 
-def measure_file(name: str, dataset: Dataset, path: Path, image_size: int) -> dict[str, Any]:
+def measure_file(name: str, dataset: Dataset, path: Path, recipe: Recipe) -> dict[str, Any]:
     """AP of a checkpoint on the selection and the report images of a dataset."""
     model: nn.Module = build_detector(name, dataset.classes)
     load_weights(model, path)
     figures = {}
     for part, ids in (("selection", selection_ids(dataset)), ("report", report_ids(dataset))):
-        metrics, _ = measure(model.to(default_device()), dataset.to_json()["val"], list(ids), image_size=image_size)
+        metrics, _ = measure(
+            model.to(default_device()), dataset.to_json()["val"], list(ids), image_size=recipe.image_size, short_side=recipe.short_side
+        )
         figures[part] = {"ap": metrics.ap, "ap50": metrics.ap50, "ap75": metrics.ap75, "images": metrics.images}
     return figures
 

@@ -1,0 +1,152 @@
+"""What a teacher can hand to a student, and why not the rest: decided once, for the API, the search space, the trainer and the doctor."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import log2
+
+from detkds_core.catalogue.detectors import DetectorEntry
+from detkds_core.policy import PairFacts
+from detkds_core.policy.distillers import TOWERS
+from detkds_core.policy.vocabulary import KNOWLEDGE
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What a pair can exchange.
+
+    levels: places of the pyramid levels that face each other, (teacher, student), fine to coarse; strides: the student's there.
+    excluded: for each knowledge left out the reason. regions: where the pair can look for each knowledge; lacking: why it cannot look
+    elsewhere (`logits.proposals`), and why a signal is missing (`points`, `towers`, ...). resized: levels whose strides differ, so that
+    the teacher's maps take the student's size.
+    """
+
+    levels: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...]
+    knowledge: tuple[str, ...]
+    excluded: Mapping[str, str]
+    has_edges: bool = False
+    has_points: bool = False
+    regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lacking: Mapping[str, str] = field(default_factory=dict)
+    resized: bool = False
+
+
+def exchange(teacher: DetectorEntry, student: DetectorEntry, resize: bool = False) -> Exchange:
+    """What this pair can exchange. Levels are matched by stride; with `resize`, those left over by the nearest stride."""
+    levels = match_strides(teacher.strides, student.strides, resize)
+    if not levels:
+        reason = (
+            f"no pyramid level in common: teacher has strides {list(teacher.strides)}, student {list(student.strides)}; "
+            "with resize the nearest are matched"
+        )
+        return Exchange((), (), (), dict.fromkeys(KNOWLEDGE, reason))
+    resized = any(teacher.strides[t] != student.strides[s] for t, s in levels)
+    excluded = dict(_excluded(teacher, student, resized))
+    knowledge = tuple(kind for kind in KNOWLEDGE if kind not in excluded)
+    cells = "localization" not in excluded
+    has_edges = cells and teacher.reg_max is not None and teacher.reg_max == student.reg_max
+    has_points = cells and teacher.family == student.family == "reppoints"
+    lacking = dict(_lacking(teacher, student, resized))
+    regions = {kind: tuple(_regions(kind, lacking)) for kind in knowledge}
+    return Exchange(
+        levels=levels,
+        strides=tuple(student.strides[s] for _, s in levels),
+        knowledge=knowledge,
+        excluded=excluded,
+        has_edges=has_edges,
+        has_points=has_points,
+        regions=regions,
+        lacking=lacking,
+        resized=resized,
+    )
+
+
+def match_strides(teacher: tuple[int, ...], student: tuple[int, ...], resize: bool) -> tuple[tuple[int, int], ...]:
+    """Places of the levels that face each other, (teacher, student): equal strides first, then the nearest of those left if asked."""
+    pairs = [(teacher.index(stride), place) for place, stride in enumerate(student) if stride in teacher]
+    if resize:
+        free = [place for place in range(len(teacher)) if place not in {t for t, _ in pairs}]
+        for place in range(len(student)):
+            if free and place not in {s for _, s in pairs}:
+                nearest = min(free, key=lambda t: abs(log2(teacher[t] / student[place])))
+                free.remove(nearest)
+                pairs.append((nearest, place))
+    return tuple(sorted(pairs, key=lambda pair: pair[1]))
+
+
+def _excluded(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> Iterator[tuple[str, str]]:
+    """(knowledge, why) for what needs equal predictions at equal cells."""
+    for kind in ("logits", "localization"):
+        if reason := _cells_differ(teacher, student, resized):
+            yield kind, reason
+        elif kind == "logits" and teacher.scores != student.scores:
+            yield kind, f"the teacher's dense head scores {teacher.scores}, the student's {student.scores}"
+
+
+def _cells_differ(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> str | None:
+    for role, entry in (("teacher", teacher), ("student", student)):
+        if entry.scores == "queries":
+            return f"the {role} predicts from queries, which belong to no cell"
+    if teacher.anchors != student.anchors:
+        return f"the teacher has {teacher.anchors} predictions a cell, the student {student.anchors}"
+    if resized:
+        return "levels of different strides have different cells"
+    return None
+
+
+def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> Iterator[tuple[str, str]]:
+    """(region or signal, why) for what this pair cannot look at."""
+    no_cells = _cells_differ(teacher, student, resized)
+    if no_cells:
+        yield "global.teacher_score", no_cells
+    if student.stages < 2:
+        yield "instance.proposals", "the student is a one-stage detector and makes no proposals"
+    both_propose = _both("has no RoI head", teacher, student, lambda entry: entry.stages == 2)
+    both_mask = _both("predicts no masks", teacher, student, lambda entry: entry.masks)
+    if both_propose:
+        yield "logits.proposals", both_propose
+        yield "localization.proposals", both_propose
+    if both_mask:
+        yield "logits.masks", both_mask
+    if student.scores == "queries":
+        yield "assigned", "the student assigns objects to queries, not to cells"
+    towers = no_cells or _both("has no branches that another head can finish", teacher, student, lambda entry: entry.family in TOWERS)
+    if towers:
+        yield "towers", towers
+    if not teacher.family == student.family == "reppoints":
+        yield "points", "both detectors must predict point sets (RepPoints)"
+
+
+def _both(what: str, teacher: DetectorEntry, student: DetectorEntry, has: Callable[[DetectorEntry], bool]) -> str | None:
+    """Why not both have it, None when they have."""
+    missing = [role for role, entry in (("teacher", teacher), ("student", student)) if not has(entry)]
+    return f"the {' and the '.join(missing)} {what}" if missing else None
+
+
+ASKED: Mapping[str, tuple[str, ...]] = {
+    "global": ("teacher_score",),
+    "instance": ("proposals",),
+    "logits": ("teacher_score", "foreground", "assigned", "proposals", "masks"),
+    "localization": ("foreground", "assigned", "proposals"),
+}
+
+
+def _regions(kind: str, lacking: Mapping[str, str]) -> Iterator[str]:
+    """Where a pair can look for a knowledge that it can exchange."""
+    yield "all"
+    for region in ASKED.get(kind, ()):
+        if f"{kind}.{region}" not in lacking and region not in lacking:
+            yield region
+
+
+def pair_facts(offer: Exchange, student: DetectorEntry, classes: int, images_per_batch: int) -> PairFacts:
+    """What the rules of the policy language need to know of a pair on a dataset. images_per_batch: on one device."""
+    return PairFacts(
+        images_per_batch=images_per_batch,
+        has_edges=offer.has_edges,
+        score_channels=student.anchors * (classes if student.scores == "classes" else 1),
+        has_points=offer.has_points,
+        roi_channels=classes + 1,
+        regions=offer.regions,
+        lacking=offer.lacking,
+    )
