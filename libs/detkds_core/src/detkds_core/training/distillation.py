@@ -64,7 +64,7 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
         if state["recipe"]["batch"] < recipe.batch:  # it was cut to fit
             recipe = Recipe.from_json(state["recipe"])
     while True:
-        run = _begin(start, policy, recipe, spec["seed"], state)
+        run = _begin(start, policy, recipe, spec["seed"], state, report)
         try:
             _train(run, start, dataset, recipe, spec, folder, report, {"teacher": teacher, "warnings": warnings}, began)
             break
@@ -82,8 +82,11 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
     return _finish(run, start, dataset, recipe, spec, folder, report, teacher, warnings, began)
 
 
-def _begin(start: Start, policy: Policy, recipe: Recipe, seed: int, state: Mapping[str, Any] | None) -> Run:
-    run = Run(new_learner(start, policy, recipe, seed))
+def _begin(start: Start, policy: Policy, recipe: Recipe, seed: int, state: Mapping[str, Any] | None, report: Report) -> Run:
+    def learning_tokens(done: int, total: int) -> None:
+        report(0, recipe.iterations + 2, f"the teacher learns MasKD's tokens: step {done} of {total}")
+
+    run = Run(new_learner(start, policy, recipe, seed, learning_tokens))
     if state is not None:
         restore(run.learner, state["learner"])
         run.step, run.curve, run.seconds = state["step"], list(state["curve"]), state["seconds"]

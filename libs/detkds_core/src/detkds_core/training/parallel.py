@@ -76,6 +76,12 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
         yield bucket
 
 
+def meet() -> None:
+    """Wait for all processes to be here."""
+    if devices() > 1:
+        dist.barrier()
+
+
 def mean_over_devices(values: Tensor) -> Tensor:
     if devices() > 1:
         dist.all_reduce(values)
