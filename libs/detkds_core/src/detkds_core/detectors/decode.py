@@ -20,7 +20,15 @@ def decode_boxes(head: nn.Module, outputs: Sequence[Any], sizes: Sequence[tuple[
 
 
 def decode_level(head: nn.Module, prediction: Tensor, prior: Tensor, level: int) -> Tensor:
-    """The boxes of one level: (B, H*W*A, 4). prior: what the head's prior generator gives for the level's cells."""
+    """The boxes of one level: (B, H*W*A, 4). prior: what the head's prior generator gives for the level's cells.
+
+    In float32 also under autocast: half precision cannot tell pixels.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        return _decode_level(head, prediction.float(), prior, level)
+
+
+def _decode_level(head: nn.Module, prediction: Tensor, prior: Tensor, level: int) -> Tensor:
     kind = type(head).__name__
     stride = stride_of(head, level)
     B = prediction.shape[0]
@@ -46,7 +54,7 @@ def decode_points(head: nn.Module, points: Sequence[Tensor], sizes: Sequence[tup
     sets = []
     for level, (offsets, prior) in enumerate(zip(points, priors, strict=True)):
         B, channels = offsets.shape[:2]
-        flat = offsets.permute(0, 2, 3, 1).reshape(B, -1, channels // 2, 2).flip(-1)  # (B, H*W, P, 2) xy
+        flat = offsets.float().permute(0, 2, 3, 1).reshape(B, -1, channels // 2, 2).flip(-1)  # (B, H*W, P, 2) xy
         sets.append(flat * stride_of(head, level) + prior[:, None, :2])
     return sets
 

@@ -74,7 +74,7 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
         inherit(student, teacher.cpu())
         teacher.to(device)
     weights = {key: value.clone() for key, value in student.state_dict().items()}
-    return Start(Teacher(teacher, levels.teacher), teacher_entry, student_entry, weights, classes, levels, device)
+    return Start(Teacher(teacher, levels.teacher, levels.strides), teacher_entry, student_entry, weights, classes, levels, device)
 
 
 def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int) -> Learner:

@@ -65,7 +65,7 @@ def study(
     with in_precision(recipe, inputs.device):
         task, signals = learner.student.losses(inputs, samples, learner.needs)
         if signals.rois is not None and teacher is not None and learner.needs & ROI_NEEDS:
-            said = replace(said, rois=teacher.regard(signals.rois.regions, learner.needs))
+            said = replace(said, rois=teacher.regard(signals.rois, learner.needs))
         distill = policy_losses(learner.policy, signals, said, scene) if learner.policy.terms else {}
         for distiller in learner.distillers:
             distill |= distiller(signals, said, scene)
