@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from detkds_core.losses.localization import box_certainty, box_giou, box_iou, box_l1, edge_divergence, weighted_mean
+from detkds_core.losses.localization import box_certainty, box_giou, box_iou, box_l1, edge_divergence
 
 
 def box(*corners: float) -> Tensor:
@@ -65,10 +65,3 @@ def test_a_teachers_box_without_area_is_no_candidate() -> None:
 def test_boxes_and_scores_that_fit_no_number_of_anchors() -> None:
     with pytest.raises(ValueError, match="5 boxes and 4 class scores on a map of 1 x 2 cells"):
         box_certainty(torch.zeros(1, 4, 1, 2), torch.zeros(1, 5, 4))
-
-
-def test_the_mean_is_over_all_levels_together() -> None:
-    distances = [torch.tensor([[1.0, 3.0]]), torch.tensor([[10.0]])]
-    weights = [torch.tensor([[0.5, 0.25]]), torch.tensor([[0.25]])]
-    assert weighted_mean(distances, weights).item() == pytest.approx(0.5 * 1 + 0.25 * 3 + 0.25 * 10)
-    assert weighted_mean(distances, [0 * w for w in weights]).item() == 0

@@ -1,44 +1,134 @@
-"""Policies with a name: as published, legal, and without torch."""
+"""Policies with a name: as published, legal, without torch, and refused on pairs that cannot run them."""
 
-from detkds_core.policy import Policy, SearchSpace, Term, canonical, canonical_json, check, formula, named_policies
+from dataclasses import dataclass, field
+
+import pytest
+
+from detkds_core.policy import Distiller, PairFacts, Policy, SearchSpace, Term, canonical, check, named_policies
+from detkds_core.policy.distillers import DISTILLERS, pair_faults
+from detkds_core.policy.named import RELEASED, cannot_run, name_of
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """As the catalogue's."""
+
+    excluded: dict[str, str] = field(default_factory=dict)
+    lacking: dict[str, str] = field(default_factory=dict)
+
+
+REGIONS = {"global": ("all", "teacher_score"), "logits": ("all", "teacher_score", "assigned"), "localization": ("all", "assigned")}
+GFL = PairFacts(images_per_batch=2, has_edges=True, score_channels=80, regions=REGIONS)
 
 
 def test_their_formulas() -> None:
-    formulas = {name: formula(one.policy) for name, one in named_policies().items()}
-    assert formulas == {
+    assert {name: one.formula for name, one in named_policies().items()} == {
         "none": "none",
         "fitnets": "l2(global)",
         "pkd": "5·l2(standardize(global))",
+        "pkd_two_stage": "3·l2(standardize(global))",
         "cwd": "5·kl(softmax_HW(global))",
         "cwd_logits": "5·kl(softmax_HW(logits))",
         "defeat": "3·l2[background=4](fgbg)",
-        "dist": "pear(logits)",
-        "ld": "0.25·kl_edges[T=10](localization)",
+        "dist": "pear(logits) + pear_HW(logits)",
+        "fgd": "fgd",
+        "fgd_two_stage": "fgd[alpha=5e-05, beta=2.5e-05, gamma=5e-05, lambda=5e-07]",
+        "mgd": "mgd",
+        "mgd_two_stage": "mgd[alpha=5e-07, mask_ratio=0.45]",
+        "maskd": "maskd",
+        "maskd_boxes": "maskd + l1(localization)",
+        "maskd_two_stage": "maskd[weight=1]",
+        "ld": "0.25·kl_edges[region=assigned, T=10](localization)",
+        "frs": "1.28·l2[region=teacher_score, warm_up=500](global) + 0.02·kl_sigmoid[region=teacher_score, warm_up=500](logits)",
+        "gid": "gid",
+        "crosskd": "crosskd",
+        "crosskd_gfl": "crosskd[boxes=4]",
+        "crosskd_pkd": "crosskd + 3·l2(standardize(global))",
         "detkds_retinanet": "6·l1(norm_N(scale_r2(catt(global)))) + 2·l1(norm_HW(local_s4(fgbg)))",
         "detkds_retinanet_x101": "50·l1(norm_C(catt(instance)))",
         "detkds_faster_rcnn": "2·l1(norm_N(scale_r2(catt(global)))) + 2·l2(norm_C(mask(fgbg)))"
         " + 0.1·pear(norm_C(mask(instance))) + 0.1·pear(softmax_C(logits))",
         "detkds_fcos": "5·l1(norm_N(scale_r2(catt(global)))) + 2·l1(norm_C(mask(fgbg)))",
         "detkds_gfl": "10·l1(norm_N(scale_r2(catt(global))))",
+        "detkds_reppoints": "10·l1(norm_N(scale_r2(catt(global))))",
+        "detkds_cascade_faster_rcnn": "mgd[alpha=5e-07, mask_ratio=0.45]",
+        "detkds_cascade_mask_rcnn": "mgd[alpha=5e-07, mask_ratio=0.45]",
     }
 
 
-def test_each_is_legal_canonical_different_and_says_where_it_is_from() -> None:
+def test_each_is_legal_and_canonical_and_says_where_it_is_from_and_what_it_is_for() -> None:
     named = named_policies()
     assert next(iter(named)) == "none"
     for name, one in named.items():
         assert one.name == name
         assert one.note.endswith(".")
+        assert one.expected_use.endswith(".")
         assert one.source or name == "none"
         assert not check(one.policy)
         assert canonical(one.policy) == one.policy
-    assert len({canonical_json(one.policy) for one in named.values()}) == len(named)
+
+
+def test_the_eight_released_say_their_pair_and_schedule() -> None:
+    released = [one for one in named_policies().values() if one.name.startswith("detkds_")]
+    assert len(released) == len(RELEASED) == 8
+    assert all(" -> " in one.pair and "24 epochs" in one.schedule for one in released)
+    assert len({one.pair for one in released}) == 8
+    assert not any(one.pair for one in named_policies().values() if one not in released)
 
 
 def test_pkd_is_half_of_its_published_weight() -> None:
     assert named_policies()["pkd"].policy == Policy((Term("global", ("none", "none", "standardize"), "l2", 5.0),))
 
 
+def test_a_policy_is_called_by_the_first_name_of_its_loss() -> None:
+    assert name_of(named_policies()["detkds_reppoints"].policy) == "detkds_gfl"
+    assert name_of(named_policies()["detkds_cascade_faster_rcnn"].policy) == "mgd_two_stage"
+    assert name_of(Policy((), (Distiller("mgd", (("alpha", 2e-5),)),))) == "mgd"  # a setting at its default
+    assert name_of(Policy(())) == "none"
+    assert name_of(Policy((Term("global", ("none", "none", "none"), "l1", 3.0),))) is None
+
+
 def test_a_search_on_any_gfl_pair_may_open_with_all_of_them() -> None:
-    space = SearchSpace(images_per_batch=8, has_edges=True)
+    space = SearchSpace(images_per_batch=8, has_edges=True, regions=REGIONS)
     assert not [reason for one in named_policies().values() for term in one.policy.terms for reason in space.contains(term)]
+
+
+def test_a_pair_with_everything_can_run_all_of_them() -> None:
+    assert not {name: why for name, one in named_policies().items() if (why := cannot_run(one.policy, Exchange(), GFL, ("gfl", "gfl")))}
+
+
+def test_a_pair_is_refused_with_a_reason() -> None:
+    named = named_policies()
+    anchors = "the teacher has 9 predictions a cell, the student 1"
+    offer = Exchange({"logits": anchors, "localization": anchors}, {"towers": "Faster R-CNN has no tower"})
+    facts = PairFacts(images_per_batch=1, has_edges=False, regions={"global": ("all", "teacher_score")})
+    refused = {name: cannot_run(one.policy, offer, facts, ("retinanet", "faster_rcnn")) for name, one in named.items()}
+    able = {"none", "fitnets", "pkd", "pkd_two_stage", "cwd", "defeat", "fgd", "fgd_two_stage", "mgd", "mgd_two_stage", "maskd"}
+    able |= {"maskd_two_stage", "detkds_retinanet_x101", "detkds_cascade_faster_rcnn", "detkds_cascade_mask_rcnn"}
+    assert {name for name, why in refused.items() if not why} == able
+    assert refused["gid"] == [
+        ("policy.distillers[0]", f"'gid' compares boxes: {anchors}"),
+        ("policy.distillers[0]", f"'gid' compares logits: {anchors}"),
+    ]
+    assert ("policy.distillers[0]", "'crosskd' compares towers: Faster R-CNN has no tower") in refused["crosskd"]
+    where = "'crosskd' is defined for retinanet, gfl, fcos, atss; the student is of family 'faster_rcnn'"
+    assert ("policy.distillers[0]", where) in refused["crosskd"]
+    assert refused["ld"] == [("policy.terms[0].knowledge", f"this pair cannot exchange 'localization': {anchors}")]
+    assert refused["detkds_gfl"][0][0] == "policy.terms[0].transforms[2]"  # over the images of a batch of one
+    assert cannot_run(named["ld"].policy, Exchange(), facts)[0][0].startswith("policy.terms[0].")
+
+
+@pytest.mark.parametrize("name", DISTILLERS)
+def test_facts_of_a_distiller(name: str) -> None:
+    entry = DISTILLERS[name]
+    assert entry.name == name
+    assert entry.needs <= {"features", "logits", "boxes", "edges", "points", "assigned", "towers", "rois"}
+    assert entry.source
+    assert entry.formula
+    assert entry.note.endswith(".")
+    for setting in entry.settings.values():
+        assert setting.low <= setting.default <= setting.high
+        assert setting.meaning
+        assert not setting.whole or setting.default.is_integer()
+    assert not pair_faults(name, Exchange())
+    assert not check(Policy((), (Distiller(name),)))

@@ -32,6 +32,12 @@ Student = Annotated[str | None, typer.Option(help="DETECTOR, or DETECTOR:CHECKPO
 RecipeFields = Annotated[
     list[str] | None, typer.Option("--recipe", help="FIELD=VALUE of the recipe, e.g. --recipe iterations=200; repeatable.")
 ]
+Inherit = Annotated[
+    bool | None, typer.Option("--inherit/--no-inherit", help="Start from the teacher's neck and head; default: as the pair says.")
+]
+Resize = Annotated[
+    bool, typer.Option("--resize", help="Match levels of different strides too; the teacher's maps take the student's sizes.")
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until the end, or return at once.")]
 Name = Annotated[str | None, typer.Option(help="A name to find it again by.")]
 
@@ -55,8 +61,11 @@ def search(
     candidates: Annotated[int, typer.Option(help="How many policies to measure.")] = 48,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     knowledge: Annotated[list[str] | None, typer.Option(help="Search only these kinds of knowledge; repeatable.")] = None,
+    space: Annotated[str, typer.Option(help="published: the names that DetKDS can reach; full: all that the language has.")] = "published",
     reference: Annotated[list[str] | None, typer.Option(help="Named policies measured beside; repeatable. Default: none, pkd.")] = None,
     recipe: RecipeFields = None,
+    inherit: Inherit = None,
+    resize: Resize = False,
     name: Name = None,
     wait: Wait = True,
     url: Url = None,
@@ -72,8 +81,11 @@ def search(
             candidates=candidates,
             seed=seed,
             knowledge=knowledge,
+            space=space,
             references=reference,
             recipe=fields(recipe),
+            inherit=inherit,
+            resize=resize or None,
             name=name,
         )
         if not wait:
@@ -91,6 +103,8 @@ def distill(
     student: Student = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     recipe: RecipeFields = None,
+    inherit: Inherit = None,
+    resize: Resize = False,
     name: Name = None,
     wait: Wait = True,
     url: Url = None,
@@ -106,6 +120,8 @@ def distill(
             student=choice(student),
             seed=seed,
             recipe=fields(recipe),
+            inherit=inherit,
+            resize=resize or None,
             name=name,
         )
         if not wait:
@@ -240,6 +256,25 @@ def policies(url: Url = None, as_json: Json = False) -> None:
     with connected(url) as client:
         found = client.policies()
     show.as_json(found) if as_json else show.policies(found)
+
+
+@app.command()
+def census(
+    images: Annotated[int, typer.Option(min=1, help="Images of a batch on one device.")] = 8,
+    knowledge: Annotated[list[str] | None, typer.Option(help="Count only these kinds of knowledge; repeatable.")] = None,
+    numerical: Annotated[
+        bool, typer.Option("--numerical", help="Also compute every formula on toy tensors (needs torch, minutes).")
+    ] = False,
+) -> None:
+    """How many formulas the search space has, how many are legal and different, and what refuses the others. Needs no service."""
+    from detkds_client.census import CensusError, numbers, report
+
+    try:
+        report(images, tuple(knowledge or ()))
+        if numerical:
+            numbers(tuple(knowledge or ()))
+    except CensusError as error:
+        raise Refusal(str(error)) from error
 
 
 @app.command()

@@ -103,7 +103,9 @@ class Client:
         confirmation: Mapping[str, Any] | None = None,
         parallelism: int | None = None,
         group: int | None = None,
+        space: str | None = None,
         inherit: bool | None = None,
+        resize: bool | None = None,
         idempotency_key: str | None = None,
     ) -> Search:
         """Start a search for the pair's policy. What is None is left to the service."""
@@ -121,7 +123,9 @@ class Client:
             confirmation=confirmation,
             parallelism=parallelism,
             group=group,
+            space=space,
             inherit=inherit,
+            resize=resize,
         )
         return cast(Search, self.post("/searches", body, idempotency_key))
 
@@ -159,6 +163,7 @@ class Client:
         seed: int = 0,
         name: str | None = None,
         inherit: bool | None = None,
+        resize: bool | None = None,
         idempotency_key: str | None = None,
     ) -> Distillation:
         """Train the student under a policy: its name, its formula, its JSON, or `{"search": id}` for a search's winner."""
@@ -172,6 +177,7 @@ class Client:
             seed=seed,
             name=name,
             inherit=inherit,
+            resize=resize,
         )
         return cast(Distillation, self.post("/distill", body, idempotency_key))
 

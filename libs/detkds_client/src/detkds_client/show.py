@@ -164,7 +164,15 @@ def datasets(found: Sequence[Dataset]) -> None:
 
 
 def policies(found: Sequence[NamedPolicy]) -> None:
-    listed([("name", ""), ("formula", ""), ("source", "")], [(one["name"], one["formula"], one["source"]) for one in found], "No policy.")
+    """A line each; a wide screen also shows the source, what it was designed for, and which pairs of the catalogue can run it."""
+    columns = [("name", ""), ("formula", ""), ("source", "wide"), ("expected use", "wide"), ("pairs", "wide")]
+    rows = [(one["name"], one["formula"], one["source"], one["expected_use"], pairs_text(one["pairs"])) for one in found]
+    listed(columns, rows, "No policy.")
+
+
+def pairs_text(names: Sequence[str]) -> str:
+    """Pairs as one string; many as their number."""
+    return ", ".join(names) if len(names) <= 4 else f"{len(names)} pairs"
 
 
 def candidates(found: Sequence[Candidate], top: int = 10) -> None:

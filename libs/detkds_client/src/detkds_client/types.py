@@ -128,3 +128,7 @@ class NamedPolicy(TypedDict):
     policy: dict[str, Any]
     source: str
     note: str
+    expected_use: str
+    pair: str
+    schedule: str
+    pairs: list[str]

@@ -38,6 +38,7 @@ VALUE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative
 # What counts as nothing: rounding of a sum leaves so much where the figure itself is smaller.
 NO_VALUE = 1e-7
 NO_ELEMENT = 0.1  # of an array's largest element
+NO_GRADIENT = 0.01  # of the figure over the norm of the student: what a loss that rises in proportion to the student has at least
 OUR_NAMES = {"no": "none", "one_minus_cos": "cos", "cosine": "cos"}
 RANDOM = ("mask", "drop")
 
@@ -299,7 +300,8 @@ def deviations(case: Mapping[str, Any], loss: Tensor, student: Tensor) -> dict[s
     if "grad_norm" in case:
         (gradient,) = torch.autograd.grad(loss, student, allow_unused=True)
         norm = 0.0 if gradient is None else gradient.norm().item()
-        found["grad_norm"] = deviation(norm, number(case, "grad_norm"), NO_VALUE * VALUE_TOLERANCE)
+        floor = NO_GRADIENT * abs(wanted) / max(student.detach().norm().item(), 1e-12)
+        found["grad_norm"] = deviation(norm, number(case, "grad_norm"), floor)
     return found
 
 
@@ -307,7 +309,7 @@ def deviation(found: float, wanted: float, floor: float) -> float:
     """Relative to the figure, which counts as at least `floor`. Infinite where one of them is not a number."""
     if not (math.isfinite(found) and math.isfinite(wanted)):
         return math.inf
-    return abs(found - wanted) / max(abs(wanted), floor)
+    return abs(found - wanted) / max(abs(wanted), floor, 1e-30)
 
 
 def elementwise_deviation(found: Tensor, wanted: Tensor) -> float:

@@ -41,7 +41,13 @@ class DistillRequest(Body):
     policy: str | dict[str, Any] = Field(description='a named policy, a formula, a policy, or {"search": id} for the winner of a search')
     recipe: RecipeChoice | None = None
     seed: Seed = 0
-    inherit: bool = Field(default=True, description="the student starts from the teacher's neck and head where shapes match")
+    inherit: bool | None = Field(
+        default=None,
+        description="the student starts from the teacher's neck and head where shapes match; default: as the pair says, else true",
+    )
+    resize: bool = Field(
+        default=False, description="levels of different strides are matched too; the teacher's maps take the student's sizes"
+    )
 
 
 class DistillationView(BaseModel):
@@ -102,11 +108,18 @@ def create_distillation(
             teacher=wanted.teacher,
             student=wanted.student,
             recipe=wanted.recipe,
+            resize=wanted.resize,
             schedule="full",
             base=Recipe.from_json(source.spec["recipe"]) if source is not None else None,
         )
         policy = read_policy(asked, "/policy", pairing)
-        spec = {**pairing.spec(), "policy": to_json(policy), "seed": wanted.seed, "inherit": wanted.inherit, "pair": wanted.pair}
+        spec = {
+            **pairing.spec(),
+            "policy": to_json(policy),
+            "seed": wanted.seed,
+            "inherit": pairing.inherits(wanted.inherit),
+            "pair": wanted.pair,
+        }
         name = wanted.name or f"{wanted.pair or pairing.dataset['name']}, {called(policy, wanted.policy)}"
         one = once(
             session,
@@ -186,7 +199,8 @@ def left_to(search: Search, wanted: DistillRequest) -> dict[str, Any]:
         "teacher": TeacherChoice(**search.spec["teacher"]),
         "student": StudentChoice(**search.spec["student"]),
     }
-    return {name: value for name, value in known.items() if getattr(wanted, name) is None}
+    left = {name: value for name, value in known.items() if getattr(wanted, name) is None}
+    return left | {"resize": wanted.resize or bool(search.spec.get("resize"))}
 
 
 def called(policy: Policy, asked: str | dict[str, Any]) -> str:

@@ -14,10 +14,10 @@ from detkds_api.datasets import find_dataset
 from detkds_api.fields import Body, Name, PathText
 from detkds_api.problems import FieldError, InvalidInput, invalid, pointer, pointer_of_path
 from detkds_api.settings import Settings
-from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Pair, Recipe, exchange
+from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Pair, Recipe, exchange, pair_facts
 from detkds_core.catalogue import detector as detector_entry
 from detkds_core.catalogue.pairs import CHECKPOINTS
-from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
+from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES
 from detkds_core.policy import PairFacts
 
 
@@ -44,14 +44,37 @@ class RecipeChoice(Body):
     """How to train and measure; what is left out comes from the pair, else from the defaults."""
 
     iterations: int | None = Field(default=None, ge=1, le=10_000_000, description="optimisation steps")
-    batch: int | None = Field(default=None, ge=1, le=4096, description="images a step")
+    epochs: float | None = Field(default=None, gt=0, le=100_000, description="passes over the training images, in place of iterations")
+    batch: int | None = Field(default=None, ge=1, le=4096, description="images of one forward, over all devices")
+    accumulate: int | None = Field(default=None, ge=1, le=1024, description="forwards of one optimisation step")
+    devices: int | None = Field(default=None, ge=1, le=64, description="processes, a device each, that share each batch")
+    precision: Name | None = Field(default=None, description=one_of(PRECISIONS))
     lr: float | None = Field(default=None, gt=0, le=10, description="peak learning rate")
+    auto_scale_lr: bool | None = Field(default=None, description="scale lr from base_batch images a step to those there are")
+    base_batch: int | None = Field(default=None, ge=1, le=65_536, description="images a step that lr was published for")
     optimizer: Name | None = Field(default=None, description=one_of(OPTIMIZERS))
+    momentum: float | None = Field(default=None, ge=0, lt=1, description="of sgd")
     weight_decay: float | None = Field(default=None, ge=0, le=1)
+    bias_lr_factor: float | None = Field(default=None, gt=0, le=100, description="of biases outside of norms")
+    bias_decay_factor: float | None = Field(default=None, ge=0, le=100, description="of the same, under sgd")
     schedule: Name | None = Field(default=None, description=one_of(SCHEDULES))
+    warm_up: int | None = Field(
+        default=None, ge=0, le=10_000_000, description="iterations, of steps; null: 500, or a twentieth of a short run"
+    )
+    milestones: list[int] | None = Field(
+        default=None, max_length=20, description="of steps, in epochs or iterations as the length; null: 8/12, 11/12"
+    )
+    clip: float | None = Field(default=None, gt=0, le=1e6, description="largest gradient norm; null: any")
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of averaged weights, which are measured and exported; null: none"
+    )
+    eval_every: int | None = Field(
+        default=None, ge=1, le=10_000_000, description="measure so often and keep the best; null: at the end alone"
+    )
     image_size: int | None = Field(default=None, ge=32, le=4096, description="pixels of the longer side")
+    short_side: int | None = Field(default=None, ge=32, le=4096, description="largest shorter side, pixels; null: any")
+    train_short_sides: list[int] | None = Field(default=None, max_length=20, description="multi-scale training: each image draws one")
     augment: Name | None = Field(default=None, description=one_of(AUGMENTATIONS))
-    clip: float | None = Field(default=None, gt=0, le=1e6, description="largest gradient norm")
     train_images: int | None = Field(default=None, ge=1, description="null: all")
     eval_images: int | None = Field(default=None, ge=1, description="null: all")
 
@@ -65,26 +88,29 @@ class Pairing(NamedTuple):
     recipe: Recipe
     exchange: Exchange
     pair: Pair | None
-
-    @property
-    def score_channels(self) -> int:
-        """Class scores a cell of the student's dense head."""
-        entry = DETECTORS[self.student["detector"]]
-        return entry.anchors * (len(self.dataset["classes"]) if entry.scores == "classes" else 1)
+    resize: bool = False
 
     @property
     def facts(self) -> PairFacts:
         """What decides which terms have a meaning on this pair."""
-        return PairFacts(
-            images_per_batch=self.recipe.batch,
-            has_edges=self.exchange.has_edges,
-            score_channels=self.score_channels,
-            roi_channels=len(self.dataset["classes"]) + 1,
-        )
+        images = max(1, self.recipe.batch // self.recipe.devices)
+        return pair_facts(self.exchange, DETECTORS[self.student["detector"]], len(self.dataset["classes"]), images)
+
+    @property
+    def families(self) -> tuple[str, str]:
+        """Of teacher and student."""
+        return DETECTORS[self.teacher["detector"]].family, DETECTORS[self.student["detector"]].family
+
+    def inherits(self, wanted: bool | None) -> bool:
+        """Whether the student starts from the teacher's neck and head: as asked, else as the pair says."""
+        if wanted is not None:
+            return wanted
+        return self.pair.inherit if self.pair else True
 
     def spec(self) -> dict[str, Any]:
         """The part of a job's specification that all kinds share (docs/architecture.md)."""
-        return {"dataset": self.dataset, "teacher": self.teacher, "student": self.student, "recipe": self.recipe.to_json()}
+        shared = {"dataset": self.dataset, "teacher": self.teacher, "student": self.student, "recipe": self.recipe.to_json()}
+        return {**shared, "resize": True} if self.resize else shared
 
 
 def resolve(
@@ -98,10 +124,12 @@ def resolve(
     recipe: RecipeChoice | None,
     schedule: str,
     base: Recipe | None = None,
+    resize: bool = False,
 ) -> Pairing:
     """Look everything up and check that it fits together.
 
     schedule: which of a pair's recipes the request's fields go over, "proxy" or "full"; base: what they go over without a pair.
+    resize: levels of different strides are matched too, and the teacher's maps take the student's sizes.
 
     Raises InvalidInput with every field that is wrong, and what would be right.
     """
@@ -131,11 +159,11 @@ def resolve(
     merged = merged_recipe(recipe, base, errors)
     if errors or data is None or teacher_json is None or student_json is None or merged is None:
         raise invalid(errors)
-    common = exchange(DETECTORS[teacher_json["detector"]], DETECTORS[student_json["detector"]])
+    common = exchange(DETECTORS[teacher_json["detector"]], DETECTORS[student_json["detector"]], resize)
     if not common.knowledge:
         reason = next(iter(common.excluded.values()))
         raise invalid([FieldError("/student/detector", f"this teacher and this student can exchange nothing: {reason}")])
-    return Pairing(data, teacher_json, student_json, merged, common, chosen)
+    return Pairing(data, teacher_json, student_json, merged, common, chosen, resize)
 
 
 def named_pair(name: str | None, errors: list[FieldError]) -> Pair | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,34 +11,42 @@ from pydantic import BaseModel
 
 from detkds_api.pairing import Pairing
 from detkds_api.problems import FieldError, invalid, pointer_of_path
+from detkds_core.catalogue import DETECTORS, PAIRS, exchange, pair_facts
 from detkds_core.policy import (
     Policy,
     PolicyError,
-    Term,
     canonical,
-    formula,
     from_json,
     json_schema,
     named_policies,
-    pair_legality,
     parse_formula,
     to_json,
 )
 from detkds_core.policy.distillers import DISTILLERS
+from detkds_core.policy.named import NamedPolicy, cannot_run
 
 router = APIRouter(tags=["policies"])
 
+CLASSES = {"digits": 10, "trees": 1, "coco": 80}  # of the datasets that the catalogue's pairs name
 FORMULA_LIMIT = 4000  # characters; 20 terms with all their options are below 2,000
 
 
 class PolicyView(BaseModel):
-    """A policy that a request may call by its name."""
+    """A policy that a request may call by its name.
+
+    expected_use: what it was designed for; pair, schedule: what a released policy was released for; pairs: those of the catalogue that
+    can be trained with it, under their full recipe.
+    """
 
     name: str
     formula: str
     policy: dict[str, Any]
     source: str
     note: str
+    expected_use: str
+    pair: str
+    schedule: str
+    pairs: list[str]
 
 
 class Policies(BaseModel):
@@ -55,6 +64,10 @@ EXAMPLE = {
             "policy": {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 5.0}]},
             "source": "PKD (Cao et al., NeurIPS 2022)",
             "note": "Published weight 10 times its factor of 1/2.",
+            "expected_use": "One-stage detectors, also of different families and backbones.",
+            "pair": "",
+            "schedule": "",
+            "pairs": ["digits_gfl"],
         }
     ],
     "policy_schema": {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object"},
@@ -64,11 +77,31 @@ EXAMPLE = {
 @router.get("/policies", responses={200: {"content": {"application/json": {"example": EXAMPLE}}}})
 def list_policies() -> Policies:
     """No distillation, hand-designed distillers and published searches, each as formula and JSON."""
-    items = [
-        PolicyView(name=name, formula=formula(one.policy), policy=to_json(one.policy), source=one.source, note=one.note)
-        for name, one in named_policies().items()
-    ]
-    return Policies(items=items, policy_schema=json_schema())
+    return Policies(items=[policy_view(one) for one in named_policies().values()], policy_schema=json_schema())
+
+
+@cache
+def policy_view(one: NamedPolicy) -> PolicyView:
+    return PolicyView(
+        name=one.name,
+        formula=one.formula,
+        policy=to_json(one.policy),
+        source=one.source,
+        note=one.note,
+        expected_use=one.expected_use,
+        pair=one.pair,
+        schedule=one.schedule,
+        pairs=[name for name in PAIRS if runs_on(one.policy, name)],
+    )
+
+
+def runs_on(policy: Policy, pair_name: str) -> bool:
+    """Whether a pair of the catalogue can be trained with a policy under its full recipe."""
+    pair = PAIRS[pair_name]
+    teacher, student = DETECTORS[pair.teacher], DETECTORS[pair.student]
+    offer = exchange(teacher, student)
+    facts = pair_facts(offer, student, CLASSES[pair.dataset], max(1, pair.full.batch // pair.full.devices))
+    return not cannot_run(policy, offer, facts, (teacher.family, student.family))
 
 
 def read_policy(value: str | Mapping[str, Any], where: str, pairing: Pairing) -> Policy:
@@ -78,20 +111,13 @@ def read_policy(value: str | Mapping[str, Any], where: str, pairing: Pairing) ->
     """
     written = isinstance(value, Mapping)
     policy = policy_of_json(value, where) if isinstance(value, Mapping) else policy_of_text(value, where)
-    errors: list[FieldError] = []
-    for place, term in enumerate(policy.terms):
-        for field, message in pair_faults(term, pairing):
-            errors.append(FieldError(where + pointer_of_path(f"terms[{place}].{field}") if written else where, message))
+    errors = [
+        FieldError(where + pointer_of_path(path.removeprefix("policy")) if written else where, why)
+        for path, why in cannot_run(policy, pairing.exchange, pairing.facts, pairing.families)
+    ]
     if errors:
         raise invalid(errors)
     return canonical(policy)
-
-
-def pair_faults(term: Term, pairing: Pairing) -> list[tuple[str, str]]:
-    """(field, why) for what a legal term asks of a pair that cannot give it."""
-    if (why := pairing.exchange.excluded.get(term.knowledge)) is not None:
-        return [("knowledge", f"this pair cannot exchange {term.knowledge!r}: {why}")]
-    return [(reason.field, reason.message) for reason in pair_legality(term, pairing.facts)]
 
 
 def policy_of_text(text: str, where: str) -> Policy:

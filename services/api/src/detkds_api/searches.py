@@ -54,6 +54,9 @@ class SearchRequest(Body):
     knowledge: list[Knowledge] | None = Field(
         default=None, min_length=1, max_length=5, description="default: all that the pair can exchange"
     )
+    space: Literal["published", "full"] = Field(
+        default="published", description="`published`: the names that DetKDS can reach; `full`: everything that the policy language has"
+    )
     references: list[Name | dict[str, Any]] | None = Field(
         default=None,
         max_length=50,
@@ -63,7 +66,13 @@ class SearchRequest(Body):
     confirmation: Confirmation = Confirmation()
     group: int | None = Field(default=None, ge=1, le=64, description="candidates that are trained together")
     parallelism: int | None = Field(default=None, ge=1, le=1024, description="candidates that may be under way at once; default: one group")
-    inherit: bool = Field(default=True, description="the student starts from the teacher's neck and head where shapes match")
+    inherit: bool | None = Field(
+        default=None,
+        description="the student starts from the teacher's neck and head where shapes match; default: as the pair says, else true",
+    )
+    resize: bool = Field(
+        default=False, description="levels of different strides are matched too; the teacher's maps take the student's sizes"
+    )
 
 
 class Best(BaseModel):
@@ -158,6 +167,7 @@ def create_search(wanted: SearchRequest, service: Service, response: Response, i
             teacher=wanted.teacher,
             student=wanted.student,
             recipe=wanted.recipe,
+            resize=wanted.resize,
             schedule="proxy",
         )
         spec = specification(wanted, pairing)
@@ -223,7 +233,7 @@ def specification(wanted: SearchRequest, pairing: Pairing) -> dict[str, Any]:
     if parallelism < group:
         message = f"{parallelism} is less than a group of {group}, whose candidates are trained at once; at least {group}"
         raise invalid([FieldError("/parallelism", message)])
-    space = SearchSpace.of(pairing.facts, knowledge=knowledge)
+    space = SearchSpace.of(pairing.facts, knowledge=knowledge, breadth=wanted.space)
     try:
         evolution = Spec(
             knowledge=knowledge,
@@ -243,7 +253,7 @@ def specification(wanted: SearchRequest, pairing: Pairing) -> dict[str, Any]:
         **evolution.to_json(),
         "group": group,
         "confirmation": confirmation,
-        "inherit": wanted.inherit,
+        "inherit": pairing.inherits(wanted.inherit),
         "pair": wanted.pair,
     }
 

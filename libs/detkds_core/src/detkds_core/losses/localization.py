@@ -1,6 +1,6 @@
-"""Distances between a student's and a teacher's boxes, cell by cell, weighted by how sure the teacher is of an object there."""
+"""Distances between a student's and a teacher's boxes, at cells or of proposals, and how sure the teacher is of an object there."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,39 @@ def box_giou(student: Tensor, teacher: Tensor) -> Tensor:
     return 1 - iou + (hull - union).clamp_min(0) / hull
 
 
-BOX_DISTANCES: Mapping[str, BoxDistance] = {"l1": box_l1, "iou": box_iou, "giou": box_giou}
+def box_diou(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - IoU + the squared distance of the centres over the squared diagonal of the hull: (...), from 0 to 2 (Zheng et al. 2020)."""
+    hull = torch.maximum(student[..., 2:], teacher[..., 2:]) - torch.minimum(student[..., :2], teacher[..., :2])
+    apart = (student[..., :2] + student[..., 2:] - teacher[..., :2] - teacher[..., 2:]) / 2
+    return box_iou(student, teacher) + apart.square().sum(-1) / hull.square().sum(-1).clamp_min(1e-6)
+
+
+BOX_DISTANCES: Mapping[str, BoxDistance] = {"l1": box_l1, "iou": box_iou, "giou": box_giou, "diou": box_diou}
+
+
+def point_l1(student: Tensor, teacher: Tensor, least: float = 1.0) -> Tensor:
+    """Mean absolute difference of the points of each set, in widths and heights of the box around the teacher's: (...).
+
+    Points (..., P, 2) xy. The box counts as at least `least` pixels wide and high.
+    """
+    low, high = teacher.aminmax(dim=-2)
+    return ((student - teacher).abs() / (high - low).clamp_min(least)[..., None, :]).mean(dim=(-2, -1))
+
+
+def hulls(points: Tensor) -> Tensor:
+    """The boxes around point sets (..., P, 2): (..., 4) xyxy."""
+    return torch.cat(points.aminmax(dim=-2), dim=-1)
+
+
+def delta_l1(student: Tensor, teacher: Tensor, proposals: Tensor, least: float = 1.0) -> Tensor:
+    """Mean absolute difference of (dx / w, dy / h, log dw, log dh), relative to proposals of width w and height h: (...).
+
+    All boxes (..., 4) xyxy. A box and a proposal count as at least `least` pixels wide and high.
+    """
+    sizes = (proposals[..., 2:] - proposals[..., :2]).clamp_min(least)
+    apart = (student[..., :2] + student[..., 2:] - teacher[..., :2] - teacher[..., 2:]) / 2 / sizes
+    s, t = ((boxes[..., 2:] - boxes[..., :2]).clamp_min(least).log() for boxes in (student, teacher))
+    return torch.cat([apart, s - t], dim=-1).abs().mean(-1)
 
 
 def edge_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -53,7 +85,7 @@ def edge_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) 
     B, channels = student.shape[:2]
     if channels % 4:
         raise ValueError(f"edge distributions need 4*(R+1) channels, got {channels}")
-    student, teacher = (x.view(B, 4, channels // 4, -1) / temperature for x in (student, teacher))  # (B, 4, R+1, H*W)
+    student, teacher = (x.reshape(B, 4, channels // 4, -1) / temperature for x in (student, teacher))  # (B, 4, R+1, H*W)
     divergence = F.kl_div(student.log_softmax(2), teacher.log_softmax(2), reduction="none", log_target=True)
     return divergence.sum(2).mean(1) * temperature**2
 
@@ -67,15 +99,20 @@ def box_certainty(logits: Tensor, boxes: Tensor) -> Tensor:
     anchors, rest = divmod(boxes.shape[1], H * W)
     if rest or not anchors or channels % anchors:
         raise ValueError(f"{boxes.shape[1]} boxes and {channels} class scores on a map of {H} x {W} cells fit no number of anchors")
-    scores = logits.view(B, anchors, channels // anchors, H, W).amax(2).sigmoid()  # (B, A, H, W)
-    return scores.permute(0, 2, 3, 1).flatten(1) * (_area(boxes) > 0)
+    scores = logits.reshape(B, anchors, channels // anchors, H, W).amax(2).sigmoid()  # (B, A, H, W)
+    return scores.permute(0, 2, 3, 1).flatten(1) * has_area(boxes)
 
 
-def weighted_mean(distances: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Sum of weight * distance over sum of weight. 0 without candidates.
+def likeliest_boxes(scores: Tensor, *boxes: Tensor) -> tuple[Tensor, ...]:
+    """How sure a detector is of each proposal's likeliest foreground class, (R,), and from each of `boxes` the box of that class, (R, 4).
 
-    Over all levels together, so that a level on which the teacher sees nothing has no say.
+    scores: (R, K+1) raw, background last; boxes: (R, K, 4) for each class, or (R, 1, 4) for all.
     """
-    total = sum((w.sum() for w in weights), start=weights[0].new_zeros(()))
-    loss = sum(((w * d).sum() for w, d in zip(weights, distances, strict=True)), start=total.new_zeros(()))
-    return loss / total.clamp_min(torch.finfo(total.dtype).tiny)
+    certainty, best = scores.softmax(1)[:, :-1].max(1)
+    rows = torch.arange(len(best), device=best.device)
+    return certainty, *(x[rows, best if x.shape[1] > 1 else 0] for x in boxes)
+
+
+def has_area(boxes: Tensor) -> Tensor:
+    """Which boxes (..., 4) have an area. One without is no candidate."""
+    return _area(boxes) > 0

@@ -1,21 +1,26 @@
-"""Where on a map a term looks: foreground and background masks (FGD), ground-truth regions (RoIAlign)."""
+"""Where on a map a term looks: foreground and background masks (FGD), ground-truth regions (RoIAlign), proposals.
+
+Nothing here waits for the device: how many boxes an image has is known from shapes, and whatever else depends on boxes stays a tensor.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 ROI_SIZE = 14  # cells a side of a ground-truth region, as in DetKDS
+PROPOSAL_SIZE = 7  # cells a side of a proposal, of which there are hundreds, as RoI heads read them
 CROP_ELEMENTS = 2**26  # of the largest tensor between map and regions, 256 MB: more boxes are cut in several goes
 
 
 def padded(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Boxes of B images (n_i, 4) as (B, n, 4) with n the most, zeros after the last, and which of them are boxes (B, n)."""
     together = pad_sequence([b.float() for b in boxes], batch_first=True)
-    counts = torch.tensor([len(b) for b in boxes], device=together.device)
-    return together, torch.arange(together.shape[1], device=together.device) < counts[:, None]
+    present = pad_sequence([b.new_ones(len(b), dtype=torch.bool) for b in boxes], batch_first=True)
+    return together, present
 
 
 def boxes_in_cells(boxes: Tensor, map_shape: tuple[int, int], batch_shape: tuple[int, int], pool: int = 1) -> Tensor:
@@ -27,9 +32,9 @@ def boxes_in_cells(boxes: Tensor, map_shape: tuple[int, int], batch_shape: tuple
     """
     (H, W), (height, width) = map_shape, batch_shape
     boxes = boxes.float()
-    image, cells = boxes.new_tensor([width, height, width, height]), boxes.new_tensor([W, H, W, H])
-    boxes = boxes / image * cells / pool
-    return torch.cat([boxes[..., :2].floor(), boxes[..., 2:].ceil()], dim=-1)
+    # Numbers of the device: a GPU would multiply by the inverse of a host's number, and round differently.
+    xs, ys = boxes[..., 0::2] / boxes.new_full((), width) * W / pool, boxes[..., 1::2] / boxes.new_full((), height) * H / pool
+    return torch.stack([xs[..., 0].floor(), ys[..., 0].floor(), xs[..., 1].ceil(), ys[..., 1].ceil()], dim=-1)
 
 
 def region_masks(boxes: Sequence[Tensor], map_shape: tuple[int, int], batch_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -57,7 +62,7 @@ class Regions(NamedTuple):
 
     down: Tensor  # (B, n, 14, H)
     across: Tensor  # (B, n, 14, W)
-    present: Tensor  # (B, n), false after an image's last box
+    counts: tuple[int, ...]  # boxes of each image, at most n
 
 
 def ground_truth_regions(boxes: Sequence[Tensor], map_shape: tuple[int, int], batch_shape: tuple[int, int], pool: int = 1) -> Regions:
@@ -69,17 +74,17 @@ def ground_truth_regions(boxes: Sequence[Tensor], map_shape: tuple[int, int], ba
     GPU; and the same to the bit in every run, which the backward of roi_align on a GPU is not.
     """
     H, W = (-(-side // pool) for side in map_shape)
-    together, present = padded(boxes)
+    together, _ = padded(boxes)
     x1, y1, x2, y2 = boxes_in_cells(together, map_shape, batch_shape, pool).unbind(-1)
-    return Regions(_samples(y1, y2, H), _samples(x1, x2, W), present)
+    return Regions(_samples(y1, y2, H), _samples(x1, x2, W), tuple(len(b) for b in boxes))
 
 
 def _samples(start: Tensor, end: Tensor, cells: int) -> Tensor:
     """How much each of `cells` counts in each of 14 bins between start and end, (..., 14, cells); start and end: (...) in cells."""
+    most = -(-(cells + 2) // ROI_SIZE)  # samples a bin of a box as long as the map; of a longer one they lie further apart
     length = (end - start).clamp_min(1)
     bin_length = length / ROI_SIZE
-    per_bin = bin_length.ceil()  # samples a bin
-    most = int(per_bin.max().item()) if per_bin.numel() else 1
+    per_bin = bin_length.ceil().clamp_max(most)
     bins, ticks = torch.arange(ROI_SIZE, device=start.device), torch.arange(most, device=start.device)
     start, bin_length, per_bin = (x[..., None, None] for x in (start, bin_length, per_bin))
     at = start + bins[:, None] * bin_length + (ticks + 0.5) * bin_length / per_bin  # (..., 14, samples)
@@ -97,4 +102,67 @@ def crop(feat: Tensor, regions: Regions) -> Tensor:
     for down, across in zip(torch.split(regions.down, go, 1), torch.split(regions.across, go, 1), strict=True):
         rows = torch.einsum("bnph,bchw->bncpw", down, feat)
         parts.append(torch.einsum("bncpw,bnqw->bncpq", rows, across))
-    return torch.cat(parts, dim=1)[regions.present]
+    together = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    if len(set(regions.counts)) == 1:
+        return together.flatten(0, 1)
+    return torch.cat([image[:count] for image, count in zip(together, regions.counts, strict=True)])
+
+
+class Samples(NamedTuple):
+    """Where proposals are read: each sample is a weighted sum of four cells of a pyramid whose cells are numbered one after another."""
+
+    cells: Tensor  # (R * 49, 4)
+    weights: Tensor  # (R * 49, 4)
+
+
+def proposal_samples(
+    proposals: Tensor, images: int, map_shapes: Sequence[tuple[int, int]], batch_shape: tuple[int, int], pool: int = 1
+) -> Samples:
+    """7 x 7 bilinear samples, the middles of as many parts, of each proposal (R, 5) on one level of a pyramid of several.
+
+    A proposal is read on the coarsest level on which its mean side is at least 14 cells, else on the finest, as a RoI head chooses it.
+    map_shapes: height and width of each level before it is pooled by `pool`. Pyramids are numbered by image, level, row and column.
+    """
+    shapes = [(-(-H // pool), -(-W // pool)) for H, W in map_shapes]
+    device = proposals.device
+    image, corners = proposals[:, 0].long(), proposals[:, 1:].float()
+    side = ((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])).clamp_min(0).sqrt()
+    strides = [(batch_shape[0] / H, batch_shape[1] / W) for H, W in map_shapes]  # pixels a cell
+    level = torch.zeros_like(image)
+    for down, across in strides[1:]:
+        level = level + (side >= 2 * PROPOSAL_SIZE * (down * across) ** 0.5)
+
+    def of_level(values: Sequence[float]) -> Tensor:
+        """The value of the level of each proposal, (R, 1)."""
+        chosen = torch.zeros_like(side)
+        for number, value in enumerate(values):
+            chosen = torch.where(level == number, value, chosen)
+        return chosen[:, None]
+
+    steps = (torch.arange(PROPOSAL_SIZE, device=device) + 0.5) / PROPOSAL_SIZE
+    x1, y1, x2, y2 = corners[:, :, None].unbind(1)  # (R, 1) each
+    xs, ys = x1 + steps * (x2 - x1), y1 + steps * (y2 - y1)  # (R, 7) in pixels
+    heights, widths = of_level([H for H, _ in shapes]), of_level([W for _, W in shapes])
+    ys = (ys / of_level([down * pool for down, _ in strides]) - 0.5).clamp_min(0).minimum(heights - 1)  # (R, 7) in cells
+    xs = (xs / of_level([across * pool for _, across in strides]) - 0.5).clamp_min(0).minimum(widths - 1)
+    top, left = ys.floor(), xs.floor()
+    bottom, right = (top + 1).minimum(heights - 1), (left + 1).minimum(widths - 1)
+    rows = torch.stack([top, bottom], -1)[:, :, None, :, None]  # (R, 7, 1, 2, 1)
+    columns = torch.stack([left, right], -1)[:, None, :, None, :]  # (R, 1, 7, 1, 2)
+    low, high = ys - top, xs - left
+    weights = torch.stack([1 - low, low], -1)[:, :, None, :, None] * torch.stack([1 - high, high], -1)[:, None, :, None, :]
+    sizes = [H * W for H, W in shapes]
+    # Whole numbers stay exact in float32 only up to 2^24 cells, so they are added up as integers.
+    first = image * sum(sizes)
+    for number in range(len(sizes)):
+        first = first + (level == number) * sum(sizes[:number])
+    cells = first[:, None, None, None, None] + rows.long() * widths.long()[:, :, None, None, None] + columns.long()
+    return Samples(cells.flatten(3).reshape(-1, 4), weights.flatten(3).reshape(-1, 4))
+
+
+def cut_proposals(pyramid: Sequence[Tensor], samples: Samples) -> Tensor:
+    """The proposals of a pyramid of maps (B, C, H, W): (R, C, 7, 7)."""
+    C = pyramid[0].shape[1]
+    cells = torch.cat([level.flatten(2).mT for level in pyramid], dim=1).flatten(0, 1)  # (B * cells, C)
+    read = F.embedding_bag(samples.cells, cells, mode="sum", per_sample_weights=samples.weights)  # (R * 49, C)
+    return read.view(-1, PROPOSAL_SIZE, PROPOSAL_SIZE, C).permute(0, 3, 1, 2)

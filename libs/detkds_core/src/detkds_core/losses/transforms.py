@@ -1,6 +1,7 @@
 """The transforms of a feature term: attention, then scale, then normalisation (DetKDS `operations.py`, `_TRANS_FUNC1` to `_TRANS_FUNC3`).
 
-Every transform takes float32 maps of shape (N, C, H, W). Attentions and scales return maps; a normalisation may return (N, M) or (N, C, M).
+Every transform takes float32 maps of shape (N, C, H, W). Attentions and scales return maps; a normalisation may return (N, M), (N, C, M),
+(N, C, C) or (N, N).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,16 @@ from torch import Tensor
 
 ATTENTION_TEMPERATURE = 0.5  # DetKDS and FGD
 MASK_KEEP_SHARE = 0.35  # DetKDS keeps 35 % of the positions
+DROP_SHARE = 0.1  # and drops 10 % of the channels
 UNIT_EPS = 1e-12  # F.normalize's; below it a vector counts as zero
 MIN_MAX_EPS = 1e-9  # these three survive because losses are computed in float32
 BATCHNORM_EPS = 1e-5
 STANDARDIZE_EPS = 1e-6  # PKD adds it to the standard deviation
+LOG_EPS = 1e-9  # DetKDS adds it to the absolute value
+# Nearer to 0 the slope of `log` (1 / |f|) counts as none, and a root (slope 1 / 2 root f) is a straight line.
+LEAST_OF_LOG, LEAST_OF_ROOT = 1e-6, 1e-12
+# What goes into a power is held where the square of the result, summed over 2^31 elements, is still a float32: 2^96 each.
+MOST_OF_POW2, MOST_OF_POW4, MOST_OF_EXP = 2.0**24, 2.0**12, 32.0
 
 Attention = Callable[..., Tensor]  # (feat) or (feat, guide)
 Transform = Callable[[Tensor], Tensor]
@@ -31,25 +38,46 @@ def identity(feat: Tensor, guide: Tensor | None = None) -> Tensor:
 def spatial_weights(feat: Tensor, temperature: float = ATTENTION_TEMPERATURE) -> Tensor:
     """H*W * softmax over positions of mean_C |feat| / temperature: (N, 1, H, W), mean 1 (FGD; DetKDS `satt`)."""
     N, _, H, W = feat.shape
-    strength = feat.abs().mean(dim=1).flatten(1)  # (N, H*W)
-    return (H * W * (strength / temperature).softmax(dim=1)).view(N, 1, H, W)
+    return (H * W * (_spatial_strength(feat) / temperature).softmax(dim=1)).view(N, 1, H, W)
 
 
 def channel_weights(feat: Tensor, temperature: float = ATTENTION_TEMPERATURE) -> Tensor:
     """C * softmax over channels of mean_HW |feat| / temperature: (N, C, 1, 1), mean 1 (FGD; DetKDS `catt`)."""
-    C = feat.shape[1]
-    strength = feat.abs().mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
-    return C * (strength / temperature).softmax(dim=1)
+    return feat.shape[1] * (_channel_strength(feat) / temperature).softmax(dim=1)
+
+
+def spatial_roots(feat: Tensor) -> Tensor:
+    """The roots of `spatial_weights`: (N, 1, H, W)."""
+    N, _, H, W = feat.shape
+    return _root_softmax(_spatial_strength(feat)).view(N, 1, H, W)
+
+
+def channel_roots(feat: Tensor) -> Tensor:
+    """The roots of `channel_weights`: (N, C, 1, 1)."""
+    return _root_softmax(_channel_strength(feat))
 
 
 def spatial_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
     """Scale each position by the root of its attention, taken from guide (default: from feat itself)."""
-    return feat * spatial_weights(feat if guide is None else guide).sqrt()
+    return feat * spatial_roots(feat if guide is None else guide)
 
 
 def channel_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
     """Scale each channel by the root of its attention, taken from guide (default: from feat itself)."""
-    return feat * channel_weights(feat if guide is None else guide).sqrt()
+    return feat * channel_roots(feat if guide is None else guide)
+
+
+def _spatial_strength(feat: Tensor) -> Tensor:
+    return feat.abs().mean(dim=1).flatten(1)  # (N, H*W)
+
+
+def _channel_strength(feat: Tensor) -> Tensor:
+    return feat.abs().mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
+
+
+def _root_softmax(strength: Tensor) -> Tensor:
+    """The root of an attention of mean 1 over dim 1. By the logarithm: the root of a softmax that underflowed has no gradient but NaN."""
+    return strength.shape[1] ** 0.5 * ((strength / ATTENTION_TEMPERATURE).log_softmax(dim=1) / 2).exp()
 
 
 def batch_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
@@ -66,17 +94,36 @@ def random_mask(feat: Tensor, guide: Tensor | None = None) -> Tensor:
     return feat * guide
 
 
-def draw_mask(feat: Tensor, seeds: Sequence[int], keep_share: float = MASK_KEEP_SHARE) -> Tensor:
-    """Keep each position of each image with the chance keep_share: (N, 1, H, W) of 0 and 1, the same for the same seeds on every device.
+def dropped_channels(feat: Tensor, guide: Tensor | None = None) -> Tensor:
+    """Scale the channels by guide, (N, C, 1, 1) from `draw_channels`: 0 for those that are dropped."""
+    if guide is None:
+        raise ValueError("'drop' needs the channels that student and teacher share; draw_channels draws them")
+    return feat * guide
 
-    It is drawn on the CPU, where torch's generator gives the same numbers for every machine with a GPU or without.
-    """
+
+def draw_mask(feat: Tensor, seeds: Sequence[int], keep_share: float = MASK_KEEP_SHARE) -> Tensor:
+    """Keep each position of each image with the chance keep_share: (N, 1, H, W) of 0 and 1, the same for the same seeds on every device."""
     N, _, H, W = feat.shape
+    return _drawn((N, 1, H, W), seeds, keep_share, feat)
+
+
+def draw_channels(feat: Tensor, seeds: Sequence[int], share: float = DROP_SHARE) -> Tensor:
+    """Drop each channel of each image with the chance share: (N, C, 1, 1), 0 there and 1 / (1 - share) elsewhere, as dropout has it."""
+    N, C = feat.shape[:2]
+    return _drawn((N, C, 1, 1), seeds, 1 - share, feat) / (1 - share)
+
+
+def _drawn(shape: tuple[int, ...], seeds: Sequence[int], share: float, like: Tensor) -> Tensor:
+    """1 with the chance share, else 0. Drawn on the CPU, where torch's generator gives the same numbers for every machine."""
     # SeedSequence mixes, so that (seed, step) = (0, 1) and (1, 0) give unrelated masks; it wants non-negative words.
     seed = int(np.random.SeedSequence([word & 0xFFFFFFFFFFFFFFFF for word in seeds]).generate_state(1, np.uint64)[0])
-    generator = torch.Generator().manual_seed(seed >> 1)
-    keep = torch.rand(N, 1, H, W, generator=generator) < keep_share
-    return keep.to(feat.device, feat.dtype)
+    drawn = (torch.rand(shape, generator=torch.Generator().manual_seed(seed >> 1)) < share).to(like.dtype)
+    # Memory that is not pinned would be copied only when the GPU has caught up.
+    return drawn.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else drawn.to(like.device)
+
+
+Draw = Callable[[Tensor, Sequence[int]], Tensor]
+DRAWS: Mapping[str, Draw] = {"mask": draw_mask, "drop": draw_channels}  # the guides that are drawn at random
 
 
 ATTENTION: Mapping[str, Attention] = {
@@ -85,7 +132,11 @@ ATTENTION: Mapping[str, Attention] = {
     "natt": batch_attention,
     "catt": channel_attention,
     "mask": random_mask,
+    "drop": dropped_channels,
 }
+
+
+ROOTS: Mapping[str, Transform] = {"satt": spatial_roots, "catt": channel_roots}  # what a shared attention multiplies both sides by
 
 
 # --- scale -----------------------------------------------------------------------------------------------------------
@@ -171,6 +222,30 @@ def standardize(feat: Tensor) -> Tensor:
     return (feat - mean) / (std + STANDARDIZE_EPS)
 
 
+def channel_gram(feat: Tensor) -> Tensor:
+    """Products of the channels of (N, C, ...) over all positions, not divided by their number: (N, C, C) (DetKDS `bmm`)."""
+    channels = feat.flatten(2)
+    return channels @ channels.mT
+
+
+def batch_gram(feat: Tensor) -> Tensor:
+    """Products of the images of a batch over all channels and positions: (N, N) (DetKDS `mm`)."""
+    images = several_images(feat, "mm").flatten(1)
+    return images @ images.mT
+
+
+def root(feat: Tensor) -> Tensor:
+    """The square root; below 1e-12 a straight line to 0, so that its slope stays below 1e6. 0 for what is negative."""
+    return torch.where(feat > LEAST_OF_ROOT, feat.clamp_min(LEAST_OF_ROOT).sqrt(), feat.clamp(0, LEAST_OF_ROOT) / LEAST_OF_ROOT**0.5)
+
+
+def signed_log(feat: Tensor) -> Tensor:
+    """sign(f) * log(|f| + 1e-9), 0 at 0, where it jumps: no gradient nearer to 0 than 1e-6, else one value could outweigh a map."""
+    size = feat.abs()
+    size = torch.where(size > LEAST_OF_LOG, size, size.detach())
+    return feat.sign() * (size + LOG_EPS).log()
+
+
 NORMALISATION: Mapping[str, Transform] = {
     "none": identity,
     "batch": lambda feat: feat.flatten(1),
@@ -187,6 +262,20 @@ NORMALISATION: Mapping[str, Transform] = {
     "min_max_normalize": min_max,
     "batchnorm": batchnorm,
     "standardize": standardize,
+    "bmm": channel_gram,
+    "mm": batch_gram,
+    "pow2": lambda feat: feat.clamp(-MOST_OF_POW2, MOST_OF_POW2).square(),
+    "pow4": lambda feat: feat.clamp(-MOST_OF_POW4, MOST_OF_POW4).square().square(),
+    "sqrt": root,
+    "log": signed_log,
+    "abs": torch.abs,
+    "sigmoid": torch.sigmoid,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "mish": F.mish,
+    "exp": lambda feat: feat.clamp_max(MOST_OF_EXP).exp(),
 }
 
 SOFTMAX_DIMS: Mapping[str, tuple[int, ...]] = {"softmax_N": (0,), "softmax_C": (1,), "softmax_HW": (2, 3)}  # of a map (N, C, H, W)

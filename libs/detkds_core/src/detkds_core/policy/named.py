@@ -76,7 +76,8 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "DeFeat (Guo et al., CVPR 2021)",
         "Pairs of one family; designed on Faster R-CNN and RetinaNet.",
         "Published weights 3 and 12. Ours divides the features by a region's cells before the square and takes the mean over the map; the"
-        " original sums channels and takes half the mean over the region: for n cells of M, and C channels, n·M·C/2 times ours. It is a mean over levels.",
+        " original sums channels and takes half the mean over the region: for n cells of M, and C channels, n·M·C/2 times ours."
+        " It is a mean over levels.",
     ),
     (
         "dist",

@@ -12,9 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detkds_core import distillers
 from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, detector
+from detkds_core.datasets import default_cache
 from detkds_core.detectors.build import build_detector, inherit, load_weights, safe_channels_last
+from detkds_core.detectors.cross_head import head_tail
 from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
+from detkds_core.detectors.tap import dense_head
+from detkds_core.distillers import DistillerContext
 from detkds_core.evaluation.predict import draws_masks
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.policy import Policy
@@ -22,8 +27,10 @@ from detkds_core.training import parallel
 from detkds_core.training.batches import Batch, Batches, ahead
 from detkds_core.training.learner import Learner, make_learner
 from detkds_core.training.steps import in_precision, study, update
+from detkds_core.training.tokens import cached_tokens, learn_tokens
 
 Progress = Callable[[int, int], None]
+TOKEN_SEED = 0  # tokens are the teacher's: one set for all seeds of its students
 SHARES_APART = 1_000_003  # between the seeds of two forwards of one step, so that they draw different masks and samples
 
 
@@ -42,6 +49,8 @@ class Start:
     classes: tuple[str, ...]
     levels: Levels
     device: torch.device
+    train: Mapping[str, Any] | None = None  # the training images ({"annotations", "images"}), and the digest of their dataset
+    dataset_digest: str = ""
 
 
 def default_device() -> torch.device:
@@ -64,7 +73,7 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
     device = device or default_device()
     classes = tuple(spec["dataset"]["classes"])
     teacher_entry, student_entry = detector(spec["teacher"]["detector"]), detector(spec["student"]["detector"])
-    levels = match_levels(teacher_entry, student_entry)
+    levels = match_levels(teacher_entry, student_entry, bool(spec.get("resize")))
     teacher = load_teacher(teacher_entry.name, spec["teacher"]["checkpoint"], classes, device)
     torch.manual_seed(seed)
     student = build_detector(student_entry.name, classes)
@@ -74,12 +83,14 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
         inherit(student, teacher.cpu())
         teacher.to(device)
     weights = {key: value.clone() for key, value in student.state_dict().items()}
-    return Start(Teacher(teacher, levels.teacher, levels.strides), teacher_entry, student_entry, weights, classes, levels, device)
+    frozen = Teacher(teacher, levels.teacher, levels.strides)
+    dataset = spec["dataset"]
+    return Start(frozen, teacher_entry, student_entry, weights, classes, levels, device, dataset["train"], dataset.get("digest", ""))
 
 
 def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int) -> Learner:
     """A learner at the common start. Raises PairError when the pair cannot exchange what the policy asks for."""
-    check_policy(policy, start.teacher_entry, start.student_entry)
+    check_policy(policy, start.teacher_entry, start.student_entry, resize=bool(start.levels.strides))
     torch.manual_seed(seed)
     model = build_detector(start.student_entry.name, start.classes)
     model.load_state_dict(start.weights)
@@ -88,7 +99,54 @@ def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int) -> Lear
     model.to(start.device).train()
     if adapters is not None:
         adapters.to(start.device)
-    return make_learner(Student(model, start.levels.student, adapters), policy, recipe)
+    student = Student(model, start.levels.student, adapters)
+    return make_learner(student, policy, recipe, distillers.build(policy, distiller_context(start, policy, recipe, seed)))
+
+
+def distiller_context(start: Start, policy: Policy, recipe: Recipe, seed: int) -> DistillerContext:
+    """What a policy's distillers are built from. MasKD's tokens are learned here, on the teacher, unless they are kept from before."""
+    if not policy.distillers or start.teacher is None:
+        return DistillerContext((), ())
+    teacher, student = start.teacher_entry.channels, start.student_entry.channels
+    channels = (teacher,) * len(start.levels.teacher)  # of the student's features too, once adapted
+    return DistillerContext(
+        channels,
+        channels,
+        tower_channels=None if student == teacher else (student, teacher),
+        head_tail=head_tail(dense_head(start.teacher.model), start.levels.teacher),
+        tokens=receptive_tokens(start, policy, recipe),
+        seed=seed + 2,
+        device=start.device,
+    )
+
+
+def receptive_tokens(start: Start, policy: Policy, recipe: Recipe) -> Mapping[str, Tensor] | None:
+    """The tokens of the policy's MasKD, which belong to the teacher and the dataset, whatever student they serve; None without MasKD."""
+    wanted = distillers.token_settings(policy)
+    if wanted is None or wanted[1] == 0 or start.teacher is None or start.train is None:
+        return None
+    (count, steps), teacher = wanted, start.teacher
+    batches = Batches(dict(start.train), recipe, TOKEN_SEED, masks=draws_masks(teacher.model))
+
+    def inputs(step: int) -> tuple[Tensor, list[Any]]:
+        return model_inputs(teacher.model.data_preprocessor, batches[step], start.device)
+
+    seen = {name: getattr(recipe, name) for name in ("batch", "image_size", "short_side", "train_short_sides", "augment", "train_images")}
+    facts = {
+        "teacher": weights_digest(teacher.model),
+        "dataset": start.dataset_digest,
+        "levels": list(teacher.levels),
+        "tokens": count,
+        "steps": steps,
+        "seed": TOKEN_SEED,
+        "recipe": seen,
+    }
+    channels = [start.teacher_entry.channels] * len(teacher.levels)
+    return cached_tokens(
+        default_cache() / "tokens",
+        facts,
+        lambda: learn_tokens(teacher.model, teacher.levels, channels, inputs, tokens=count, steps=steps, seed=TOKEN_SEED),
+    )
 
 
 def batches_for(learner: Learner, split: Mapping[str, Any], recipe: Recipe, seed: int) -> Batches:

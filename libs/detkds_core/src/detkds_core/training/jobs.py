@@ -1,4 +1,4 @@
-"""What the jobs of a trainer share, and a search's own: measure candidates, confirm finalists; specifications as in docs/architecture.md."""
+"""What the jobs of a trainer share, and a search's own: measure candidates, confirm finalists. Specifications: docs/architecture.md."""
 
 import platform
 import time

@@ -1,0 +1,271 @@
+"""What each kind of knowledge compares, part by part: where it looks, after which steps, by which distance."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+
+import torch
+from torch import Tensor
+
+from detkds_core.losses.distances import DISTANCES, VALUES, divergences, kl_divergence, kl_sigmoid
+from detkds_core.losses.localization import (
+    BOX_DISTANCES,
+    box_certainty,
+    box_l1,
+    delta_l1,
+    edge_divergence,
+    has_area,
+    hulls,
+    likeliest_boxes,
+    point_l1,
+)
+from detkds_core.losses.looks import Looks, Path
+from detkds_core.losses.regions import Samples, cut_proposals, proposal_samples
+from detkds_core.losses.signals import Scene, Signals
+from detkds_core.losses.transforms import DRAWS, POOL, SOFTMAX_DIMS, several_images
+from detkds_core.policy import Term
+from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES
+
+RAW = ("kl", "kl_sigmoid")  # the distances that read scores as they are
+UNCHANGED = ("none", "scale_r1")  # a pool of one cell is none
+WEIGHTED = ("teacher_score", "foreground", "assigned")  # the regions of a weighted mean over cells
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a term. level: that it looks at; None for the proposals, or several levels at once. paths: what it will look at."""
+
+    term: int
+    level: int | None
+    paths: tuple[Path, ...]
+    compare: Callable[[Looks], Tensor]
+
+
+def parts_of(
+    index: int, term: Term, compared: Sequence[tuple[int | None, str]], student: Signals, teacher: Signals, scene: Scene
+) -> list[Part]:
+    """The parts whose sum is the loss of a term before its weight. compared: level and name of the tensors that it compares."""
+    images = len(scene.boxes)
+    if term.knowledge in ("fgbg", "instance") or term.region == "foreground":
+        batch = len(student.features[0] if term.knowledge in FEATURES else teacher.logits[0])
+        if images != batch:
+            raise ValueError(f"the scene has boxes for {images} images, the batch {batch}")
+    levels = [level for level, _ in compared if level is not None]
+    if term.knowledge == "localization":
+        _check_logits(term, levels, teacher)
+        return _of_boxes(index, term, compared, student, teacher, scene)
+    if term.region == "teacher_score":
+        _check_logits(term, levels, teacher)
+    if term.knowledge == "instance" and term.region == "proposals":
+        return [_of_proposals(index, term, levels, student, scene)]
+    paths = _paths_of(index, term, compared, student)
+    return [Part(index, level, each, partial(_of_maps, term, each, levels)) for level, each in paths]
+
+
+def _check_logits(term: Term, levels: Sequence[int], teacher: Signals) -> None:
+    if levels and term.region != "assigned" and len(teacher.logits) != len(levels):
+        raise ValueError(f"it needs the teacher's logits on {len(levels)} levels, got {len(teacher.logits)}")
+
+
+# --- features and logits ---------------------------------------------------------------------------------------------
+
+
+def _paths_of(
+    index: int, term: Term, compared: Sequence[tuple[int | None, str]], student: Signals
+) -> list[tuple[int | None, tuple[Path, ...]]]:
+    """What a term of features or logits looks at on each level: one path, or those of foreground and background."""
+    steps = _steps(index, term)
+    found: list[tuple[int | None, tuple[Path, ...]]] = []
+    for level, signal in compared:
+        if term.knowledge == "fgbg":
+            # Masks weigh both sides before the transforms, as in DetKDS.
+            regions = ("foreground", "background") if term.background else ("foreground",)
+            paths: tuple[Path, ...] = tuple((level, signal, region, *steps) for region in regions)
+        elif term.knowledge == "instance":
+            # Boxes are scaled to the map after its scale transform.
+            cut = ("crop", (tuple(student.features[level].shape[2:]), POOL.get(term.transforms[1], 1)))
+            paths = ((level, signal, *steps, cut),)
+        else:
+            paths = ((level, signal, *steps),)
+        found.append((level, paths))
+    return found
+
+
+def _steps(index: int, term: Term) -> Path:
+    """The steps of a term's transforms. `kl` takes the softmax itself, with the log on the student's side.
+
+    Class scores pass the sigmoid, as detectors read them, those of proposals the softmax over classes; not under `kl` and `kl_sigmoid`: a
+    softmax of the raw scores is the distribution that Hinton's KD and CWD on class maps compare, one of probabilities nearly uniform.
+    """
+    *first, norm = term.transforms
+    last = () if norm in UNCHANGED or term.distance == "kl" else (norm,)
+    if term.knowledge == "logits":
+        reading = () if term.distance in RAW else ("softmax_C",) if term.region == "proposals" else ("sigmoid",)
+        return (*reading, *last)
+    attention, scale = first
+    if term.shared_attention:
+        attend: Path = ((attention, "teacher"),)
+    elif attention in DRAWS:
+        attend = ((attention, index),)
+    else:
+        attend = () if attention in UNCHANGED else (attention,)
+    return (*attend, *(() if scale in UNCHANGED else (scale,)), *last)
+
+
+def _of_maps(term: Term, paths: Sequence[Path], levels: Sequence[int], looks: Looks) -> Tensor:
+    """The distance at the end of the path; for `fgbg` foreground plus `background` times background."""
+    if term.region not in WEIGHTED:
+        losses = [_distance(term, *looks.pair(path), images=len(looks.scene.boxes)) for path in paths]
+        return losses[0] if len(losses) == 1 else losses[0] + term.background * losses[1]
+    level = paths[0][0]
+    if term.region == "teacher_score":  # each level for itself, as FRS has it
+        weights = looks.once((level, "score"), lambda: looks.teacher.logits[level].float().amax(1).sigmoid())
+        total = looks.once((level, "score", "total"), lambda: _positive(weights.sum()))
+    else:  # all levels together, so that one without objects has no say
+        each = looks.once(("all", term.region), lambda: [_cells(term.region, looks, one) for one in levels])
+        weights, total = each[level], looks.once(("all", term.region, "total"), lambda: _total(each))
+    values = _values(term, *looks.pair(paths[0]))  # (B, H, W)
+    if weights.shape != values.shape:
+        raise ValueError(f"region {term.region!r} weighs {tuple(weights.shape)} cells, {term.knowledge} has {tuple(values.shape)}")
+    return (values * weights).sum() / total
+
+
+def _cells(region: str, looks: Looks, level: int) -> Tensor:
+    """1 for the cells of the region, (B, H, W)."""
+    B, _, H, W = looks.teacher.logits[level].shape
+    if region == "foreground":
+        return (looks.masks(level, (H, W))[0][:, 0] > 0).float()
+    return looks.student.assigned[level].view(B, H, W, -1).any(-1).float()
+
+
+def _total(weights: Sequence[Tensor]) -> Tensor:
+    return _positive(torch.stack([one.sum() for one in weights]).sum())
+
+
+def _positive(total: Tensor) -> Tensor:
+    """A sum of weights to divide by; without any, what it divides is 0."""
+    return total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def _distance(term: Term, student: Tensor, teacher: Tensor, images: int) -> Tensor:
+    """The mean distance of two tensors after all steps, or their sum over all but the images."""
+    norm = term.transforms[-1]
+    if term.distance == "kl":
+        loss = kl_divergence(_of_several(student, norm), teacher, SOFTMAX_DIMS[norm], term.temperature)
+    else:
+        loss = kl_sigmoid(student, teacher) if term.distance == "kl_sigmoid" else DISTANCES[term.distance](student, teacher)
+    return loss * (_count(term, student) / images) if term.reduction == "sum" else loss
+
+
+def _count(term: Term, student: Tensor) -> int:
+    """How many values the mean of a distance is over."""
+    if term.distance in ELEMENTWISE:
+        return student.numel()
+    if term.distance not in RAW:
+        raise ValueError(f"{term.distance!r} has no sum; reduction 'mean'")
+    dims = SOFTMAX_DIMS[term.transforms[-1]] if term.distance == "kl" else (1,)
+    return student.numel() // prod(student.shape[dim] for dim in dims)
+
+
+def _of_several(student: Tensor, norm: str) -> Tensor:
+    return several_images(student, norm) if norm == "softmax_N" else student
+
+
+def _values(term: Term, student: Tensor, teacher: Tensor) -> Tensor:
+    """The distance at each position: (B, H, W)."""
+    if term.distance == "kl" and term.transforms[-1] == "softmax_C":
+        return divergences(student, teacher, (1,), term.temperature)
+    if term.distance not in VALUES or student.dim() != 4:
+        formula = f"{term.distance} after {term.transforms[-1]}"
+        raise ValueError(f"region {term.region!r} weighs positions, and {formula} has no value at each")
+    return VALUES[term.distance](student, teacher)
+
+
+# --- proposals -------------------------------------------------------------------------------------------------------
+
+
+def _of_proposals(index: int, term: Term, levels: Sequence[int], student: Signals, scene: Scene) -> Part:
+    """The transformed maps inside each proposal, cut from the level that suits its size; mean over proposals."""
+    steps, pool = _steps(index, term), POOL.get(term.transforms[1], 1)
+    paths = tuple((level, "features", *steps) for level in levels)
+    shapes = [tuple(student.features[level].shape[2:]) for level in levels]
+
+    def compare(looks: Looks) -> Tensor:
+        def samples() -> Samples:
+            return proposal_samples(student.rois.regions, len(student.features[0]), shapes, scene.batch_shape, pool)
+
+        read = looks.once((None, "proposals", pool), samples)
+        pairs = [looks.pair(path) for path in paths]
+        with torch.no_grad():
+            theirs = cut_proposals([there for _, there in pairs], read)
+        return _distance(term, cut_proposals([here for here, _ in pairs], read), theirs, images=len(scene.boxes))
+
+    return Part(index, None, paths, compare)
+
+
+# --- localization ----------------------------------------------------------------------------------------------------
+
+
+def _of_boxes(
+    index: int, term: Term, compared: Sequence[tuple[int | None, str]], student: Signals, teacher: Signals, scene: Scene
+) -> list[Part]:
+    """Distance of the boxes of each cell and anchor, or proposal, mean weighted by how much each counts, over all levels together.
+
+    A box counts by the teacher's best class score; under `foreground` at cells inside ground-truth boxes alone, under `assigned` as 1 at
+    the cells of the student's own loss. A proposal's box is that of the teacher's likeliest class, and counts by its probability.
+    """
+    if term.region == "proposals":
+        if student.rois.regions.shape[0] != len(student.rois.boxes) or teacher.rois.scores is None:
+            raise ValueError("it needs a box of each proposal, and the teacher's scores of them")
+        return [Part(index, None, (), partial(_proposed_boxes, term))]
+    signal = compared[0][1]
+    levels = [level for level, _ in compared]
+
+    def compare(level: int, looks: Looks) -> Tensor:
+        each = looks.once(("all", signal, term.region), lambda: [_weights(term.region, signal, looks, one) for one in levels])
+        total = looks.once(("all", signal, term.region, "total"), lambda: _total(each))
+        here, there = looks.pair((level, signal))
+        # A box counts as at least one cell of its level, else a sliver would have the largest loss.
+        cell = scene.batch_shape[1] / teacher.logits[level].shape[3] if teacher.logits else 1.0
+        return (each[level] * _box_distance(term, here, there, cell)).sum() / total
+
+    return [Part(index, level, ((level, signal),), partial(compare, level)) for level in levels]
+
+
+def _box_distance(term: Term, student: Tensor, teacher: Tensor, cell: float) -> Tensor:
+    if term.distance == "kl_edges":
+        return edge_divergence(student, teacher, term.temperature)
+    if term.distance == "points":
+        distance = point_l1(student, teacher, cell)
+    else:
+        distance = box_l1(student, teacher, cell) if term.distance == "l1" else BOX_DISTANCES[term.distance](student, teacher)
+    return distance.square() if term.transforms[0] == "pow2" else distance
+
+
+def _weights(region: str, signal: str, looks: Looks, level: int) -> Tensor:
+    """How much each box of a level counts: (B, H*W*A)."""
+    _, there = looks.pair((level, signal))
+    boxes = {"boxes": there, "points": hulls(there) if signal == "points" else None}.get(signal)
+    if region == "assigned":
+        assigned = looks.student.assigned[level].float()
+        return assigned if boxes is None else assigned * has_area(boxes)
+    logits = looks.teacher.logits[level].float()
+    certainty = logits.amax(1).sigmoid().flatten(1) if boxes is None else box_certainty(logits, boxes)
+    if region == "foreground":
+        cells = _cells(region, looks, level).flatten(1)  # (B, H*W), and as many boxes a cell as there are anchors
+        certainty = (certainty.unflatten(1, (cells.shape[1], -1)) * cells[..., None]).flatten(1)
+    return certainty
+
+
+def _proposed_boxes(term: Term, looks: Looks) -> Tensor:
+    """The boxes of the proposals."""
+    here, there = looks.pair((None, "boxes"))
+    certainty, ours, theirs = likeliest_boxes(looks.teacher.rois.scores.detach().float(), here, there)
+    weights = certainty * has_area(theirs)
+    if term.distance == "deltas":
+        distance = delta_l1(ours, theirs, looks.student.rois.regions[:, 1:].float())
+        distance = distance.square() if term.transforms[0] == "pow2" else distance
+    else:
+        distance = _box_distance(term, ours, theirs, 1.0)
+    return (weights * distance).sum() / _positive(weights.sum())

@@ -1,0 +1,124 @@
+"""What the terms of one policy look at, computed once for all of them: nothing of it outlives a call of `policy_losses`."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detkds_core.losses.regions import crop, ground_truth_regions, region_masks
+from detkds_core.losses.signals import Scene, Signals
+from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, ROOTS, SCALE
+
+# A level (None: proposals), a signal of it, and the steps that it passes. A step is the name of a transform, `foreground`, `background`,
+# or a name with what it depends on: ("mask", index of the term), ("catt", "teacher"), ("crop", (shape of the map, pool of its scale)).
+Path = tuple[Any, ...]
+Pair = tuple[Tensor, Tensor]  # student, teacher
+
+STEPS = {name: step for family in (ATTENTION, SCALE, NORMALISATION) for name, step in family.items()}
+
+
+class Looks:
+    """Student's and teacher's tensors along paths, in float32.
+
+    The student's tensors are leaves of graphs of their own: what a term's backward leaves in them is its gradient. A tensor that several
+    terms use is a leaf as well, so that each term's graph ends there and is gone after its backward; `forget` passes the sum on.
+    """
+
+    def __init__(self, student: Signals, teacher: Signals, scene: Scene, paths: Iterable[Path], learn: bool) -> None:
+        self.student, self.teacher, self.scene, self.learn = student, teacher, scene, learn
+        self.leaves: dict[Path, Tensor] = {}
+        users: defaultdict[Path, set[Path]] = defaultdict(set)
+        for user, path in enumerate(paths):
+            for end in range(2, len(path)):
+                users[path[:end]].add(path[: end + 1])
+            users[path].add((user,))
+        self._shared = {path for path, used in users.items() if len(used) > 1}
+        self._pairs: dict[Path, Pair] = {}
+        self._passed: list[tuple[Path, Tensor, Tensor]] = []  # a shared tensor with its graph, and the leaf in its place
+        self._known: dict[Path, Any] = {}
+
+    def pair(self, path: Path) -> Pair:
+        """Both sides at the end of a path."""
+        if path in self._pairs:
+            return self._pairs[path]
+        if len(path) == 2:
+            found = self._pairs[path] = (self.leaf(*path), read(self.teacher, *path).detach().float())
+            return found
+        student, teacher = self._step(path, *self.pair(path[:-1]))
+        if path in self._shared:
+            if student.requires_grad:
+                whole, student = student, student.detach().requires_grad_()
+                self._passed.append((path, whole, student))
+            self._pairs[path] = (student, teacher)
+        return student, teacher
+
+    def leaf(self, level: int | None, signal: str) -> Tensor:
+        """The student's tensor, from which its gradient is collected."""
+        if (level, signal) not in self.leaves:
+            source = read(self.student, level, signal)
+            self.leaves[level, signal] = source.detach().float().requires_grad_(self.learn and source.requires_grad)
+        return self.leaves[level, signal]
+
+    def gradient(self, level: int | None, signal: str) -> Tensor | None:
+        """What the terms left of the student's tensor; None where none of them looked."""
+        leaf = self.leaves.get((level, signal))
+        return None if leaf is None else leaf.grad
+
+    def once(self, key: Path, make: Callable[[], Any]) -> Any:
+        """What does not depend on the student's tensors, computed at the first request. key: a level first, or "all"."""
+        if key not in self._known:
+            with torch.no_grad():
+                self._known[key] = make()
+        return self._known[key]
+
+    def masks(self, level: int, map_shape: tuple[int, int]) -> Pair:
+        """Foreground and background weights of the cells."""
+        return self.once((level, "masks", map_shape), lambda: region_masks(self.scene.boxes, map_shape, self.scene.batch_shape))
+
+    def forget(self, level: int | None) -> None:
+        """Pass on the gradient of what terms share on a level, and let go of it."""
+        while self._passed:
+            _, whole, leaf = self._passed.pop()  # the last first: it may rest on those before
+            if leaf.grad is not None:
+                whole.backward(leaf.grad)
+        self._pairs.clear()
+        self._known = {key: value for key, value in self._known.items() if key[0] != level}
+
+    def _step(self, path: Path, student: Tensor, teacher: Tensor) -> Pair:
+        """The last step of a path on both sides; the teacher's without a graph."""
+        level, step = path[0], path[-1]
+        if step in ("foreground", "background"):
+            mask = self.masks(level, tuple(teacher.shape[2:]))[step == "background"]
+            return student * mask, teacher * mask
+        if isinstance(step, str):
+            with torch.no_grad():
+                there = STEPS[step](teacher)
+            return STEPS[step](student), there
+        name, what = step
+        if name == "crop":
+            return self._crop(level, student, teacher, what)
+        if what == "teacher":
+            with torch.no_grad():
+                guide = ROOTS[name](teacher)
+        else:  # one draw a term and level, whatever it is applied to: student and teacher, foreground and background
+            guide = self.once(
+                (level, name, what, teacher.shape), lambda: DRAWS[name](teacher, (self.scene.seed, self.scene.step, what, level))
+            )
+        return student * guide, teacher * guide
+
+    def _crop(self, level: int, student: Tensor, teacher: Tensor, whole_map: tuple[tuple[int, int], int]) -> Pair:
+        """Ground-truth regions of what a pool leaves of a map. whole_map: the shape of that map, the cells of it in a cell of the pool."""
+        map_shape, pool = whole_map
+        regions = self.once(
+            (level, "regions", *whole_map), lambda: ground_truth_regions(self.scene.boxes, map_shape, self.scene.batch_shape, pool)
+        )
+        with torch.no_grad():
+            there = crop(teacher, regions)
+        return crop(student, regions), there
+
+
+def read(signals: Signals, level: int | None, signal: str) -> Tensor:
+    """A tensor of a level; with level None of the proposals."""
+    return getattr(signals.rois, signal) if level is None else getattr(signals, signal)[level]
