@@ -103,7 +103,7 @@ def test_knowledge_that_cannot_pass_is_refused_with_its_place():
     with pytest.raises(PairError, match=r"policy.terms\[1\].knowledge: 'logits'.*1 predictions a cell, the student 3"):
         check_policy(logits, gfl, retinanet)
     with pytest.raises(PairError, match=r"scores classes, the student's objectness"):
-        check_policy(logits, gfl, two_stage)
+        check_policy(logits, retinanet, two_stage)
     check_policy(named_policies()["pkd"].policy, gfl, two_stage)
     assert exchange(gfl, retinanet).knowledge == ("global", "fgbg", "instance")
 

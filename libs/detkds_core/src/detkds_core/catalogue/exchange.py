@@ -109,8 +109,10 @@ def _anchors(entry: DetectorEntry) -> str:
 def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> Iterator[tuple[str, str]]:
     """(region or signal, why) for what this pair cannot look at."""
     no_cells = _cells_differ(teacher, student, resized)
-    if no_cells:
-        yield "global.teacher_score", no_cells
+    if teacher.scores == "queries":  # the student's own predictions do not matter here
+        yield "global.teacher_score", "the teacher predicts from queries, which belong to no cell"
+    elif resized:
+        yield "global.teacher_score", "levels of different strides have different cells"
     if student.stages < 2:
         yield "instance.proposals", "the student is a one-stage detector and makes no proposals"
     both_propose = _both("has no RoI head", teacher, student, lambda entry: entry.stages == 2)
