@@ -34,7 +34,10 @@ ARTIFACT: Mapping[str, str] = {  # as the trainer names them
 SUFFIX: Mapping[str, str] = {"safetensors": "safetensors", "pth": "pth", "config": "py", "last": "safetensors", "last_pth": "pth"}
 
 
-FORMATS = "`pth`: a plain MMDetection checkpoint; `config`: the MMDetection configuration it goes with; `safetensors`: the same weights. With `eval_every` these are the best by the selection images; `last`, `last_pth`: those at the end."
+FORMATS = (
+    "`pth`: a plain MMDetection checkpoint; `config`: the MMDetection configuration it goes with; `safetensors`: the same weights. "
+    "With `eval_every` these are the best by the selection images; `last`, `last_pth`: those at the end."
+)
 
 
 class ResultView(BaseModel):
