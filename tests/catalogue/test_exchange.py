@@ -38,7 +38,7 @@ def test_one_of_the_same_family_gives_all(family):
         assert offer.regions["logits"] == on_cells
         assert offer.regions["localization"] == ("all", "foreground", "assigned")
         assert "no proposals" in offer.lacking["instance.proposals"]
-        assert "the teacher and the student has no RoI head" in offer.lacking["logits.proposals"]
+        assert offer.lacking["logits.proposals"] == "neither has a RoI head"
     else:
         assert offer.regions["instance"] == ("all", "proposals")
         assert offer.regions["logits"] == (*on_cells, "proposals", *(["masks"] if "mask" in family else []))
@@ -62,7 +62,7 @@ def test_what_a_pair_can_look_at_is_of_the_language():
 def test_one_prediction_a_cell_and_three_do_not_compare():
     offer = exchange(small("gfl"), small("retinanet"))
     assert offer.knowledge == FEATURES
-    assert offer.excluded["logits"] == offer.excluded["localization"] == "the teacher has 1 predictions a cell, the student 3"
+    assert offer.excluded["logits"] == offer.excluded["localization"] == "the teacher has 1 prediction a cell, the student 3"
     assert offer.lacking["towers"] == offer.excluded["logits"]
     assert offer.regions["global"] == ("all", "teacher_score")  # whose weights are the teacher's alone
 
@@ -130,7 +130,8 @@ def test_no_stride_in_common_is_nothing_unless_maps_are_resized():
     assert (offer.levels, offer.knowledge) == ((), ())
     assert set(offer.excluded) == set(KNOWLEDGE)
     assert offer.excluded["global"] == (
-        "no pyramid level in common: teacher has strides [4, 12], student [8, 16]; with resize the nearest are matched"
+        "no pyramid level in common: teacher has strides [4, 12], student [8, 16]; "
+        "with resize, levels at most twice as fine or as coarse are matched"
     )
     resized = exchange(teacher, student, resize=True)
     assert resized.resized
@@ -153,13 +154,16 @@ def test_resize_changes_nothing_where_strides_agree():
         ((8, 16, 32), (4, 8, 16, 32, 64), False, ((0, 1), (1, 2), (2, 3))),
         ((8, 16, 32, 64, 128), (4, 8, 16, 32, 64), False, ((0, 1), (1, 2), (2, 3), (3, 4))),
         ((6, 12), (8, 16), False, ()),
-        # 8 takes the nearer of 6 and 12, by ratio: 8/6 = 1.33 and 12/8 = 1.5; 16 takes what is left
+        # by ratio: 8/6 = 16/12 = 1.33 before 12/8 = 1.5
         ((6, 12), (8, 16), True, ((0, 0), (1, 1))),
-        # equal strides first, then 4 takes of the teacher's 128 alone, which is left
-        ((8, 16, 32, 64, 128), (4, 8, 16, 32, 64), True, ((4, 0), (0, 1), (1, 2), (2, 3), (3, 4))),
+        # 16/12 = 1.33 before 12/8 = 1.5, so that 8 takes 4
+        ((4, 12), (8, 16), True, ((0, 0), (1, 1))),
+        # equal strides first; 128, which is left, is five octaves from 4
+        ((8, 16, 32, 64, 128), (4, 8, 16, 32, 64), True, ((0, 1), (1, 2), (2, 3), (3, 4))),
         # a student's level beyond the teacher's has no partner
         ((32,), (8, 16, 32), True, ((0, 2),)),
         ((16,), (8, 32), True, ((0, 0),)),
+        ((32,), (12, 15), True, ()),
     ],
 )
 def test_levels_are_matched_by_stride(teacher, student, resize, expected):

@@ -100,7 +100,7 @@ def test_a_pair_without_a_common_level_is_refused_with_both_strides():
 def test_knowledge_that_cannot_pass_is_refused_with_its_place():
     gfl, retinanet, two_stage = (DETECTORS[name] for name in ("gfl_r18w16_fpn32", "retinanet_r18w8_fpn32", "faster_rcnn_r18w8_fpn32"))
     logits = Policy((Term("global", ("none", "none", "none"), "l2", 1.0), Term("logits", ("none",), "l2", 1.0)))
-    with pytest.raises(PairError, match=r"policy.terms\[1\].knowledge: 'logits'.*1 predictions a cell, the student 3"):
+    with pytest.raises(PairError, match=r"policy.terms\[1\].knowledge: 'logits'.*1 prediction a cell, the student 3"):
         check_policy(logits, gfl, retinanet)
     with pytest.raises(PairError, match=r"scores classes, the student's objectness"):
         check_policy(logits, retinanet, two_stage)
