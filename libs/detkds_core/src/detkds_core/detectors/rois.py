@@ -92,7 +92,8 @@ def regard(
             if stage + 1 < len(heads):
                 refined = inside(likeliest(boxes, results["cls_score"]), batch_shape)
                 regions = torch.cat([regions[:, :1], refined], dim=1)
-        scores = torch.stack(said).mean(0)
+        scores = torch.stack(said).mean(0) if "roi_scores" in needs else None
+        boxes = boxes if "roi_boxes" in needs else None
     if "roi_masks" in needs and shared.positive is not None and shared.labels is not None and getattr(roi_head, "with_mask", False):
         if cascade:
             stages = [roi_head._mask_forward(stage, pyramid, shared.positive)["mask_preds"] for stage in range(len(roi_head.mask_head))]
