@@ -75,7 +75,7 @@ def assert_shapes(entry, signals):
         assert rois.regions.shape == (R, 5)
         assert set(rois.regions[:, 0].tolist()) == {0.0, 1.0}
         assert rois.scores.shape == (R, K + 1)
-        assert rois.boxes.shape == (R, 1 if "cascade" in entry.family else K, 4)
+        assert rois.boxes.shape == (R, K, 4)
         if entry.masks:
             P = len(rois.positive)
             assert 4 <= P <= R  # ground truth is proposed too: two boxes an image at least

@@ -30,7 +30,10 @@ def built(name):
     return reppoints() if name == "reppoints" else build_detector(name, CLASSES)
 
 
-@pytest.mark.parametrize("name", ["gfl_r18w8_fpn32", "retinanet_r18w8_fpn32", "fcos_r18w8_fpn32", "faster_rcnn_r18w8_fpn32", "reppoints"])
+FAMILIES = ("gfl", "retinanet", "fcos", "faster_rcnn", "atss", "reppoints", "mask_rcnn", "cascade_rcnn")
+
+
+@pytest.mark.parametrize("name", [*(f"{family}_r18w8_fpn32" for family in FAMILIES), "rtmdet_tiny", "reppoints"])
 def test_decoded_boxes_are_those_that_mmdetection_predicts(name):
     from mmengine.config import ConfigDict
 

@@ -62,7 +62,7 @@ class RoiTap:
         return Rois(
             regions=self.regions,
             scores=self.results["cls_score"] if "roi_scores" in needs else None,
-            boxes=decode_rois(head, self.regions, self.results["bbox_pred"]) if "roi_boxes" in needs else None,
+            boxes=of_classes(head, decode_rois(head, self.regions, self.results["bbox_pred"])) if "roi_boxes" in needs else None,
             masks=of_class(self.mask_scores, labels) if with_masks else None,
             positive=self.positive,
             labels=labels,
@@ -92,7 +92,8 @@ def regard(
             if stage + 1 < len(heads):
                 refined = inside(likeliest(boxes, results["cls_score"]), batch_shape)
                 regions = torch.cat([regions[:, :1], refined], dim=1)
-        scores = torch.stack(said).mean(0)
+        scores = torch.stack(said).mean(0) if "roi_scores" in needs else None
+        boxes = of_classes(heads[-1], boxes) if "roi_boxes" in needs else None
     if "roi_masks" in needs and shared.positive is not None and shared.labels is not None and getattr(roi_head, "with_mask", False):
         if cascade:
             stages = [roi_head._mask_forward(stage, pyramid, shared.positive)["mask_preds"] for stage in range(len(roi_head.mask_head))]
@@ -107,6 +108,11 @@ def decode_rois(head: nn.Module, regions: Tensor, deltas: Tensor) -> Tensor:
     """Boxes of each proposal in float32: (R, K, 4), or (R, 1, 4) of a head that is agnostic to classes. deltas: (R, 4*K) or (R, 4)."""
     with torch.autocast(deltas.device.type, enabled=False):
         return head.bbox_coder.decode(regions[:, 1:].float(), deltas.float()).view(len(deltas), deltas.shape[1] // 4, 4)
+
+
+def of_classes(head: nn.Module, boxes: Tensor) -> Tensor:
+    """The boxes (R, K, 4) for each class; a head that is agnostic to classes has the same for all, so that it compares with any other."""
+    return boxes.expand(-1, head.num_classes, -1)
 
 
 def inside(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
