@@ -88,7 +88,7 @@ def regard(
         for stage, head in enumerate(heads):
             results = roi_head._bbox_forward(stage, pyramid, regions) if cascade else roi_head._bbox_forward(pyramid, regions)
             said.append(results["cls_score"])
-            boxes = decode_rois(head, regions, results["bbox_pred"])  # (R, K or 1, 4)
+            boxes = decode_rois(head, regions, results["bbox_pred"])  # (R, K, 4)
             if stage + 1 < len(heads):
                 refined = likeliest(boxes, results["cls_score"])
                 height, width = batch_shape
@@ -107,15 +107,17 @@ def regard(
 
 
 def decode_rois(head: nn.Module, regions: Tensor, deltas: Tensor) -> Tensor:
-    """Boxes of each proposal in float32: (R, K, 4), or (R, 1, 4) of a head that is agnostic to classes. deltas: (R, 4*K) or (R, 4)."""
+    """Boxes of each proposal for each class in float32, (R, K, 4); all alike where the head is agnostic to classes.
+
+    deltas: (R, 4*K) or (R, 4).
+    """
     with torch.autocast(deltas.device.type, enabled=False):
-        return head.bbox_coder.decode(regions[:, 1:].float(), deltas.float()).view(len(deltas), -1, 4)
+        boxes = head.bbox_coder.decode(regions[:, 1:].float(), deltas.float())
+    return boxes.view(len(deltas), -1, 4).expand(-1, head.num_classes, 4)
 
 
 def likeliest(boxes: Tensor, scores: Tensor) -> Tensor:
-    """The box of each proposal's likeliest foreground class, (R, 4). boxes: (R, K or 1, 4); scores: (R, K+1), background last."""
-    if boxes.shape[1] == 1:
-        return boxes[:, 0]
+    """The box of each proposal's likeliest foreground class, (R, 4). boxes: (R, K, 4); scores: (R, K+1), background last."""
     best = scores[:, :-1].argmax(1)
     return boxes.gather(1, best[:, None, None].expand(-1, 1, 4))[:, 0]
 
