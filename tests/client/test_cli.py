@@ -52,7 +52,7 @@ def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search", "--candidates", "12"], "pair: is required: one of digits_gfl, trees_gfl; or give dataset, teacher and student"),
+        (["search", "--candidates", "12"], "pair: is required: one of digits_gfl, trees_gfl, digits_gfl_fcos"),
         (["search", "--dataset", "shapes"], "teacher: is required, unless 'pair' names one of digits_gfl"),
         (["search", "--pair", "digits_gfl", "--teacher", "gfl_r18w32_fpn32"], "write it as DETECTOR:CHECKPOINT"),
         (["search", "--pair", "digits_yolo"], "one of digits_gfl"),
@@ -96,7 +96,7 @@ def test_several_mistakes_are_a_line_each(detkds):
     lines = done.stderr.splitlines()
     assert len(lines) == 7, "the service's own sentence stops after five"
     assert lines[0] == "candidates: -3 should be greater than or equal to 4"
-    assert lines[2].startswith("recipe.f0: there is no field 'f0'; one of iterations, batch, lr")
+    assert lines[2].startswith("recipe.f0: there is no field 'f0'; one of iterations, epochs, batch")
 
 
 def test_an_address_that_cannot_be_listened_on_is_said_so(detkds, tmp_path):

@@ -37,6 +37,7 @@ from detkds_core.policy.vocabulary import SLOTS
 VALUE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative
 # What counts as nothing: rounding of a sum leaves so much where the figure itself is smaller.
 NO_VALUE = 1e-7
+NO_ANGLE = 0.02  # of `pear` and `cos`, at weight 1: one less something near one is itself rounded by 1e-7
 NO_ELEMENT = 0.1  # of an array's largest element
 NO_GRADIENT = 0.01  # of the figure over the norm of the student: what a loss that rises in proportion to the student has at least
 OUR_NAMES = {"no": "none", "one_minus_cos": "cos", "cosine": "cos"}
@@ -296,7 +297,9 @@ def policy_deviations(case: Mapping[str, Any], policy: Policy, file: File) -> di
 def deviations(case: Mapping[str, Any], loss: Tensor, student: Tensor) -> dict[str, float]:
     """Of the loss and, where the case has it, of the norm of its gradient in the student."""
     wanted = number(case, "fg") + number(case, "bg") if "fg" in case else number(case, "value")
-    found = {"value": deviation(loss.item(), wanted, NO_VALUE)}
+    angle = our(case.get("distance", case.get("name"))) in ("pear", "cos")
+    floor = NO_ANGLE * number(case, "weight", 1.0) if angle else NO_VALUE
+    found = {"value": deviation(loss.item(), wanted, floor)}
     if "grad_norm" in case:
         (gradient,) = torch.autograd.grad(loss, student, allow_unused=True)
         norm = 0.0 if gradient is None else gradient.norm().item()

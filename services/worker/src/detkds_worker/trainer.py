@@ -1,12 +1,21 @@
-"""The trainer process: `python -m detkds_worker.trainer SPEC OUT_DIR`, one job, progress as JSON lines on stdout."""
+"""The trainer process: `python -m detkds_worker.trainer SPEC OUT_DIR`, one job, progress as JSON lines on stdout.
+
+A recipe of several devices makes it the parent of one such process a device; the first of them speaks and writes for all.
+"""
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from detkds_core.catalogue import Recipe
+from detkds_core.catalogue.recipe import smaller_batch_warning
+from detkds_core.training.launch import RANK, run_together
 
 PROGRESS_SECONDS = 0.5
 
@@ -31,13 +40,16 @@ class Reporter:
 def main(arguments: list[str]) -> int:
     spec_path, folder = Path(arguments[0]), Path(arguments[1])
     spec = json.loads(spec_path.read_text())
+    if RANK not in os.environ and spec["recipe"].get("devices", 1) > 1:
+        return run_on_devices(spec, folder, [sys.executable, "-m", "detkds_worker.trainer"])
     try:
         result = run(spec, folder)
     except Exception as error:
         traceback.print_exc()
-        _write(folder / "failure.json", {"kind": failure_kind(error), "detail": f"{type(error).__name__}: {error}"[:4000]})
+        _write(failure_file(folder), failure_of(error))
         return 1
-    _write(folder / "result.json", result)
+    if os.environ.get(RANK, "0") == "0":
+        _write(folder / "result.json", result)
     return 0
 
 
@@ -48,10 +60,50 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     repeatable()
     from detkds_core.training.distillation import distill
     from detkds_core.training.jobs import measure_candidates
+    from detkds_core.training.parallel import joined
 
-    if spec["kind"] == "distill":
-        return distill(spec, folder, Reporter())
-    return measure_candidates(spec, Reporter())
+    report: Callable[..., None] = Reporter() if os.environ.get(RANK, "0") == "0" else lambda *_: None
+    with joined():
+        if spec["kind"] == "distill":
+            return distill(spec, folder, report)
+        return measure_candidates(spec, report)
+
+
+def run_on_devices(spec: dict[str, Any], folder: Path, command: list[str]) -> int:
+    """Run a job as one process a device; a distillation whose batch does not fit on one of them starts again with a smaller one."""
+    while True:
+        path = folder / "spec.devices.json"
+        _write(path, spec)
+        for old in folder.glob("failure.*.json"):
+            old.unlink()
+        code = run_together([*command, str(path), str(folder)], spec["recipe"]["devices"])
+        if code == 0:
+            return 0
+        failures = sorted(folder.glob("failure.*.json"), key=lambda file: file.stat().st_mtime_ns)
+        if not failures:
+            if code < 0:  # killed from outside: so ends this process, that it is read so
+                signal.signal(-code, signal.SIG_DFL)
+                os.kill(os.getpid(), -code)
+            return 1
+        failure = json.loads(failures[0].read_text())  # the first: the others' are what it caused
+        before = Recipe.from_json(spec["recipe"])
+        after = before.with_smaller_batch()
+        if spec["kind"] != "distill" or not failure.pop("does_not_fit", False) or after is None:
+            _write(folder / "failure.json", failure)
+            return 1
+        warning = smaller_batch_warning(before, after, failure["detail"])
+        spec = {**spec, "recipe": after.to_json(), "warnings": [*spec.get("warnings", []), warning]}
+
+
+def failure_file(folder: Path) -> Path:
+    return folder / (f"failure.{os.environ[RANK]}.json" if RANK in os.environ else "failure.json")
+
+
+def failure_of(error: Exception) -> dict[str, Any]:
+    from detkds_core.training.group import DoesNotFitError
+
+    failure: dict[str, Any] = {"kind": failure_kind(error), "detail": f"{type(error).__name__}: {error}"[:4000]}
+    return failure | ({"does_not_fit": True} if isinstance(error, DoesNotFitError) and RANK in os.environ else {})
 
 
 def repeatable() -> None:
@@ -72,11 +124,12 @@ def failure_kind(error: Exception) -> str:
     from detkds_core.detectors.build import CheckpointError
     from detkds_core.detectors.pair import PairError
     from detkds_core.policy import PolicyError
+    from detkds_core.training.group import DoesNotFitError
     from detkds_core.training.jobs import TrainingError
 
     if isinstance(error, TrainingError):
         return error.kind
-    if isinstance(error, OutOfMemoryError | MemoryError):
+    if isinstance(error, OutOfMemoryError | MemoryError | DoesNotFitError):
         return "out_of_memory"
     if isinstance(error, CheckpointError | DatasetError | PairError | PolicyError | FileNotFoundError | json.JSONDecodeError):
         return "bad_data"
@@ -90,4 +143,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    if RANK in os.environ:  # what a failure left between the processes could wait for ever when it is torn down
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -177,6 +177,14 @@ class Recipe:
         return found
 
 
+def smaller_batch_warning(before: Recipe, after: Recipe, reason: str) -> str:
+    """What has to be said of a training whose batch was cut to fit."""
+    return (
+        f"a batch of {before.batch} images did not fit in memory: {after.batch} at a time, {after.accumulate} times a step, so that a step "
+        f"still learns from {after.images_per_step}; batch normalisation and terms that compare images see {after.batch} ({reason})"
+    )
+
+
 def _whole(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 

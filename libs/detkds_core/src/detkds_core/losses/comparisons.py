@@ -22,7 +22,7 @@ from detkds_core.losses.localization import (
 )
 from detkds_core.losses.looks import Looks, Path
 from detkds_core.losses.regions import Samples, cut_proposals, proposal_samples
-from detkds_core.losses.signals import Scene, Signals
+from detkds_core.losses.signals import Scene, Signals, full
 from detkds_core.losses.transforms import DRAWS, POOL, SOFTMAX_DIMS, several_images
 from detkds_core.policy import Term
 from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES
@@ -120,7 +120,7 @@ def _of_maps(term: Term, paths: Sequence[Path], levels: Sequence[int], looks: Lo
         return losses[0] if len(losses) == 1 else losses[0] + term.background * losses[1]
     level = paths[0][0]
     if term.region == "teacher_score":  # each level for itself, as FRS has it
-        weights = looks.once((level, "score"), lambda: looks.teacher.logits[level].float().amax(1).sigmoid())
+        weights = looks.once((level, "score"), lambda: full(looks.teacher.logits[level]).amax(1).sigmoid())
         total = looks.once((level, "score", "total"), lambda: _positive(weights.sum()))
     else:  # all levels together, so that one without objects has no say
         each = looks.once(("all", term.region), lambda: [_cells(term.region, looks, one) for one in levels])
@@ -250,7 +250,7 @@ def _weights(region: str, signal: str, looks: Looks, level: int) -> Tensor:
     if region == "assigned":
         assigned = looks.student.assigned[level].float()
         return assigned if boxes is None else assigned * has_area(boxes)
-    logits = looks.teacher.logits[level].float()
+    logits = full(looks.teacher.logits[level])
     certainty = logits.amax(1).sigmoid().flatten(1) if boxes is None else box_certainty(logits, boxes)
     if region == "foreground":
         cells = _cells(region, looks, level).flatten(1)  # (B, H*W), and as many boxes a cell as there are anchors
@@ -261,7 +261,7 @@ def _weights(region: str, signal: str, looks: Looks, level: int) -> Tensor:
 def _proposed_boxes(term: Term, looks: Looks) -> Tensor:
     """The boxes of the proposals."""
     here, there = looks.pair((None, "boxes"))
-    certainty, ours, theirs = likeliest_boxes(looks.teacher.rois.scores.detach().float(), here, there)
+    certainty, ours, theirs = likeliest_boxes(full(looks.teacher.rois.scores.detach()), here, there)
     weights = certainty * has_area(theirs)
     if term.distance == "deltas":
         distance = delta_l1(ours, theirs, looks.student.rois.regions[:, 1:].float())

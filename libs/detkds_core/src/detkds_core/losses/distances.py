@@ -96,10 +96,10 @@ def ssim(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - mean structural similarity of two maps (N, C, H, W) (Wang et al. 2004): from 0 to 2.
 
     Over all windows of at most 7 x 7 cells that lie on the map, uniformly weighted; constants (0.01 L)^2 and (0.03 L)^2 with L the range of
-    the teacher's values.
+    the teacher's values in that image.
     """
     window = [min(WINDOW, side) for side in student.shape[2:]]
-    low, high = teacher.aminmax()
+    low, high = (x[:, None, None, None] for x in teacher.flatten(1).aminmax(dim=1))
     span = (high - low).clamp_min(FLAT * torch.maximum(high.abs(), low.abs())).clamp_min(NO_RANGE)
     # Spread does not change with a summand, and rounding does: it is measured around the teacher's mean.
     middle = teacher.mean(dim=(2, 3), keepdim=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detkds_core.losses.regions import crop, ground_truth_regions, region_masks
-from detkds_core.losses.signals import Scene, Signals
+from detkds_core.losses.signals import Scene, Signals, full
 from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, ROOTS, SCALE
 
 # A level (None: proposals), a signal of it, and the steps that it passes. A step is the name of a transform, `foreground`, `background`,
@@ -44,7 +44,7 @@ class Looks:
         if path in self._pairs:
             return self._pairs[path]
         if len(path) == 2:
-            found = self._pairs[path] = (self.leaf(*path), read(self.teacher, *path).detach().float())
+            found = self._pairs[path] = (self.leaf(*path), full(read(self.teacher, *path).detach()))
             return found
         student, teacher = self._step(path, *self.pair(path[:-1]))
         if path in self._shared:
@@ -58,13 +58,19 @@ class Looks:
         """The student's tensor, from which its gradient is collected."""
         if (level, signal) not in self.leaves:
             source = read(self.student, level, signal)
-            self.leaves[level, signal] = source.detach().float().requires_grad_(self.learn and source.requires_grad)
+            self.leaves[level, signal] = full(source.detach()).requires_grad_(self.learn and source.requires_grad)
         return self.leaves[level, signal]
 
     def gradient(self, level: int | None, signal: str) -> Tensor | None:
-        """What the terms left of the student's tensor; None where none of them looked."""
+        """What the terms left in the student's tensor; None where none of them looked.
+
+        Where the student is in float16, as large as that can be at most. A loss's scale may still lead out of it, as its scaler expects.
+        """
         leaf = self.leaves.get((level, signal))
-        return None if leaf is None else leaf.grad
+        if leaf is None or leaf.grad is None or read(self.student, level, signal).dtype != torch.float16:
+            return None if leaf is None else leaf.grad
+        most = torch.finfo(torch.float16).max
+        return leaf.grad.clamp_(-most, most)
 
     def once(self, key: Path, make: Callable[[], Any]) -> Any:
         """What does not depend on the student's tensors, computed at the first request. key: a level first, or "all"."""

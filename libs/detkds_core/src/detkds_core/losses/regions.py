@@ -100,8 +100,8 @@ def crop(feat: Tensor, regions: Regions) -> Tensor:
     go = max(1, CROP_ELEMENTS // (B * C * ROI_SIZE * W))  # boxes of an image at once
     parts = []
     for down, across in zip(torch.split(regions.down, go, 1), torch.split(regions.across, go, 1), strict=True):
-        rows = torch.einsum("bnph,bchw->bncpw", down, feat)
-        parts.append(torch.einsum("bncpw,bnqw->bncpq", rows, across))
+        rows = torch.einsum("bnph,bchw->bncpw", down.to(feat.dtype), feat)
+        parts.append(torch.einsum("bncpw,bnqw->bncpq", rows, across.to(feat.dtype)))
     together = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     if len(set(regions.counts)) == 1:
         return together.flatten(0, 1)
@@ -164,5 +164,5 @@ def cut_proposals(pyramid: Sequence[Tensor], samples: Samples) -> Tensor:
     """The proposals of a pyramid of maps (B, C, H, W): (R, C, 7, 7)."""
     C = pyramid[0].shape[1]
     cells = torch.cat([level.flatten(2).mT for level in pyramid], dim=1).flatten(0, 1)  # (B * cells, C)
-    read = F.embedding_bag(samples.cells, cells, mode="sum", per_sample_weights=samples.weights)  # (R * 49, C)
+    read = F.embedding_bag(samples.cells, cells, mode="sum", per_sample_weights=samples.weights.to(cells.dtype))  # (R * 49, C)
     return read.view(-1, PROPOSAL_SIZE, PROPOSAL_SIZE, C).permute(0, 3, 1, 2)

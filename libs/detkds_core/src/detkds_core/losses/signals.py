@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+
+def full(x: Tensor) -> Tensor:
+    """x in float32, in which losses are computed; float64 stays, which tells rounding from a difference."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,8 +76,8 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "DeFeat (Guo et al., CVPR 2021)",
         "Pairs of one family; designed on Faster R-CNN and RetinaNet.",
         "Published weights 3 and 12. Ours divides the features by a region's cells before the square and takes the mean over the map; the"
-        " original sums channels and takes half the mean over the region: for n cells of M, and C channels, n·M·C/2 times ours."
-        " It is a mean over levels.",
+        " original sums channels and takes half the mean over the region, and the mean over levels: n·M·C/2 times ours on one level, for"
+        " n cells of M, and C channels.",
     ),
     (
         "dist",
@@ -129,8 +129,8 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "LD (Zheng et al., CVPR 2022)",
         "GFL pairs with as many bins.",
         "Its main term, at the cells that the student's loss assigns. The original takes the mean over the R+1 bins and sums w·KL over"
-        " cells, w the student's best class score; ours sums over bins and takes a mean over cells, so the original is sum(w)/(R+1) times"
-        " as large (17 bins, 3 images: a few times). Without its second term, on the valuable localization region.",
+        " cells, w the student's best class score; ours sums over bins and takes the mean over cells, so the original is sum(w)/(R+1)"
+        " times as large (17 bins, 3 images: a few times). Without its second term, on the valuable localization region.",
     ),
     (
         "frs",

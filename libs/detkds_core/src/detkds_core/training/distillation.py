@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from detkds_core.catalogue import Recipe
+from detkds_core.catalogue.recipe import smaller_batch_warning
 from detkds_core.datasets import Dataset, report_ids
 from detkds_core.detectors.build import export_student, parameter_count, read_pickle, save_student
 from detkds_core.evaluation.predict import measure
@@ -58,11 +59,12 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
         report(0, recipe.iterations + 2, f"measuring the teacher on {len(report_ids(dataset))} images")
         teacher = _measured_teacher(start, dataset, recipe, folder.parent / "teacher.json")
     else:
-        teacher, warnings = state["teacher"], state["warnings"]
+        teacher = state["teacher"]
+        warnings = [*state["warnings"], *(one for one in warnings if one not in state["warnings"])]
         if state["recipe"]["batch"] < recipe.batch:  # it was cut to fit
             recipe = Recipe.from_json(state["recipe"])
     while True:
-        run = _begin(start, policy, recipe, spec["seed"], state)
+        run = _begin(start, policy, recipe, spec["seed"], state, report)
         try:
             _train(run, start, dataset, recipe, spec, folder, report, {"teacher": teacher, "warnings": warnings}, began)
             break
@@ -80,15 +82,11 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
     return _finish(run, start, dataset, recipe, spec, folder, report, teacher, warnings, began)
 
 
-def smaller_batch_warning(before: Recipe, after: Recipe, reason: str) -> str:
-    return (
-        f"a batch of {before.batch} images did not fit in memory: {after.batch} at a time, {after.accumulate} times a step, so that a step "
-        f"still learns from {after.images_per_step}; batch normalisation and terms that compare images see {after.batch} ({reason})"
-    )
+def _begin(start: Start, policy: Policy, recipe: Recipe, seed: int, state: Mapping[str, Any] | None, report: Report) -> Run:
+    def learning_tokens(done: int, total: int) -> None:
+        report(0, recipe.iterations + 2, f"the teacher learns MasKD's tokens: step {done} of {total}")
 
-
-def _begin(start: Start, policy: Policy, recipe: Recipe, seed: int, state: Mapping[str, Any] | None) -> Run:
-    run = Run(new_learner(start, policy, recipe, seed))
+    run = Run(new_learner(start, policy, recipe, seed, learning_tokens))
     if state is not None:
         restore(run.learner, state["learner"])
         run.step, run.curve, run.seconds = state["step"], list(state["curve"]), state["seconds"]

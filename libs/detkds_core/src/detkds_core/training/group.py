@@ -88,8 +88,11 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
     return Start(frozen, teacher_entry, student_entry, weights, classes, levels, device, dataset["train"], dataset.get("digest", ""))
 
 
-def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int) -> Learner:
-    """A learner at the common start. Raises PairError when the pair cannot exchange what the policy asks for."""
+def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int, on_token_step: Progress | None = None) -> Learner:
+    """A learner at the common start. Raises PairError when the pair cannot exchange what the policy asks for.
+
+    on_token_step: told how far the learning of MasKD's tokens is, which a policy with them may start with.
+    """
     check_policy(policy, start.teacher_entry, start.student_entry, resize=bool(start.levels.strides))
     torch.manual_seed(seed)
     model = build_detector(start.student_entry.name, start.classes)
@@ -100,10 +103,10 @@ def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int) -> Lear
     if adapters is not None:
         adapters.to(start.device)
     student = Student(model, start.levels.student, adapters)
-    return make_learner(student, policy, recipe, distillers.build(policy, distiller_context(start, policy, recipe, seed)))
+    return make_learner(student, policy, recipe, distillers.build(policy, distiller_context(start, policy, recipe, seed, on_token_step)))
 
 
-def distiller_context(start: Start, policy: Policy, recipe: Recipe, seed: int) -> DistillerContext:
+def distiller_context(start: Start, policy: Policy, recipe: Recipe, seed: int, on_token_step: Progress | None = None) -> DistillerContext:
     """What a policy's distillers are built from. MasKD's tokens are learned here, on the teacher, unless they are kept from before."""
     if not policy.distillers or start.teacher is None:
         return DistillerContext((), ())
@@ -114,14 +117,17 @@ def distiller_context(start: Start, policy: Policy, recipe: Recipe, seed: int) -
         channels,
         tower_channels=None if student == teacher else (student, teacher),
         head_tail=head_tail(dense_head(start.teacher.model), start.levels.teacher),
-        tokens=receptive_tokens(start, policy, recipe),
+        tokens=receptive_tokens(start, policy, recipe, on_token_step),
         seed=seed + 2,
         device=start.device,
     )
 
 
-def receptive_tokens(start: Start, policy: Policy, recipe: Recipe) -> Mapping[str, Tensor] | None:
-    """The tokens of the policy's MasKD, which belong to the teacher and the dataset, whatever student they serve; None without MasKD."""
+def receptive_tokens(start: Start, policy: Policy, recipe: Recipe, on_step: Progress | None = None) -> Mapping[str, Tensor] | None:
+    """The tokens of the policy's MasKD, which belong to the teacher and the dataset, whatever student they serve; None without MasKD.
+
+    Several processes learn the same tokens from the same batches at once.
+    """
     wanted = distillers.token_settings(policy)
     if wanted is None or wanted[1] == 0 or start.teacher is None or start.train is None:
         return None
@@ -142,10 +148,11 @@ def receptive_tokens(start: Start, policy: Policy, recipe: Recipe) -> Mapping[st
         "recipe": seen,
     }
     channels = [start.teacher_entry.channels] * len(teacher.levels)
+    parallel.meet()  # else one might find the file that another has just written, which waits for it in a loss of MMDetection
     return cached_tokens(
         default_cache() / "tokens",
         facts,
-        lambda: learn_tokens(teacher.model, teacher.levels, channels, inputs, tokens=count, steps=steps, seed=TOKEN_SEED),
+        lambda: learn_tokens(teacher.model, teacher.levels, channels, inputs, tokens=count, steps=steps, seed=TOKEN_SEED, report=on_step),
     )
 
 
@@ -169,8 +176,8 @@ def train(
     normalisation layer learns statistics, the weights are those of one process up to the order of sums. What differs otherwise:
     - batch normalisation in training sees the local share only, and the first process's statistics are kept;
     - images are padded to the largest of the local share;
-    - losses over a number of boxes are normalised over all processes only where MMDetection does so itself (its `reduce_mean`: GFL,
-      FCOS, ATSS), elsewhere (RetinaNet, RoI heads) by the local number;
+    - losses over a number of boxes are normalised over all processes only where MMDetection does so itself (its `reduce_mean`: FCOS,
+      GFL, ATSS, the last two by 1 at least a process), elsewhere (RetinaNet, RoI heads) by the local number;
     - a policy's terms see the local share: what compares images with one another (`norm_N`) or averages over boxes sees fewer of them;
     - random draws (samplers, masks, dropout) are each process's own.
 

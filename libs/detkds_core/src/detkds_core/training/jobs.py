@@ -36,10 +36,14 @@ def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any
     began = time.monotonic()
     learners: dict[int, Learner] = {}
     rows: dict[int, dict[str, Any]] = {}
+
+    def learning_tokens(done: int, of: int) -> None:
+        report(0, recipe.iterations + len(spec["candidates"]), f"the teacher learns MasKD's tokens: step {done} of {of}")
+
     for candidate in spec["candidates"]:
         index = candidate["index"]
         try:
-            learners[index] = new_learner(start, from_json(candidate["policy"]), recipe, spec["seed"])
+            learners[index] = new_learner(start, from_json(candidate["policy"]), recipe, spec["seed"], learning_tokens)
         except PairError as error:
             rows[index] = _row(index, None, 0, 0.0, {"kind": "bad_data", "detail": str(error)})
     total = recipe.iterations + len(learners)

@@ -6,25 +6,18 @@ all hold the same weights. torch's DistributedDataParallel is not used: a group 
 """
 
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from detkds_core import processes
+from detkds_core.training.launch import DEVICES, MEETING, RANK
 
 BUCKET = 1 << 23  # values of gradient that travel together: large against the latency of a message, small against all of them
 PATIENCE = timedelta(hours=12)  # a process may wait for another that measures; one that died is seen by who started it
-RANK, DEVICES, MEETING = "DETKDS_RANK", "DETKDS_DEVICES", "DETKDS_MEETING"  # environment of a process among several
 
 
 def rank() -> int:
@@ -37,7 +30,7 @@ def devices() -> int:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Meet the other processes that `run_together` started; alone, nothing happens. NCCL between GPUs, gloo between CPUs."""
+    """Meet the other processes that `launch.run_together` started; alone, nothing happens. NCCL between GPUs, gloo between CPUs."""
     if RANK not in os.environ:
         yield
         return
@@ -49,40 +42,8 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(number)
     meeting = f"file://{os.environ[MEETING]}"
     dist.init_process_group("nccl" if on_gpus else "gloo", init_method=meeting, rank=number, world_size=count, timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def run_together(command: Sequence[str], count: int) -> list[int]:
-    """Run a command as `count` processes that `joined` brings together, and wait. Returns their exit codes.
-
-    The first speaks on this process's stdout, the others on its stderr. When one fails the others are ended: they would wait for it
-    for ever. When this process dies the kernel ends all of them.
-    """
-    with tempfile.TemporaryDirectory(prefix="detkds-") as folder:
-        children: list[subprocess.Popen[bytes]] = []
-        try:
-            for number in range(count):
-                own = {RANK: str(number), DEVICES: str(count), MEETING: str(Path(folder) / "meeting")}
-                stdout = None if number == 0 else sys.stderr.fileno()
-                children.append(processes.start_bound(command, env={**os.environ, **own}, stdout=stdout))
-            while not all(map(processes.has_exited, children)):
-                if any(processes.has_exited(child) and _code(child) != 0 for child in children):
-                    break
-                time.sleep(0.05)
-        finally:
-            codes = [processes.stop_group(child, grace=1.0) for child in children]
-    return codes
-
-
-def _code(child: subprocess.Popen[bytes]) -> int:
-    """Exit code of a process that has ended, which stays a zombie until `stop_group`."""
-    found = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) if child.returncode is None else None
-    if found is None:
-        return child.returncode or 0
-    return found.si_status if found.si_code == os.CLD_EXITED else -signal.Signals(found.si_status)
+    yield
+    dist.destroy_process_group()  # not after a failure: it would wait for the others, who wait for this one
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -113,6 +74,12 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
         bucket.append(parameter)
     if bucket:
         yield bucket
+
+
+def meet() -> None:
+    """Wait for all processes to be here."""
+    if devices() > 1:
+        dist.barrier()
 
 
 def mean_over_devices(values: Tensor) -> Tensor:

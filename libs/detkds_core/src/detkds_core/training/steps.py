@@ -66,7 +66,7 @@ def study(
         task, signals = learner.student.losses(inputs, samples, learner.needs)
         if signals.rois is not None and teacher is not None and learner.needs & ROI_NEEDS:
             said = replace(said, rois=teacher.regard(signals.rois, learner.needs))
-        distill = policy_losses(learner.policy, signals, said, scene) if learner.policy.terms else {}
+        distill = policy_losses(learner.policy, signals, said, scene, learner.scales) if learner.policy.terms else {}
         for distiller in learner.distillers:
             distill |= distiller(signals, said, scene)
     own = total_loss(task)
@@ -89,15 +89,15 @@ def balanced(learner: Learner, task: Tensor, distill: Mapping[str, Tensor], scen
     """
     auto = {f"distill/{i}_{term.knowledge}": term for i, term in enumerate(learner.policy.terms) if term.auto}
     waiting = [name for name in auto if name not in learner.scales]
-    if waiting:
-        values = torch.stack([task.detach(), *(distill[name].detach() for name in waiting)])
-        own, *raws = parallel.mean_over_devices(values).tolist()
-        for name, value in zip(waiting, raws, strict=True):
-            term = auto[name]
-            weight = term.weight * schedule(term, scene.step, scene.total_steps)
-            if weight > 0 and 0 < value < math.inf and 0 < own < math.inf:
-                learner.scales[name] = own / (value / weight)
-    return {name: value * learner.scales.get(name, 0.0) if name in auto else value for name, value in distill.items()}
+    if not waiting:
+        return dict(distill)
+    values = torch.stack([task.detach(), *(distill[name].detach() for name in waiting)])
+    own, *raws = parallel.mean_over_devices(values).tolist()
+    for name, value in zip(waiting, raws, strict=True):
+        weight = auto[name].weight * schedule(auto[name], scene.step, scene.total_steps)
+        if weight > 0 and 0 < value < math.inf and 0 < own < math.inf:
+            learner.scales[name] = own / (value / weight)
+    return {name: value * learner.scales.get(name, 0.0) if name in waiting else value for name, value in distill.items()}
 
 
 def update(learner: Learner, step: int, recipe: Recipe) -> None:
