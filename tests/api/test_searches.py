@@ -187,7 +187,7 @@ def test_a_pickle_is_refused_with_what_to_do(service, wanted):
 def test_a_pair_that_cannot_exchange_a_knowledge_says_why(service, wanted):
     body = changed(wanted, "student.detector", "retinanet_r18w8_fpn32")
     found = errors(service.http.post("/searches", json={**body, "knowledge": ["global", "logits"]}))
-    assert found["/knowledge/1"] == "this pair cannot exchange 'logits': the teacher has 1 predictions a cell, the student 3"
+    assert found["/knowledge/1"] == "this pair cannot exchange 'logits': the teacher has 1 prediction a cell, the student 3"
 
 
 def test_the_same_key_is_done_once(service, wanted):

@@ -1,276 +1,207 @@
-"""What each family gives to compare: assignments, point sets, proposals, head features; every pair of a family learns from them."""
+"""Every family of the catalogue learns, predicts and says all that the catalogue claims it can say to one of its own."""
 
-from dataclasses import replace
+import copy
+import math
 
 import pytest
 import torch
-from torchvision.ops import box_iou
 
-from detkds_core.catalogue import DETECTORS, exchange, pair_facts
+from detkds_core.catalogue import DETECTORS, exchange
 from detkds_core.detectors.build import build_detector
-from detkds_core.detectors.cross_head import head_tail
-from detkds_core.detectors.pair import Student, Teacher, check_policy, make_adapters, match_levels
+from detkds_core.detectors.pair import Student, Teacher
 from detkds_core.detectors.tap import dense_head
-from detkds_core.losses.policy import needs, policy_losses
-from detkds_core.losses.signals import Rois, Scene
-from detkds_core.policy import parse_formula
-from detkds_core.policy.named import cannot_run
+from detkds_core.training.learner import lose_in_fp32
+from detkds_core.training.steps import total_loss
 
 CLASSES = ("a", "b", "c")
-SHAPE = (64, 96)
-BOXES = torch.tensor([[8.0, 8.0, 40.0, 40.0], [30.0, 20.0, 60.0, 62.0]])
-SMALL = {
-    family: f"{family}_r18w8_fpn32"
-    for family in ("retinanet", "fcos", "gfl", "atss", "reppoints", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
-}
-DENSE = {
-    **{family: SMALL[family] for family in ("retinanet", "fcos", "gfl", "atss", "reppoints")},
-    "rtmdet": "rtmdet_tiny",
-    "yolox": "yolox_tiny",
-}
-TWO_STAGE = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+K = len(CLASSES)
+B, HEIGHT, WIDTH = 2, 64, 96
+SMALL = (
+    *(f"{family}_r18w8_fpn32" for family in ("gfl", "retinanet", "fcos", "faster_rcnn", "atss", "reppoints")),
+    *(f"{family}_r18w8_fpn32" for family in ("mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")),
+    "rtmdet_tiny",
+    "yolox_tiny",
+    "detr_r18",
+)
+LARGE = ("deformable_detr_r50", "retinanet_swin_t_fpn", "retinanet_pvtv2_b0_fpn", "fcos_tricks_r50_fpn")
+SIGNALS_OF = {"edges": "has_edges", "points": "has_points"}
 
 
-def learned(name, truth, wanted):
-    """A student, its losses, and its signals from the same forward on two images."""
-    student = Student(build_detector(name, CLASSES).train(), range(len(DETECTORS[name].strides)))
-    losses, signals = student.losses(torch.randn(2, 3, *SHAPE), truth(2, SHAPE, DETECTORS[name].masks), frozenset(wanted))
+def claimed(entry):
+    """What a detector must be able to say, as `exchange` of it with itself tells."""
+    offer = exchange(entry, entry)
+    needs = {"features", *("logits", "boxes") * ("localization" in offer.knowledge)}
+    needs |= {signal for signal, fact in SIGNALS_OF.items() if getattr(offer, fact)}
+    needs |= {signal for signal in ("assigned", "towers") if signal not in offer.lacking}
+    if "instance.proposals" not in offer.lacking:
+        needs |= {"rois", "roi_scores", "roi_boxes"}
+    return frozenset(needs | ({"roi_masks"} if "logits.masks" not in offer.lacking else set()))
+
+
+def student_of(name):
+    return Student(build_detector(name, CLASSES).train(), range(len(DETECTORS[name].strides)))
+
+
+def noise(images=B):
+    return torch.randn(images, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def said(name, ground_truth):
+    student, entry = student_of(name), DETECTORS[name]
+    losses, signals = student.losses(noise(), ground_truth(B, masks=entry.masks), claimed(entry))
     return student, losses, signals
 
 
-TERMS = {  # a term for each signal
-    "features": "l2(global)",
-    "logits": "l2(logits)",
-    "boxes": "giou[region=foreground](localization)",
-    "edges": "kl_edges(localization)",
-    "points": "points(localization)",
-    "assigned": "l1[region=assigned](localization)",
-    "instance": "l2[region=proposals](instance)",
-    "roi_scores": "kl[region=proposals](softmax_C(logits))",
-    "roi_boxes": "deltas[region=proposals](localization)",
-    "roi_masks": "l2[region=masks](logits)",
-}
-
-
-def runnable(teacher: str, student: str, resize: bool = False):
-    """All of the terms above that the pair can exchange, as one policy."""
-    offer = exchange(DETECTORS[teacher], DETECTORS[student], resize)
-    facts = pair_facts(offer, DETECTORS[student], len(CLASSES), 2)
-    chosen = {name: text for name, text in TERMS.items() if not cannot_run(parse_formula(text), offer, facts)}
-    return set(chosen), parse_formula(" + ".join(chosen.values()))
-
-
-CELLS = {"features", "logits", "boxes", "assigned"}
-PROPOSALS = CELLS | {"instance", "roi_scores", "roi_boxes"}
-GIVES = {  # teacher, student, signals that pass
-    "retinanet": (SMALL["retinanet"], "retinanet_r18w16_fpn32", CELLS),
-    "fcos": (SMALL["fcos"], "fcos_r18w16_fpn32", CELLS),
-    "gfl": (SMALL["gfl"], "gfl_r18w16_fpn32", CELLS | {"edges"}),
-    "atss": (SMALL["atss"], "atss_r18w16_fpn32", CELLS),
-    "reppoints": (SMALL["reppoints"], "reppoints_r18w16_fpn32", CELLS | {"points"}),
-    "rtmdet": ("rtmdet_tiny", "rtmdet_tiny", CELLS),
-    "yolox": ("yolox_tiny", "yolox_tiny", CELLS),
-    "faster_rcnn": (SMALL["faster_rcnn"], "faster_rcnn_r18w16_fpn32", PROPOSALS),
-    "mask_rcnn": (SMALL["mask_rcnn"], "mask_rcnn_r18w16_fpn32", PROPOSALS | {"roi_masks"}),
-    "cascade_rcnn": (SMALL["cascade_rcnn"], "cascade_rcnn_r18w16_fpn32", PROPOSALS),
-    "cascade_mask_rcnn": (SMALL["cascade_mask_rcnn"], "cascade_mask_rcnn_r18w16_fpn32", PROPOSALS | {"roi_masks"}),
-    "cascade with masks to two stages": (SMALL["cascade_mask_rcnn"], "mask_rcnn_r18w16_fpn32", PROPOSALS | {"roi_masks"}),
-    "one stage to two": (SMALL["gfl"], "faster_rcnn_r18w16_fpn32", {"features", "instance"}),
-    "two stages to one": (SMALL["faster_rcnn"], "gfl_r18w16_fpn32", {"features"}),
-    "a box a cell to a point": (SMALL["gfl"], "fcos_r18w16_fpn32", CELLS),
-    "classes to class times objectness": (SMALL["gfl"], "yolox_tiny", CELLS),
-    "to a DETR": (SMALL["atss"], "detr_r18", {"features"}),
-}
-
-
-@pytest.mark.parametrize("case", GIVES)
-def test_a_student_learns_from_all_that_the_pair_exchanges(case, truth):
-    teacher_name, student_name, expected = GIVES[case]
-    found, policy = runnable(teacher_name, student_name)
-    assert found == expected
-    teacher_entry, student_entry = DETECTORS[teacher_name], DETECTORS[student_name]
-    check_policy(policy, teacher_entry, student_entry)
-    levels = match_levels(teacher_entry, student_entry)
-    teacher = Teacher(build_detector(teacher_name, CLASSES), levels.teacher, levels.strides)
-    for conv in getattr(dense_head(teacher.model), "rtm_reg", ()):
-        torch.nn.init.ones_(conv.bias)  # untaught, RTMDet predicts boxes without area, which teach nothing
-    adapters = make_adapters(teacher_entry, student_entry, len(levels.student))
-    student = Student(build_detector(student_name, CLASSES).train(), levels.student, adapters)
-    inputs, wanted = torch.randn(2, 3, *SHAPE), needs(policy)
-    said = teacher.signals(inputs, wanted)
-    losses, signals = student.losses(inputs, truth(2, SHAPE, student_entry.masks), wanted)
+def assert_shapes(entry, signals):
+    sizes = [(math.ceil(HEIGHT / stride), math.ceil(WIDTH / stride)) for stride in entry.strides]
+    scored = K if entry.scores == "classes" else 1
+    needs = claimed(entry)
+    expected = {
+        "features": [(B, entry.channels, *size) for size in sizes],
+        "logits": [(B, entry.anchors * scored, *size) for size in sizes],
+        "boxes": [(B, h * w * entry.anchors, 4) for h, w in sizes],
+        "edges": [(B, 4 * ((entry.reg_max or 0) + 1), *size) for size in sizes],
+        "points": [(B, h * w, 9, 2) for h, w in sizes],
+        "assigned": [(B, h * w * entry.anchors) for h, w in sizes],
+    }
+    for signal, shapes in expected.items():
+        assert [tuple(level.shape) for level in getattr(signals, signal)] == (shapes if signal in needs else []), signal
+    if "towers" in needs:
+        for level, size in zip(signals.towers, sizes, strict=True):
+            assert [tower.shape[0] for tower in level] == [B, B]
+            assert [tuple(tower.shape[2:]) for tower in level] == [size, size]
+    assert (signals.rois is not None) == (entry.stages == 2)
     if signals.rois is not None:
-        said = replace(said, rois=teacher.regard(signals.rois, wanted))
-    compared = policy_losses(policy, signals, said, Scene((BOXES, BOXES), SHAPE))
-    assert len(compared) == len(expected)
-    assert all(float(loss.detach()) > 0 and loss.isfinite() for loss in compared.values()), compared
-    sum(compared.values()).backward()
-    assert all(p.grad is None for p in teacher.model.parameters())
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.model.backbone.parameters())
-    assert any("loss" in name for name in losses)
+        rois, R = signals.rois, len(signals.rois.regions)
+        assert rois.regions.shape == (R, 5)
+        assert set(rois.regions[:, 0].tolist()) == {0.0, 1.0}
+        assert rois.scores.shape == (R, K + 1)
+        assert rois.boxes.shape == (R, K, 4)
+        if entry.masks:
+            P = len(rois.positive)
+            assert 4 <= P <= R  # ground truth is proposed too: two boxes an image at least
+            assert rois.masks.shape == (P, 1, 28, 28)
+            assert rois.labels.shape == (P,)
+            assert set(rois.labels.tolist()) == {0, 2}
+            assert {tuple(region) for region in rois.positive.tolist()} <= {tuple(region) for region in rois.regions.tolist()}
 
 
-def test_levels_of_other_strides_are_resized_to_the_students_size(truth):
-    rcnn = DETECTORS["faster_rcnn_r18w8_fpn32"]
-    teacher = Teacher(build_detector("mask_rcnn_r18w8_fpn32", CLASSES), (0, 1), (8, 16))  # its strides there are 4 and 8
-    said = teacher.signals(torch.randn(2, 3, *SHAPE), frozenset({"features"}))
-    assert rcnn.strides[:2] == (8, 16)
-    assert [tuple(level.shape[-2:]) for level in said.features] == [(8, 12), (4, 6)]
-    whole = Teacher(teacher.model, (0,)).signals(torch.ones(1, 3, *SHAPE), frozenset({"features"})).features[0]
-    halved = teacher.signals(torch.ones(1, 3, *SHAPE), frozenset({"features"})).features[0]
-    torch.testing.assert_close(halved, torch.nn.functional.avg_pool2d(whole, 2))  # bilinear to half a size is the mean of four
+def learning_signals(signals):
+    """Those that a gradient comes back from."""
+    for name in ("features", "logits", "boxes", "edges", "points"):
+        if getattr(signals, name):
+            yield name, sum(level.float().square().sum() for level in getattr(signals, name))
+    if signals.towers:
+        yield "towers", sum(tower.square().sum() for level in signals.towers for tower in level)
+    if signals.rois is not None:
+        for name in ("scores", "boxes", "masks"):
+            if getattr(signals.rois, name) is not None:
+                yield f"rois.{name}", getattr(signals.rois, name).square().sum()
 
 
-def test_assigned_are_the_anchors_that_overlap_an_object_or_are_its_best(truth):
-    student, _, signals = learned(SMALL["retinanet"], truth, {"assigned"})
-    priors = student.tap.head.prior_generator.grid_priors([(8, 12), (4, 6), (2, 3)], device="cpu")
-    overlap = box_iou(torch.cat(priors), BOXES)
-    expected = (overlap.amax(1) >= 0.5) | (overlap == overlap.amax(0)).any(1)
-    assert [tuple(level.shape) for level in signals.assigned] == [(2, 8 * 12 * 3), (2, 4 * 6 * 3), (2, 2 * 3 * 3)]
-    for image in range(2):
-        assert torch.equal(torch.cat([level[image] for level in signals.assigned]), expected)
-    assert 2 <= int(expected.sum()) < 40
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
+def test_a_detector_says_what_the_catalogue_claims_learns_and_predicts(name, ground_truth):
+    student, losses, signals = said(name, ground_truth)
+    entry = DETECTORS[name]
+    assert_shapes(entry, signals)
+    weights = [p for p in student.model.backbone.parameters() if p.requires_grad]
+    for signal, value in learning_signals(signals):
+        reached = [g for g in torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True) if g is not None]
+        assert any(bool(g.any()) for g in reached), signal
+        assert all(bool(g.isfinite().all()) for g in reached), signal
 
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
+    before = [p.detach().clone() for p in weights]
+    for step in range(2):
+        if step:
+            losses, _ = student.losses(noise(), ground_truth(B, masks=entry.masks), frozenset({"features"}))
+        total = total_loss(losses)
+        assert math.isfinite(float(total.detach()))
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, weights, strict=True))
 
-@pytest.mark.parametrize("family", [*DENSE, "faster_rcnn"])
-def test_assigned_cells_lie_in_objects(family, truth):
-    entry = DETECTORS[DENSE.get(family, SMALL.get(family))]
-    _, _, signals = learned(entry.name, truth, {"features", "assigned"})
-    found = 0
-    for level, feature, stride in zip(signals.assigned, signals.features, entry.strides, strict=True):
-        H, W = feature.shape[-2:]
-        assert level.dtype == torch.bool
-        assert level.shape == (2, H * W * entry.anchors)
-        rows, columns = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
-        centers = (torch.stack([columns, rows], -1).view(-1, 1, 2).expand(-1, entry.anchors, 2).reshape(-1, 2) + 0.25) * stride
-        for image in range(2):
-            at = centers[level[image]]
-            found += len(at)
-            slack = 2.5 * stride  # SimOTA's radius around an object's centre; a best anchor may lie beside its object
-            inside = (at[:, None] >= BOXES[:, :2] - slack) & (at[:, None] <= BOXES[:, 2:] + slack)
-            assert inside.all(-1).any(1).all()
-    assert found >= 2
-
-
-def test_fcos_assigns_the_cells_around_an_objects_centre(truth):
-    _, _, signals = learned(SMALL["fcos"], truth, {"assigned"})
-    # boxes of 32 and 42 pixels reach at most 32 from a point, so both belong to the finest level; a radius of 1.5 strides is 12 pixels
-    points = torch.stack(torch.meshgrid(torch.arange(12), torch.arange(8), indexing="xy"), -1).view(-1, 2) * 8 + 4.0
-    centers = (BOXES[:, :2] + BOXES[:, 2:]) / 2
-    reach = torch.cat([points[:, None] - BOXES[:, :2], BOXES[:, 2:] - points[:, None]], -1).amax(-1)  # (cells, boxes)
-    near = ((points[:, None] - centers).abs() < 12).all(-1) & ((points[:, None] > BOXES[:, :2]) & (points[:, None] < BOXES[:, 2:])).all(-1)
-    expected = (near & (reach <= 32)).any(1)
-    assert torch.equal(signals.assigned[0][0], expected)
-    assert int(expected.sum()) > 4
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_reppoints_boxes_are_the_moments_of_its_point_sets(training):
-    model = build_detector(SMALL["reppoints"], CLASSES).train(training)
-    head = model.bbox_head
+    student.model.eval()
+    part = getattr(student.model, "roi_head", None) or student.model.bbox_head
+    if entry.scores != "queries":
+        part.test_cfg.update(score_thr=0.0, min_bbox_size=-1)  # random weights are sure of nothing, and draw boxes inside out
     with torch.no_grad():
-        head.moment_transfer.copy_(torch.tensor([0.1, -0.2]))
-        student = Student(model, range(5))
-        student.tap.wanted = frozenset({"points", "boxes"})
-        head([torch.randn(2, 32, size, size) for size in (8, 4, 2, 1, 1)])
-        student.tap.features = tuple(torch.zeros(2, 32, 1, 1) for _ in range(5))  # the neck did not run
-        found = student.tap.signals(frozenset({"points", "boxes"}), range(5))
-    for points, boxes in zip(found.points, found.boxes, strict=True):
-        assert points.shape[2:] == (9, 2)
-        mean, spread = points.mean(2), points.std(2) * torch.tensor([0.1, -0.2]).exp()
-        torch.testing.assert_close(boxes, torch.cat([mean - spread, mean + spread], -1))
+        predicted = student.model.predict(noise(), ground_truth(B, masks=entry.masks))
+    for result in predicted:
+        assert 0 < len(result.pred_instances) <= 300
+        assert result.pred_instances.bboxes.isfinite().all()
+        assert ("masks" in result.pred_instances) == entry.masks
 
 
-@pytest.mark.parametrize("family", ["retinanet", "fcos", "gfl", "atss"])
-def test_the_rest_of_a_head_continues_its_own_branches(family):
-    teacher = Teacher(build_detector(SMALL[family], CLASSES), (0, 2))
-    inputs = torch.randn(2, 3, *SHAPE)
-    said = teacher.signals(inputs, frozenset({"towers", "logits", "boxes", "edges"} if family == "gfl" else {"towers", "logits", "boxes"}))
-    tail = head_tail(teacher.model.bbox_head, teacher.levels)
-    assert tail is not None
-    for level, (of_class, of_box) in enumerate(said.towers):
-        assert float(of_class.min()) < 0  # before the activation
-        kept = of_class.clone(), of_box.clone()
-        of_class.requires_grad_()
-        scores, boxes = tail(of_class, of_box, level)
-        torch.testing.assert_close(scores, said.logits[level])
-        torch.testing.assert_close(boxes, said.edges[level] if family == "gfl" else said.boxes[level])
-        scores.sum().backward()
-        assert of_class.grad.abs().sum() > 0
-        assert torch.equal(of_class, kept[0])
-        assert torch.equal(of_box, kept[1])
-    assert all(p.grad is None for p in teacher.model.parameters())
-
-
-def test_heads_whose_branches_cannot_be_cut_have_no_rest():
-    assert head_tail(build_detector("rtmdet_tiny", CLASSES).bbox_head, (0, 1, 2)) is None
-
-
-def test_yolox_scores_are_class_times_objectness():
-    model = build_detector("yolox_tiny", CLASSES).eval()
-    with torch.no_grad():
-        for conv in (*model.bbox_head.multi_level_conv_cls, *model.bbox_head.multi_level_conv_obj):
-            conv.weight.normal_(std=0.3)
-        teacher = Teacher(model, (0, 1, 2))
-        said = teacher.signals(torch.randn(1, 3, *SHAPE), frozenset({"features", "logits"}))
-        classes, _, objectness = model.bbox_head(said.features)
-    for logits, of_class, of_object in zip(said.logits, classes, objectness, strict=True):
-        torch.testing.assert_close(logits.sigmoid(), of_class.sigmoid() * of_object.sigmoid())
-
-
-@pytest.mark.parametrize("family", TWO_STAGE)
-def test_a_teacher_regards_proposals_as_mmdetection_predicts_on_them(family):
-    from mmengine.structures import InstanceData
-
-    teacher = Teacher(build_detector(SMALL[family], CLASSES), (0, 1))
-    for name, weight in teacher.model.roi_head.named_parameters():
-        if name.endswith(("fc_reg.weight", "fc_cls.weight")):
-            torch.nn.init.normal_(weight, std=0.05)  # else a cascade refines next to nothing
-    proposals = [torch.tensor([[4.0, 4, 40, 30], [50, 10, 96, 60], [0, 0, 20, 64]]), torch.tensor([[10.0, 12, 30, 50]])]
-    regions = torch.cat([torch.cat([torch.full((len(boxes), 1), float(image)), boxes], 1) for image, boxes in enumerate(proposals)])
-    teacher.signals(torch.randn(2, 3, *SHAPE), frozenset({"features"}))
-    said = teacher.regard(Rois(regions), frozenset({"roi_scores", "roi_boxes"}))
-    metas = [{"img_shape": SHAPE, "ori_shape": SHAPE, "scale_factor": (1.0, 1.0)}] * 2
-    with torch.no_grad():
-        theirs = teacher.model.roi_head.predict_bbox(teacher.pyramid, metas, [InstanceData(bboxes=boxes) for boxes in proposals], None)
-    torch.testing.assert_close(said.scores.softmax(1), torch.cat([one.scores for one in theirs]))
-    limits = torch.tensor([96.0, 64.0, 96.0, 64.0])
-    expected = torch.cat([one.bboxes for one in theirs]).view(4, -1, 4).expand(-1, len(CLASSES), 4)
-    torch.testing.assert_close(torch.minimum(said.boxes.clamp_min(0), limits), expected)
-
-
-@pytest.mark.parametrize("family", ["faster_rcnn", "mask_rcnn"])
-def test_a_teacher_with_the_students_weights_says_what_the_student_said(family, truth):
-    model = build_detector(SMALL[family], CLASSES).eval()  # no statistics of the batch
-    teacher = Teacher(build_detector(SMALL[family], CLASSES), (0, 1, 2))
-    teacher.model.load_state_dict(model.state_dict())
-    wanted = frozenset({"features", "rois", "roi_scores", "roi_boxes", "roi_masks"})
-    inputs = torch.randn(2, 3, *SHAPE)
-    teacher.signals(inputs, wanted)
-    _, signals = Student(model, (0, 1, 2)).losses(inputs, truth(2, SHAPE, family == "mask_rcnn"), wanted)
-    ours, theirs = signals.rois, teacher.regard(signals.rois, wanted)
-    assert ours.regions.shape[1] == 5
-    assert len(ours.regions) == len(ours.scores) == len(ours.boxes) > 10
-    assert (ours.scores.shape[1], ours.boxes.shape[1:]) == (len(CLASSES) + 1, (len(CLASSES), 4))
-    torch.testing.assert_close(theirs.scores, ours.scores)
-    torch.testing.assert_close(theirs.boxes, ours.boxes)
-    if family == "mask_rcnn":
-        assert ours.masks.shape == (len(ours.labels), 1, 28, 28)
-        assert set(ours.labels.tolist()) <= {1, 2}
-        torch.testing.assert_close(theirs.masks, ours.masks)
-    assert theirs.scores.grad_fn is None
-
-
-@pytest.mark.parametrize("family", [*DENSE, "faster_rcnn"])
-def test_under_autocast_boxes_keep_their_pixels(family, truth):
-    name = DENSE.get(family, SMALL.get(family))
-    model = build_detector(name, CLASSES).eval()
-    teacher = Teacher(model, range(len(DETECTORS[name].strides)))
-    inputs, wanted = torch.randn(2, 3, *SHAPE), frozenset({"features", "boxes", "logits"})
-    exact = teacher.signals(inputs, wanted)
+@pytest.mark.parametrize("name", SMALL)
+def test_signals_under_bf16_hold_boxes_in_float32(name, ground_truth):
+    student, entry = student_of(name), DETECTORS[name]
+    lose_in_fp32(student.model)
     with torch.autocast("cpu", torch.bfloat16):
-        said = teacher.signals(inputs, wanted)
-    for level, reference, stride in zip(said.boxes, exact.boxes, DETECTORS[name].strides, strict=True):
-        assert level.dtype == torch.float32
-        size = (reference[..., 2:] - reference[..., :2]).clamp_min(stride)
-        assert float(((level - reference).abs() / torch.cat([size, size], -1)).max()) < 0.1
+        losses, signals = student.losses(noise(), ground_truth(B, masks=entry.masks), claimed(entry))
+    assert_shapes(entry, signals)
+    assert math.isfinite(float(total_loss(losses).detach()))
+    for boxes in (*signals.boxes, *signals.points, *([signals.rois.boxes] if signals.rois is not None else [])):
+        assert boxes.dtype == torch.float32
+        assert boxes.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if DETECTORS[name].scores != "queries"])
+def test_assigned_cells_are_those_whose_targets_are_objects(name, ground_truth):
+    """The oracle: the loss of a cell's box has a gradient at its own output exactly where the cell is assigned."""
+    student, entry = student_of(name), DETECTORS[name]
+    head = dense_head(student.model)
+    caught = {}
+    head.register_forward_hook(lambda _module, _inputs, outputs: caught.update(outputs=outputs))
+    losses, signals = student.losses(noise(), ground_truth(B, masks=entry.masks), frozenset({"assigned"}))
+    of_boxes = losses["loss_pts_refine" if entry.family == "reppoints" else "loss_rpn_bbox" if entry.stages == 2 else "loss_bbox"]
+    predictions = caught["outputs"][2 if entry.family == "reppoints" else 1]
+    total = sum(value.sum() for value in of_boxes) if isinstance(of_boxes, list | tuple) else of_boxes.sum()
+    gradients = torch.autograd.grad(total, predictions, allow_unused=True)
+    per_cell = predictions[0].shape[1] // entry.anchors
+    for assigned, prediction, gradient in zip(signals.assigned, predictions, gradients, strict=True):
+        gradient = torch.zeros_like(prediction) if gradient is None else gradient
+        moved = gradient.permute(0, 2, 3, 1).reshape(B, -1, per_cell).abs().sum(-1) > 0
+        if entry.stages == 2:  # of the assigned anchors the loss draws a sample, 256 at most
+            assert not bool((moved & ~assigned).any())
+        else:
+            assert torch.equal(moved, assigned)
+    assert sum(int(level.sum()) for level in signals.assigned) > 0
+
+
+def test_points_of_reppoints_are_the_same_in_training_and_in_prediction(ground_truth):
+    name = "reppoints_r18w8_fpn32"
+    model = build_detector(name, CLASSES)
+    for module in model.bbox_head.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)  # as it begins, every point lies on the cell
+    levels = range(5)
+    student = Student(copy.deepcopy(model).train(), levels)
+    for module in student.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # the statistics that the teacher has
+    teacher = Teacher(model, levels)
+    _, ours = student.losses(noise(), ground_truth(B), frozenset({"points", "boxes"}))
+    theirs = teacher.signals(noise(), frozenset({"points", "boxes"}))
+    for one, other in zip(ours.points, theirs.points, strict=True):
+        torch.testing.assert_close(one.detach(), other, atol=1e-3, rtol=1e-4)
+    for one, other in zip(ours.boxes, theirs.boxes, strict=True):
+        torch.testing.assert_close(one.detach(), other, atol=1e-3, rtol=1e-4)
+    assert float((theirs.points[0] - theirs.points[0].mean(2, keepdim=True)).abs().mean()) > 1  # pixels apart
+    # the box is the points' mean, plus and minus a multiple of their spread, and x comes first
+    scale = model.bbox_head.moment_transfer.exp()
+    mean, spread = theirs.points[0].mean(2), theirs.points[0].std(2)
+    torch.testing.assert_close(theirs.boxes[0], torch.cat([mean - spread * scale, mean + spread * scale], -1), atol=1e-3, rtol=1e-4)
+
+
+def test_what_a_prediction_left_behind_is_not_taken_for_the_next_loss(ground_truth):
+    student = student_of("mask_rcnn_r18w8_fpn32")
+    student.model.eval()
+    with torch.no_grad():
+        student.model.predict(noise(), ground_truth(B))
+    student.model.train()
+    _, signals = student.losses(noise(), ground_truth(B, masks=True), claimed(DETECTORS["mask_rcnn_r18w8_fpn32"]))
+    assert signals.rois.scores.requires_grad
+    assert signals.rois.masks.requires_grad

@@ -309,8 +309,28 @@ def serve(
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Check this machine: Python, packages, operations, threads, GPU, disk, database, broker."""
+def doctor(
+    pair: Annotated[str | None, typer.Option(help="Examine a pair of the catalogue instead of this machine.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Examine two detectors: this one teaches ...")] = None,
+    student: Annotated[str | None, typer.Option(help="... this one.")] = None,
+    resize: Annotated[bool, typer.Option("--resize", help="Match levels of different strides too.")] = False,
+    classes: Annotated[int | None, typer.Option(min=1, help="Of the dataset; else the pair's, else 80.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a step on one device; else the pair's, else 8.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check this machine: Python, packages, operations, threads, GPU, disk, database, broker. Or a pair: what can pass, and why not."""
+    if pair or teacher or student:
+        from detkds_client import matchmaker
+
+        try:
+            asked = matchmaker.question(pair, teacher, student, resize=resize, classes=classes, batch=batch)
+        except matchmaker.UnknownNameError as error:
+            raise Refusal(str(error)) from error
+        answer = matchmaker.examine(asked)
+        show.as_json(answer) if as_json else matchmaker.report(asked, answer)
+        return
+    if resize or classes or batch:
+        raise Refusal("--resize, --classes and --batch belong to a pair: give --pair, or --teacher and --student")
     from detkds_client.doctor import examine, report
 
     findings = examine()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detkds_core.catalogue import DetectorEntry, exchange
 from detkds_core.detectors import rois
-from detkds_core.detectors.tap import OF_DENSE_HEAD, Tap, dense_head
+from detkds_core.detectors.tap import OF_DENSE_HEAD, Tap
 from detkds_core.losses.signals import Rois, Signals
 from detkds_core.policy import Policy
 from detkds_core.policy.distillers import pair_faults
@@ -83,13 +83,14 @@ class Teacher:
         The pyramid is kept for `regard` until the next call.
         """
         needs = needs - STUDENT_ALONE
-        self.pyramid = ()
+        self.pyramid, self.batch_shape = (), tuple(inputs.shape[-2:])
         if not needs:
             return Signals(features=())
+        self.tap.clear()
         self.tap.wanted = needs
         features = self.model.extract_feat(inputs)
-        if needs & OF_DENSE_HEAD:
-            dense_head(self.model)(features)
+        if needs & OF_DENSE_HEAD and self.tap.head is not None:
+            self.tap.head(features)
         signals = self.tap.signals(needs, self.levels)
         self.pyramid, self.batch_shape = self.tap.features, tuple(inputs.shape[-2:])
         self.tap.clear()
@@ -101,7 +102,9 @@ class Teacher:
     @torch.no_grad()
     def regard(self, shared: Rois, needs: frozenset[str]) -> Rois:
         """What the RoI head says of a student's proposals on the images of the last `signals`, as far as `needs` asks for it."""
-        return rois.regard(getattr(self.model, "roi_head", None), self.pyramid, shared, needs, self.batch_shape)
+        said = rois.regard(getattr(self.model, "roi_head", None), self.pyramid, shared, needs, self.batch_shape)
+        self.tap.clear()
+        return said
 
 
 def resized(feat: Tensor, size: tuple[int, int]) -> Tensor:
@@ -122,6 +125,7 @@ class Student:
 
     def losses(self, inputs: Tensor, samples: Sequence[Any], needs: frozenset[str]) -> tuple[Mapping[str, Tensor], Signals]:
         """The detector's own losses and, from the same forward, its signals with features in the teacher's channels."""
+        self.tap.clear()  # a prediction in between leaves its own signals
         self.tap.wanted = needs
         losses = self.model.loss(inputs, samples)
         signals = self.tap.signals(needs, self.levels) if needs else Signals(features=())

@@ -74,35 +74,32 @@ def regard(
 ) -> Rois:
     """What a frozen detector says of a student's proposals: scores, boxes and masks as far as `needs` asks for them.
 
-    A cascade runs as it predicts: each stage refines the boxes for the next, cut at the border of the padded batch image (batch_shape:
-    height, width); scores are the mean of the stages', boxes the last one's.
+    A cascade runs as it predicts: each stage refines the boxes for the next, inside the padded batch image (`batch_shape`); scores are the
+    mean of the stages', boxes the last one's, masks the raw scores of the mean of the stages' sigmoids.
     Without a RoI head the regions alone are given, at which features can be compared.
     """
     if roi_head is None or not needs & {"roi_scores", "roi_boxes", "roi_masks"}:
         return Rois(shared.regions)
-    heads = roi_head.bbox_head if isinstance(roi_head.bbox_head, nn.ModuleList) else [roi_head.bbox_head]
     cascade = isinstance(roi_head.bbox_head, nn.ModuleList)
     scores = boxes = masks = None
     if needs & {"roi_scores", "roi_boxes"}:
+        heads = list(roi_head.bbox_head) if cascade else [roi_head.bbox_head]
         regions, said = shared.regions, []
         for stage, head in enumerate(heads):
             results = roi_head._bbox_forward(stage, pyramid, regions) if cascade else roi_head._bbox_forward(pyramid, regions)
             said.append(results["cls_score"])
             boxes = decode_rois(head, regions, results["bbox_pred"])  # (R, K, 4)
             if stage + 1 < len(heads):
-                refined = likeliest(boxes, results["cls_score"])
-                height, width = batch_shape
-                inside = torch.stack([refined[:, 0::2].clamp(0, width), refined[:, 1::2].clamp(0, height)], dim=-1)  # (R, 2, 2)
-                regions = torch.cat([regions[:, :1], inside.flatten(1)], dim=1)
+                refined = inside(likeliest(boxes, results["cls_score"]), batch_shape)
+                regions = torch.cat([regions[:, :1], refined], dim=1)
         scores = torch.stack(said).mean(0)
     if "roi_masks" in needs and shared.positive is not None and shared.labels is not None and getattr(roi_head, "with_mask", False):
-        positive = shared.positive
-        stages = range(len(roi_head.mask_head)) if cascade else (None,)
-        given = [
-            (roi_head._mask_forward(pyramid, positive) if stage is None else roi_head._mask_forward(stage, pyramid, positive))["mask_preds"]
-            for stage in stages
-        ]
-        masks = of_class(torch.stack(given).mean(0), shared.labels)
+        if cascade:
+            stages = [roi_head._mask_forward(stage, pyramid, shared.positive)["mask_preds"] for stage in range(len(roi_head.mask_head))]
+            raw = torch.logit(torch.stack(stages).float().sigmoid().mean(0), eps=1e-6)
+        else:
+            raw = roi_head._mask_forward(pyramid, shared.positive)["mask_preds"]
+        masks = of_class(raw, shared.labels)
     return Rois(shared.regions, scores, boxes, masks, shared.positive, shared.labels)
 
 
@@ -111,9 +108,14 @@ def decode_rois(head: nn.Module, regions: Tensor, deltas: Tensor) -> Tensor:
 
     deltas: (R, 4*K) or (R, 4).
     """
-    with torch.autocast(deltas.device.type, enabled=False):
-        boxes = head.bbox_coder.decode(regions[:, 1:].float(), deltas.float())
-    return boxes.view(len(deltas), -1, 4).expand(-1, head.num_classes, 4)
+    decoded = head.bbox_coder.decode(regions[:, 1:].float(), deltas.float())  # half precision cannot tell pixels
+    return decoded.view(len(deltas), deltas.shape[1] // 4, 4).expand(-1, head.num_classes, 4)
+
+
+def inside(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Boxes (R, 4) cut at the borders of an image of this height and width."""
+    height, width = shape
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def likeliest(boxes: Tensor, scores: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class Tap:
         points: tuple[Tensor, ...] = ()
         assigned: tuple[Tensor, ...] = ()
         towers: tuple[tuple[Tensor, Tensor], ...] = ()
-        if needs & OF_DENSE_HEAD:
+        if needs & OF_DENSE_HEAD and self.head is not None:
             scores = self.outputs[0]
             sizes = [tuple(score.shape[-2:]) for score in scores]
             if needs & {"logits", "boxes", "edges", "points"}:
@@ -146,8 +146,12 @@ class Tap:
 
 
 def dense_head(model: nn.Module) -> nn.Module | None:
-    """The head that predicts at every cell: a one-stage detector's box head, a two-stage detector's region proposal network."""
-    return getattr(model, "bbox_head", None) or getattr(model, "rpn_head", None)
+    """The head that predicts at every cell: a one-stage detector's box head, a two-stage detector's region proposal network.
+
+    None for a DETR, whose head predicts from queries.
+    """
+    head = getattr(model, "bbox_head", None) or getattr(model, "rpn_head", None)
+    return head if hasattr(head, "prior_generator") else None
 
 
 def tower_layer(convs: nn.ModuleList) -> int:

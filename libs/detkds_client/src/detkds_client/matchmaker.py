@@ -1,0 +1,262 @@
+"""`detkds doctor --pair`: what a teacher can pass to a student, and why not the rest. Needs neither service, nor weights, nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from rich.text import Text
+
+from detkds_client.show import console, put, table
+from detkds_core.catalogue import DETECTORS, PAIRS, DetectorEntry, Exchange, Pair, exchange, pair_facts
+from detkds_core.policy import SearchSpace, named_policies
+from detkds_core.policy.named import cannot_run
+from detkds_core.policy.vocabulary import BREADTHS, KNOWLEDGE, REGIONS
+
+CLASSES = {"digits": 10, "trees": 1, "coco": 80}  # of the catalogue's datasets
+DEFAULT_CLASSES, DEFAULT_BATCH = 80, 8
+SIGNALS: Mapping[str, str] = {
+    "edges": "edge distributions (kl_edges)",
+    "points": "point sets (points)",
+    "assigned": "cells that the student's loss takes for objects",
+    "towers": "features inside the dense heads (crosskd)",
+}
+SCORES: Mapping[str, str] = {
+    "classes": "a score a class",
+    "objectness": "one objectness",
+    "queries": "from queries, not at cells",
+}
+
+
+OWN_WAY = "the teacher sees the same\npixels its own way"
+
+
+class UnknownNameError(Exception):
+    """A name that the catalogue does not have, and what it may have been meant for."""
+
+
+class Question(NamedTuple):
+    """Two detectors and how they would be trained. images: of a batch on one device; pair: the catalogue's, when it was named."""
+
+    teacher: DetectorEntry
+    student: DetectorEntry
+    resize: bool
+    classes: int
+    images: int
+    pair: Pair | None
+
+
+def question(
+    pair: str | None,
+    teacher: str | None,
+    student: str | None,
+    *,
+    resize: bool = False,
+    classes: int | None = None,
+    batch: int | None = None,
+) -> Question:
+    """What was asked for by name; a detector beside a pair takes the place of the pair's. Raises UnknownNameError."""
+    chosen = _named("pair", pair, PAIRS) if pair is not None else None
+    teacher, student = teacher or (chosen.teacher if chosen else None), student or (chosen.student if chosen else None)
+    if teacher is None or student is None:
+        raise UnknownNameError(f"--{'teacher' if teacher is None else 'student'} is missing: give both, or --pair")
+    return Question(
+        _named("detector", teacher.partition(":")[0], DETECTORS),
+        _named("detector", student.partition(":")[0], DETECTORS),
+        resize,
+        classes or (CLASSES.get(chosen.dataset) if chosen else None) or DEFAULT_CLASSES,
+        batch or (chosen.full.batch // chosen.full.devices if chosen else DEFAULT_BATCH),
+        chosen,
+    )
+
+
+def _named(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name in known:
+        return known[name]
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    guess = f"did you mean {' or '.join(close)}?" if close else f"one of {', '.join(known)}"
+    raise UnknownNameError(f"{name!r} is not a {what} of the catalogue; {guess}")
+
+
+def examine(asked: Question) -> dict[str, Any]:
+    """The whole answer as plain JSON values."""
+    teacher, student = asked.teacher, asked.student
+    offer = exchange(teacher, student, asked.resize)
+    facts = pair_facts(offer, student, asked.classes, asked.images)
+    spaces = {breadth: SearchSpace.of(facts, knowledge=offer.knowledge or KNOWLEDGE, breadth=breadth) for breadth in BREADTHS}
+    return {
+        "pair": asked.pair.name if asked.pair else None,
+        "own_policies": list(asked.pair.policies) if asked.pair else [],
+        "teacher": _facts(teacher),
+        "student": _facts(student),
+        "classes": asked.classes,
+        "images_per_batch": asked.images,
+        "resize": asked.resize,
+        "levels": [{"teacher": teacher.strides[t], "student": student.strides[s]} for t, s in offer.levels],
+        "left_over": {
+            "teacher": [stride for place, stride in enumerate(teacher.strides) if place not in {t for t, _ in offer.levels}],
+            "student": [stride for place, stride in enumerate(student.strides) if place not in {s for _, s in offer.levels}],
+        },
+        "adapters": len(offer.levels) if teacher.channels != student.channels else 0,
+        "knowledge": [
+            {
+                "name": kind,
+                "excluded": offer.excluded.get(kind),
+                "formulas": {breadth: spaces[breadth].size(kind) if kind in offer.knowledge else 0 for breadth in BREADTHS},
+                "regions": list(offer.regions.get(kind, ())),
+                "lacking": _lacking_regions(kind, offer),
+            }
+            for kind in KNOWLEDGE
+        ],
+        "signals": dict(_signals(teacher, student, offer)),
+        "policies": [
+            {"name": name, "cannot_run": [f"{path}: {why}" for path, why in found]}
+            for name, one in named_policies().items()
+            for found in [cannot_run(one.policy, offer, facts, (teacher.family, student.family))]
+        ],
+    }
+
+
+def _facts(entry: DetectorEntry) -> dict[str, Any]:
+    return {
+        **{name: getattr(entry, name) for name in ("name", "title", "family", "stages")},
+        **{name: getattr(entry, name) for name in ("channels", "scores", "anchors", "masks")},
+        "strides": list(entry.strides),
+        "edge_bins": entry.reg_max + 1 if entry.reg_max is not None else 0,
+        "inputs": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(entry.inputs).items()},
+    }
+
+
+def _lacking_regions(kind: str, offer: Exchange) -> dict[str, str]:
+    """Where the pair cannot look for a knowledge that it exchanges, and why."""
+    if kind in offer.excluded:
+        return {}
+    refused = (region for region in REGIONS[kind] if region not in offer.regions[kind])
+    return {region: offer.lacking.get(f"{kind}.{region}") or offer.lacking[region] for region in refused}
+
+
+def _signals(teacher: DetectorEntry, student: DetectorEntry, offer: Exchange) -> Iterator[tuple[str, str | None]]:
+    """Each signal with the reason why the pair lacks it, None where it has it."""
+    no_levels = None if offer.levels else next(iter(offer.excluded.values()))
+    if offer.has_edges:
+        yield "edges", None
+    elif teacher.reg_max is not None and student.reg_max is not None:
+        bins = f"the teacher has {teacher.reg_max + 1} bins an edge, the student {student.reg_max + 1}"
+        yield "edges", offer.excluded.get("localization") or bins
+    else:
+        yield "edges", no_levels or "both detectors must predict edge distributions (GFL)"
+    yield "points", None if offer.has_points else no_levels or offer.lacking["points"]
+    for name in ("assigned", "towers"):
+        yield name, no_levels or offer.lacking.get(name)
+
+
+def report(asked: Question, found: Mapping[str, Any]) -> None:
+    """The answer for people."""
+    print(f"{found['teacher']['title']} teaches {found['student']['title']}")
+    print(f"  {asked.classes} class{'es' * (asked.classes > 1)}, {asked.images} image{'s' * (asked.images > 1)} a batch on a device")
+    _levels(found)
+    _heads(found)
+    _knowledge(found)
+    _policies(found)
+
+
+def _section(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]]) -> None:
+    console().print(Text(f"\n{title}", style="bold"))
+    shown = table([("  ", ""), *columns], [("", *row) for row in rows], console().width)
+    shown.show_header = any(heading for heading, _ in columns)
+    put(shown)
+
+
+def _levels(found: Mapping[str, Any]) -> None:
+    rows: list[tuple[str | Text, ...]] = []
+    for level in found["levels"]:
+        theirs, ours = level["teacher"], level["student"]
+        note = _good("same cells") if theirs == ours else _fair("the teacher's maps take the student's size")
+        rows.append((f"{theirs}", f"{ours}", note))
+    rows += [(f"{stride}", "-", _none("the teacher alone")) for stride in found["left_over"]["teacher"]]
+    rows += [("-", f"{stride}", _none("the student alone")) for stride in found["left_over"]["student"]]
+    rows.sort(key=lambda row: int(str(row[1] if str(row[1]) != "-" else row[0])))
+    _section("Pyramid levels, by pixels a cell", [("teacher", "right"), ("student", "right"), ("", "")], rows)
+
+
+def _heads(found: Mapping[str, Any]) -> None:
+    teacher, student = found["teacher"], found["student"]
+
+    def dense(one: Mapping[str, Any]) -> str:
+        return SCORES[one["scores"]] if one["scores"] == "queries" else f"{SCORES[one['scores']]}, {one['anchors']} a cell"
+
+    adapters, same_inputs = found["adapters"], teacher["inputs"] == student["inputs"]
+    note = _fair(f"{adapters} adapters (1x1)") if adapters else _good("no adapters")
+    rows: list[tuple[str | Text, ...]] = [
+        ("family", teacher["family"], student["family"], ""),
+        ("channels", str(teacher["channels"]), str(student["channels"]), note if found["levels"] else ""),
+        ("dense head scores", dense(teacher), dense(student), ""),
+        ("bins an edge", str(teacher["edge_bins"] or "-"), str(student["edge_bins"] or "-"), ""),
+        ("proposals, masks", _second(teacher), _second(student), ""),
+        ("images", _inputs(teacher["inputs"]), _inputs(student["inputs"]), _good("the same") if same_inputs else _fair(OWN_WAY)),
+    ]
+    _section("Detectors", [("", ""), ("teacher", ""), ("student", ""), ("", "")], rows)
+
+
+def _second(one: Mapping[str, Any]) -> str:
+    return ("proposals and masks" if one["masks"] else "proposals") if one["stages"] == 2 else "-"
+
+
+def _inputs(one: Mapping[str, Any]) -> str:
+    """How a detector wants its images: colours in order, what is subtracted and divided by, what sides are multiples of."""
+    mean, std = (" ".join(f"{value:g}" for value in one[name]) for name in ("mean", "std"))
+    pixels = f"less {mean}\nover {std}" if any(one["mean"]) else "pixels as they are"
+    return f"{'RGB' if one['rgb'] else 'BGR'} {pixels}\nsides of {one['pad']}"
+
+
+def _knowledge(found: Mapping[str, Any]) -> None:
+    rows: list[tuple[str | Text, ...]] = []
+    for one in found["knowledge"]:
+        sizes = [f"{one['formulas'][breadth]:,}" if one["excluded"] is None else "-" for breadth in BREADTHS]
+        rows.append((one["name"], *sizes, _bad(one["excluded"]) if one["excluded"] else _good(", ".join(one["regions"]))))
+    headings = [(f"{breadth} space", "right") for breadth in BREADTHS]
+    _section("Knowledge: formulas to search, and where it can be looked for", [("", ""), *headings, ("regions", "")], rows)
+    refused: dict[str, list[str]] = {}
+    for one in found["knowledge"]:
+        for region, why in one["lacking"].items():
+            refused.setdefault(why, []).append(f"{one['name']} at {region}")
+    for name, why in found["signals"].items():
+        if why is not None:
+            refused.setdefault(why, []).append(SIGNALS[name])
+    if refused:
+        _section("Not for this pair", [("", ""), ("because", "")], [("\n".join(what), _none(why)) for why, what in refused.items()])
+
+
+def _policies(found: Mapping[str, Any]) -> None:
+    runs = [one["name"] for one in found["policies"] if not one["cannot_run"]]
+    own = [name for name in found["own_policies"] if name in runs]
+    rows: list[tuple[str | Text, ...]] = [(_good(f"{', '.join(own)}: published for this pair"),)] if own else []
+    others = ", ".join(name for name in runs if name not in own)
+    _section("Named policies that this pair can run", [("", "")], [*rows, (_good(others or "-"),)])
+    refused: dict[str, list[str]] = {}
+    for one in found["policies"]:
+        if one["cannot_run"]:
+            first, *rest = (fault.partition(": ")[2] for fault in one["cannot_run"])
+            more = f" (and {len(rest)} more reason{'s' * (len(rest) > 1)}, see --json)" if rest else ""
+            refused.setdefault(first + more, []).append(one["name"])
+    if refused:
+        named = [(_bad("\n".join(names)), _none(why)) for why, names in refused.items()]
+        _section("... and those that it cannot", [("", ""), ("because", "")], named)
+
+
+def _good(text: str) -> Text:
+    return Text(text, style="green")
+
+
+def _fair(text: str) -> Text:
+    return Text(text, style="yellow")
+
+
+def _bad(text: str) -> Text:
+    return Text(text, style="red")
+
+
+def _none(text: str) -> Text:
+    return Text(text, style="dim")
