@@ -84,8 +84,9 @@ def test_knowledge_that_cannot_pass_is_refused_with_its_place():
     logits = Policy((Term("global", ("none", "none", "none"), "l2", 1.0), Term("logits", ("none",), "l2", 1.0)))
     with pytest.raises(PairError, match=r"policy.terms\[1\].knowledge: 'logits'.*1 prediction a cell, the student 3"):
         check_policy(logits, gfl, retinanet)
+    rpn = replace(two_stage, anchor_scales=retinanet.anchor_scales)
     with pytest.raises(PairError, match=r"scores classes, the student's objectness"):
-        check_policy(logits, retinanet, two_stage)
+        check_policy(logits, retinanet, rpn)
     check_policy(named_policies()["pkd"].policy, gfl, two_stage)
     assert exchange(gfl, retinanet).knowledge == ("global", "fgbg", "instance")
 
