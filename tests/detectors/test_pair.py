@@ -134,12 +134,7 @@ def test_a_teacher_regards_proposals_on_the_images_of_its_last_forward():
     [
         ("gfl", "gfl", "l2[region=proposals](instance)", r"terms\[0\].region: 'proposals': the student is a one-stage detector"),
         ("gfl", "faster_rcnn", "l1(localization)", r"terms\[0\].knowledge: 'localization'.*1 prediction a cell, the student 3"),
-        (
-            "retinanet",
-            "faster_rcnn",
-            "l1[region=proposals](localization)",
-            r"'proposals': the teacher has no RoI head; one of all, foreground",
-        ),
+        ("retinanet", "faster_rcnn", "l1[region=proposals](localization)", r"'localization' cannot pass .* the teacher's anchors"),
         ("mask_rcnn", "cascade_rcnn", "l2[region=masks](logits)", r"region: 'masks': the student predicts no masks"),
         ("fcos", "fcos", "kl_edges(localization)", r"distance: 'kl_edges' needs edge distributions"),
         ("atss", "atss", "points(localization)", r"distance: 'points' needs point sets on both sides"),
