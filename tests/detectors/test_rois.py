@@ -81,10 +81,10 @@ def test_scores_and_boxes_are_those_that_mmdetection_predicts(family):
     with torch.no_grad():  # no configuration of a test: neither threshold nor suppression
         predicted = teacher.model.roi_head.predict_bbox(teacher.pyramid, [meta, meta], proposals, None)
     torch.testing.assert_close(said.scores.softmax(1), torch.cat([one.scores for one in predicted]))
-    decoded = inside(said.boxes.reshape(-1, 4), (HEIGHT, WIDTH)).reshape(len(PROPOSALS), -1)
-    theirs = torch.cat([one.bboxes for one in predicted])
-    theirs = theirs if theirs.shape[1] > 4 else theirs.repeat(1, len(CLASSES))  # a cascade has one box for all classes
-    torch.testing.assert_close(decoded, theirs, atol=1e-3, rtol=1e-4)
+    decoded = inside(said.boxes.reshape(-1, 4), (HEIGHT, WIDTH)).reshape(len(PROPOSALS), 3, 4)
+    theirs = torch.cat([one.bboxes for one in predicted]).reshape(len(PROPOSALS), -1, 4)
+    assert theirs.shape[1] == (1 if "cascade" in family else 3)  # a cascade's boxes are the same for all classes
+    torch.testing.assert_close(decoded, theirs.expand(-1, 3, -1), atol=1e-3, rtol=1e-4)
     assert float((said.boxes[:, 0] - PROPOSALS[:, 1:]).abs().mean()) > 1  # the head moved them
 
 
@@ -162,6 +162,7 @@ def test_the_likeliest_box_leaves_the_background_out():
     boxes = torch.arange(24.0).reshape(2, 3, 4)
     scores = torch.tensor([[0.1, 0.9, 0.2, 5.0], [0.3, 0.2, 0.1, 0.0]])
     assert likeliest(boxes, scores).tolist() == [[4, 5, 6, 7], [12, 13, 14, 15]]
+    assert likeliest(boxes[:, :1], scores).tolist() == [[0, 1, 2, 3], [12, 13, 14, 15]]
 
 
 def test_each_mask_is_its_class_s_own():

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from detkds_core.policy import named_policies, to_json
+from detkds_core.policy import named_policies, parse_formula, to_json
 from detkds_core.training import distillation
-from detkds_core.training.distillation import distill
+from detkds_core.training.distillation import distill, teacher_warnings
 
 
 class Killed(Exception):
@@ -25,9 +26,21 @@ def run(spec, folder: Path, stop_at: int | None = None):
     return distill(spec, folder, report)
 
 
-def test_a_killed_distillation_resumes_to_the_same_weights(spec, tmp_path, monkeypatch):
+# everything that a training carries from step to step: an average, a loss scale, parts of steps, distillers, automatic weights, the best
+EVERYTHING = "fgd + 0.5·l1[auto](logits) + 1·l2[auto, warm_up=4](global)"
+
+
+@pytest.mark.parametrize(
+    ("formula", "recipe"),
+    [
+        ("6·l2(standardize(global))", {}),
+        (EVERYTHING, {"precision": "fp16", "accumulate": 2, "batch": 2, "ema": 0.9, "eval_every": 2, "optimizer": "sgd", "lr": 0.01}),
+    ],
+    ids=["plain", "everything"],
+)
+def test_a_killed_distillation_resumes_to_the_same_weights(spec, tmp_path, monkeypatch, formula, recipe):
     monkeypatch.setattr(distillation, "RESUME_SECONDS", 0.0)
-    job = spec(kind="distill", policy=to_json(named_policies()["pkd"].policy), recipe={"iterations": 6})
+    job = spec(kind="distill", policy=to_json(parse_formula(formula)), recipe={"iterations": 6, **recipe})
     undisturbed = run(job, tmp_path / "a" / "1")
     with pytest.raises(Killed):
         run(job, tmp_path / "b" / "1", stop_at=4)
@@ -35,8 +48,14 @@ def test_a_killed_distillation_resumes_to_the_same_weights(spec, tmp_path, monke
     assert kept.exists()
     resumed = run({**job, "resume_from": str(kept)}, tmp_path / "b" / "2")
     assert resumed["sha256"] == undisturbed["sha256"]
-    assert [point["iteration"] for point in resumed["curve"]] == [point["iteration"] for point in undisturbed["curve"]]
-    assert not kept.exists()
+    same = ("curve", "evaluations", "scales", "student", "teacher", "warnings", "recipe")
+    assert [resumed[key] for key in same] == [undisturbed[key] for key in same]
+    assert (tmp_path / "a/1/student_last.safetensors").read_bytes() == (tmp_path / "b/2/student_last.safetensors").read_bytes()
+    assert (tmp_path / "a/1/detections.json").read_bytes() == (tmp_path / "b/2/detections.json").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["1", "2"]
+    if "auto" in formula:
+        assert set(undisturbed["scales"]) == {"distill/0_logits", "distill/1_global"}
+        assert len(undisturbed["evaluations"]) == 3
 
 
 def test_the_student_is_plain_mmdetection_with_the_same_ap(spec, tmp_path, teacher_file):
@@ -93,3 +112,97 @@ def test_the_checkpoint_holds_the_student_alone(spec, tmp_path):
     assert not [name for name in names if "adapter" in name or "teacher" in name]
     weights = torch.load(tmp_path / "job" / "1" / result["checkpoint_pth"], weights_only=True)["state_dict"]
     assert set(weights) == names
+
+
+def test_the_best_weights_are_reported_and_the_last_are_beside_them(spec, tmp_path, teacher_file, monkeypatch):
+    """The student starts as a teacher and unlearns at an absurd rate: the first measurement on the way is its best."""
+    monkeypatch.setattr(distillation, "CURVE_POINTS", 1)
+    seen = []
+    measured = distillation.measure_together
+
+    def noted(model, dataset, ids, recipe):
+        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+        return measured(model, dataset, ids, recipe)
+
+    monkeypatch.setattr(distillation, "measure_together", noted)
+    start = {"detector": "gfl_r18w16_fpn32", "checkpoint": str(teacher_file)}
+    job = spec(
+        kind="distill", policy={"terms": []}, student=start, recipe={"iterations": 24, "lr": 2e-3, "eval_every": 8, "augment": "none"}
+    )
+    result = run(job, tmp_path / "1")
+    found = [one["ap"] for one in result["evaluations"]]
+    assert [one["iteration"] for one in result["evaluations"]] == [8, 16, 24]
+    best = found.index(max(found))
+    assert result["student"]["iteration"] == [8, 16, 24][best]
+    after = seen[1:4]  # the teacher is measured first, the reported student last
+    for name, value in load_file(tmp_path / "1" / result["checkpoint"]).items():
+        assert torch.equal(value, after[best][name])
+    for name, value in load_file(tmp_path / "1" / result["checkpoint_last"]).items():
+        assert torch.equal(value, after[2][name])
+    plain = torch.load(tmp_path / "1" / result["checkpoint_last_pth"], weights_only=True)
+    assert plain["meta"]["dataset_meta"]["classes"] == tuple(job["dataset"]["classes"])
+    assert set(plain["state_dict"]) == set(after[2])
+    # measuring on the way disturbs nothing
+    undisturbed = run({**job, "recipe": {**job["recipe"], "eval_every": None}}, tmp_path / "alone" / "1")
+    assert (tmp_path / "alone/1" / undisturbed["checkpoint"]).exists()
+    for name, value in load_file(tmp_path / "alone/1" / undisturbed["checkpoint"]).items():
+        assert torch.equal(value, after[2][name])
+    assert [point["iteration"] for point in result["curve"]] == [24]  # a point every 30 iterations, and the last
+
+
+def test_the_average_is_what_is_measured_and_exported(spec, tmp_path):
+    job = spec(kind="distill", policy={"terms": []}, recipe={"iterations": 3})
+    own, averaged = run(job, tmp_path / "a" / "1"), run({**job, "recipe": {**job["recipe"], "ema": 0.5}}, tmp_path / "b" / "1")
+    name = "bbox_head.gfl_cls.weight"
+    last, mean = load_file(tmp_path / "a/1" / own["checkpoint"])[name], load_file(tmp_path / "b/1" / averaged["checkpoint"])[name]
+    assert not torch.equal(last, mean)
+    assert averaged["curve"] == own["curve"]  # the student learns with its own weights
+
+
+def test_the_teacher_is_measured_first_and_one_that_knows_nothing_is_warned_of(spec, tmp_path):
+    said = []
+    job = spec(kind="distill", policy={"terms": []}, recipe={"iterations": 2})
+    (tmp_path / "1").mkdir()
+    result = distill(job, tmp_path / "1", lambda done, total, message, best_ap=None: said.append((done, message)))
+    assert said[0] == (0, "measuring the teacher on 6 images")
+    assert said[1] == (1, f"training the student; its teacher's AP is {result['teacher']['ap']:.1f}")
+    assert result["teacher"]["ap"] < 1
+    (warning,) = result["warnings"]
+    assert "has not learnt this data set" in warning
+    assert teacher_warnings({"ap": 30.0, "images": 6}, 31.0) == ["the teacher's AP (30.00) is below the student's (31.00)"]
+    assert teacher_warnings({"ap": 30.0, "images": 6}, 29.0) == []
+
+
+def test_what_was_changed_in_a_recipe_is_in_the_result(spec, tmp_path):
+    recipe = {"epochs": 0.5, "batch": 4, "accumulate": 1, "auto_scale_lr": True, "lr": 4e-3, "precision": "bf16"}
+    result = run(spec(kind="distill", policy={"terms": []}, recipe=recipe), tmp_path / "1")
+    assert result["recipe"]["iterations"] == 3  # half of 24 images, 4 at a time
+    assert result["recipe"]["lr"] == pytest.approx(1e-3)
+    assert "the learning rate was scaled from 0.004 to 0.001" in result["warnings"][0]
+    assert result["curve"][-1]["iteration"] == 3
+
+
+def test_a_batch_that_does_not_fit_is_cut_and_the_step_keeps_its_images(spec, tmp_path):
+    """A backbone that refuses more than two images, with the accelerator's own error."""
+    job = spec(kind="distill", policy=to_json(parse_formula("1·l2(global)")), recipe={"iterations": 2, "batch": 8})
+    seen: list[int] = []
+
+    def refuse(module, inputs):
+        if type(module).__name__ == "ResNet" and module.training:
+            seen.append(len(inputs[0]))
+            if len(inputs[0]) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB\nmore")
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(refuse)
+    try:
+        result = run(job, tmp_path / "cut" / "1")
+    finally:
+        handle.remove()
+    assert seen == [8, 4, *[2] * 8]  # two steps of four parts
+    assert (result["recipe"]["batch"], result["recipe"]["accumulate"]) == (2, 4)
+    first, second = [one for one in result["warnings"] if "did not fit" in one]
+    assert first.startswith("a batch of 8 images did not fit in memory: 4 at a time, 2 times a step, so that a step still learns from 8")
+    assert second.startswith("a batch of 4 images did not fit in memory: 2 at a time, 4 times a step")
+    assert second.endswith("(CUDA out of memory. Tried to allocate 20.00 MiB)")
+    asked = run({**job, "recipe": {**job["recipe"], "batch": 2, "accumulate": 4}}, tmp_path / "asked" / "1")
+    assert asked["sha256"] == result["sha256"]

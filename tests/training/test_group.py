@@ -87,7 +87,7 @@ def test_a_job_measures_each_candidate_and_says_why_one_could_not_be(spec, small
     assert 0 <= rows[1]["ap"] <= 100
     assert rows[2]["ap"] is None
     assert rows[2]["failure"]["kind"] == "bad_data"
-    assert "predictions a cell" in rows[2]["failure"]["detail"]
+    assert "1 prediction a cell" in rows[2]["failure"]["detail"]
     assert result["environment"]["torch"] == torch.__version__.split("+")[0]
 
 

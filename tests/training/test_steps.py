@@ -30,6 +30,14 @@ def test_steps_warm_up_and_fall_tenfold_twice():
     assert learning_rate(recipe, 11000) == pytest.approx(0.0002)
 
 
+def test_milestones_and_warm_up_are_the_recipes():
+    """MMDetection's 2x: epochs 16 and 22 of 24, here of 10 iterations each, after a warm-up of 50."""
+    recipe, _ = Recipe(epochs=24, batch=1, lr=0.02, schedule="steps", warm_up=50, milestones=(16, 22)).resolved(10)
+    rates = [learning_rate(recipe, step) for step in (0, 25, 50, 159, 160, 219, 220, 239)]
+    assert rates == pytest.approx([0.00002, 0.02 * (0.001 + 0.999 / 2), 0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002])
+    assert learning_rate(Recipe(lr=0.02, schedule="steps", warm_up=0), 0) == 0.02
+
+
 def test_total_loss_adds_only_losses():
     losses = {"loss_cls": [torch.tensor(1.0), torch.tensor([2.0, 4.0])], "loss_bbox": torch.tensor(0.5), "acc": torch.tensor(90.0)}
     assert float(total_loss(losses)) == pytest.approx(1 + 3 + 0.5)

@@ -23,12 +23,21 @@ from detkds_core.store.vocabulary import ResultKind as Kind
 
 router = APIRouter(tags=["results"])
 
-Format = Literal["safetensors", "pth", "config"]
-ARTIFACT: Mapping[str, str] = {"safetensors": "checkpoint", "pth": "checkpoint_pth", "config": "config"}  # as the trainer names them
-SUFFIX: Mapping[str, str] = {"safetensors": "safetensors", "pth": "pth", "config": "py"}
+Format = Literal["safetensors", "pth", "config", "last", "last_pth"]
+ARTIFACT: Mapping[str, str] = {  # as the trainer names them
+    "safetensors": "checkpoint",
+    "pth": "checkpoint_pth",
+    "config": "config",
+    "last": "checkpoint_last",
+    "last_pth": "checkpoint_last_pth",
+}
+SUFFIX: Mapping[str, str] = {"safetensors": "safetensors", "pth": "pth", "config": "py", "last": "safetensors", "last_pth": "pth"}
 
 
-FORMATS = "`pth`: a plain MMDetection checkpoint; `config`: the MMDetection configuration it goes with; `safetensors`: the same weights."
+FORMATS = (
+    "`pth`: a plain MMDetection checkpoint; `config`: the MMDetection configuration it goes with; `safetensors`: the same weights. "
+    "With `eval_every` these are the best by the selection images; `last`, `last_pth`: those at the end."
+)
 
 
 class ResultView(BaseModel):

@@ -10,6 +10,7 @@ from typing import Any
 
 from detkds_core.evolution import Evolution
 from detkds_core.policy import Policy, canonical, canonical_json, formula, from_json, named_policies, to_json
+from detkds_core.policy.named import name_of
 from detkds_core.store.models import Candidate, Confirmation, Search
 
 ALWAYS = {"none": "alone", "pkd": "reference"}  # named policies that every confirmation measures, and their role
@@ -46,7 +47,6 @@ def entrants(spec: Mapping[str, Any], evolution: Evolution) -> list[Entrant]:
     Raises NothingToConfirmError when no searched candidate could be trained.
     """
     index_of = {canonical_json(proposal.policy): proposal.index for proposal in evolution.proposals}
-    name_of = {canonical_json(one.policy): name for name, one in named_policies().items()}
     chosen: dict[str, tuple[str, str, Policy]] = {}  # canonical text -> name, role, policy
     for name, role in ALWAYS.items():
         policy = canonical(named_policies()[name].policy)
@@ -61,7 +61,7 @@ def entrants(spec: Mapping[str, Any], evolution: Evolution) -> list[Entrant]:
     if references:
         policy = evolution.proposals[min(references)[1]].policy
         key = canonical_json(policy)
-        chosen[key] = (name_of.get(key, f"reference {index_of[key]}"), "reference", policy)
+        chosen[key] = (name_of(policy) or f"reference {index_of[key]}", "reference", policy)
     wanted = max(1, int(spec.get("confirmation", {}).get("finalists", 2)))
     finalists = 0
     for proposal in evolution.best(len(evolution.proposals)):

@@ -9,7 +9,9 @@ from sqlalchemy.orm import Session
 from detkds_core.store import distillations, jobs, results
 from detkds_core.store.models import Job
 
-FILES = ("checkpoint", "checkpoint_pth", "config", "detections")  # what a trainer leaves in its folder, by name in its result
+# What a trainer leaves in its folder, by name in its result.
+FILES = ("checkpoint", "checkpoint_pth", "checkpoint_last", "checkpoint_last_pth", "config", "detections")
+FIGURES = ("student", "teacher", "warnings", "scales", "evaluations", "seconds")
 
 
 def finish(session: Session, job_id: str) -> bool:
@@ -27,16 +29,16 @@ def finish(session: Session, job_id: str) -> bool:
         distillation,
         policy=spec["policy"],
         ap=result["student"]["ap"],
-        metrics={name: result.get(name) for name in ("student", "teacher", "seconds")},
+        metrics={name: result.get(name) for name in FIGURES},
         evidence={
             "dataset": {"name": distillation.dataset, "digest": distillation.dataset_digest},
             "seed": spec.get("seed"),
-            "recipe": spec.get("recipe"),
+            "recipe": result.get("recipe") or spec.get("recipe"),
             "teacher": spec.get("teacher"),
             "student": spec.get("student"),
             "images": {"report": result["student"].get("images")},
             "search": distillation.search_id,
-            "cost": {"seconds": result.get("seconds"), "iterations": (spec.get("recipe") or {}).get("iterations")},
+            "cost": {"seconds": result.get("seconds"), "iterations": (result.get("recipe") or spec.get("recipe") or {}).get("iterations")},
             "curve": result.get("curve"),
         },
         artifacts=artifacts(job, result),

@@ -32,12 +32,12 @@ class Exchange:
 
 
 def exchange(teacher: DetectorEntry, student: DetectorEntry, resize: bool = False) -> Exchange:
-    """What this pair can exchange. Levels are matched by stride; with `resize`, those left over by a stride close by."""
+    """What this pair can exchange. Levels are matched by stride; with `resize`, those left over by the nearest stride."""
     levels = match_strides(teacher.strides, student.strides, resize)
     if not levels:
         reason = (
             f"no pyramid level in common: teacher has strides {list(teacher.strides)}, student {list(student.strides)}; "
-            "with resize, levels at most twice as fine or as coarse are matched"
+            "with resize the nearest are matched"
         )
         return Exchange((), (), (), dict.fromkeys(KNOWLEDGE, reason))
     resized = any(teacher.strides[t] != student.strides[s] for t, s in levels)
@@ -62,16 +62,19 @@ def exchange(teacher: DetectorEntry, student: DetectorEntry, resize: bool = Fals
 
 
 def match_strides(teacher: tuple[int, ...], student: tuple[int, ...], resize: bool) -> tuple[tuple[int, int], ...]:
-    """Places of the levels that face each other, (teacher, student): equal strides first; if asked, then the nearest of those left.
+    """Places of the levels that face each other, (teacher, student), fine to coarse: equal strides, and if asked the nearest of those left.
 
-    No further than an octave: a map of stride 128 says nothing of the cells of stride 4.
+    Only levels between the same neighbours are matched, for a map finer than another's finer neighbour shows other things: strides
+    4 8 16 and 8 16 32 share 8 and 16, and neither 4 nor 32 has a partner.
     """
     pairs = [(teacher.index(stride), place) for place, stride in enumerate(student) if stride in teacher]
     if resize:
-        apart = {(t, s): abs(log2(teacher[t] / student[s])) for t in range(len(teacher)) for s in range(len(student))}
-        for t, s in sorted(apart, key=lambda pair: apart[pair]):
-            if apart[t, s] <= 1 and all(t != other[0] and s != other[1] for other in pairs):
-                pairs.append((t, s))
+        for place in range(len(student)):
+            if place not in {s for _, s in pairs}:
+                low = max((t for t, s in pairs if s < place), default=-1)
+                high = min((t for t, s in pairs if s > place), default=len(teacher))
+                if free := range(low + 1, high):
+                    pairs.append((min(free, key=lambda t: abs(log2(teacher[t] / student[place]))), place))
     return tuple(sorted(pairs, key=lambda pair: pair[1]))
 
 
@@ -89,7 +92,7 @@ def _cells_differ(teacher: DetectorEntry, student: DetectorEntry, resized: bool)
         if entry.scores == "queries":
             return f"the {role} predicts from queries, which belong to no cell"
     if teacher.anchors != student.anchors:
-        return f"the teacher has {teacher.anchors} prediction{'s' * (teacher.anchors > 1)} a cell, the student {student.anchors}"
+        return f"the teacher has {teacher.anchors} prediction{'s' * (teacher.anchors != 1)} a cell, the student {student.anchors}"
     if teacher.anchors > 1 and _anchors(teacher) != _anchors(student):
         return f"the teacher's anchors are {_anchors(teacher)}, the student's {_anchors(student)}"
     if resized:
@@ -121,18 +124,25 @@ def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> I
         yield "logits.masks", both_mask
     if student.scores == "queries":
         yield "assigned", "the student assigns objects to queries, not to cells"
-    branches = "branches that another head can finish"
-    towers = no_cells or _both(f"has no {branches}", f"has {branches}", teacher, student, lambda entry: entry.family in TOWERS)
+    towers = no_cells or _both(
+        "has no branches that another head can finish",
+        "has branches that another head can finish",
+        teacher,
+        student,
+        lambda entry: entry.family in TOWERS,
+    )
     if towers:
         yield "towers", towers
     if not teacher.family == student.family == "reppoints":
         yield "points", "both detectors must predict point sets (RepPoints)"
 
 
-def _both(lacks: str, has: str, teacher: DetectorEntry, student: DetectorEntry, holds: Callable[[DetectorEntry], bool]) -> str | None:
-    """Why not both have it, None when they have."""
-    missing = [role for role, entry in (("teacher", teacher), ("student", student)) if not holds(entry)]
-    return None if not missing else f"neither {has}" if len(missing) == 2 else f"the {missing[0]} {lacks}"
+def _both(one: str, neither: str, teacher: DetectorEntry, student: DetectorEntry, has: Callable[[DetectorEntry], bool]) -> str | None:
+    """Why not both have it, None when they have. one, neither: what one of them, and both of them, lack."""
+    missing = [role for role, entry in (("teacher", teacher), ("student", student)) if not has(entry)]
+    if len(missing) == 2:
+        return f"neither {neither}"
+    return f"the {missing[0]} {one}" if missing else None
 
 
 ASKED: Mapping[str, tuple[str, ...]] = {

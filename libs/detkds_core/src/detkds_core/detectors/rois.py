@@ -62,7 +62,7 @@ class RoiTap:
         return Rois(
             regions=self.regions,
             scores=self.results["cls_score"] if "roi_scores" in needs else None,
-            boxes=decode_rois(head, self.regions, self.results["bbox_pred"]) if "roi_boxes" in needs else None,
+            boxes=of_classes(head, decode_rois(head, self.regions, self.results["bbox_pred"])) if "roi_boxes" in needs else None,
             masks=of_class(self.mask_scores, labels) if with_masks else None,
             positive=self.positive,
             labels=labels,
@@ -88,11 +88,12 @@ def regard(
         for stage, head in enumerate(heads):
             results = roi_head._bbox_forward(stage, pyramid, regions) if cascade else roi_head._bbox_forward(pyramid, regions)
             said.append(results["cls_score"])
-            boxes = decode_rois(head, regions, results["bbox_pred"])  # (R, K, 4)
+            boxes = decode_rois(head, regions, results["bbox_pred"])  # (R, K or 1, 4)
             if stage + 1 < len(heads):
                 refined = inside(likeliest(boxes, results["cls_score"]), batch_shape)
                 regions = torch.cat([regions[:, :1], refined], dim=1)
-        scores = torch.stack(said).mean(0)
+        scores = torch.stack(said).mean(0) if "roi_scores" in needs else None
+        boxes = of_classes(heads[-1], boxes) if "roi_boxes" in needs else None
     if "roi_masks" in needs and shared.positive is not None and shared.labels is not None and getattr(roi_head, "with_mask", False):
         if cascade:
             stages = [roi_head._mask_forward(stage, pyramid, shared.positive)["mask_preds"] for stage in range(len(roi_head.mask_head))]
@@ -104,22 +105,26 @@ def regard(
 
 
 def decode_rois(head: nn.Module, regions: Tensor, deltas: Tensor) -> Tensor:
-    """Boxes of each proposal for each class in float32, (R, K, 4); all alike where the head is agnostic to classes.
+    """Boxes of each proposal in float32: (R, K, 4), or (R, 1, 4) of a head that is agnostic to classes. deltas: (R, 4*K) or (R, 4)."""
+    with torch.autocast(deltas.device.type, enabled=False):
+        return head.bbox_coder.decode(regions[:, 1:].float(), deltas.float()).view(len(deltas), deltas.shape[1] // 4, 4)
 
-    deltas: (R, 4*K) or (R, 4).
-    """
-    decoded = head.bbox_coder.decode(regions[:, 1:].float(), deltas.float())  # half precision cannot tell pixels
-    return decoded.view(len(deltas), deltas.shape[1] // 4, 4).expand(-1, head.num_classes, 4)
+
+def of_classes(head: nn.Module, boxes: Tensor) -> Tensor:
+    """The boxes (R, K, 4) for each class; a head that is agnostic to classes has the same for all, so that it compares with any other."""
+    return boxes.expand(-1, head.num_classes, -1)
 
 
 def inside(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
     """Boxes (R, 4) cut at the borders of an image of this height and width."""
     height, width = shape
-    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    return torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], dim=-1).flatten(1)
 
 
 def likeliest(boxes: Tensor, scores: Tensor) -> Tensor:
-    """The box of each proposal's likeliest foreground class, (R, 4). boxes: (R, K, 4); scores: (R, K+1), background last."""
+    """The box of each proposal's likeliest foreground class, (R, 4). boxes: (R, K or 1, 4); scores: (R, K+1), background last."""
+    if boxes.shape[1] == 1:
+        return boxes[:, 0]
     best = scores[:, :-1].argmax(1)
     return boxes.gather(1, best[:, None, None].expand(-1, 1, 4))[:, 0]
 

@@ -53,11 +53,13 @@ def _angles(student: Tensor, teacher: Tensor, dim: int, student_least: Tensor | 
     Two such vectors are at distance 0, one such and another at distance 1, without gradient. So a masked position costs nothing, and a dead
     student position gets no gradient of one over nearly nothing.
     """
-    s_norm, t_norm = torch.linalg.vector_norm(student, dim=dim), torch.linalg.vector_norm(teacher, dim=dim)
-    cosine = (student * teacher).sum(dim) / (s_norm * t_norm).clamp_min(NO_LENGTH**2)
-    s_flat, t_flat = s_norm <= NO_LENGTH, t_norm <= NO_LENGTH
+    # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
+    s_squares, t_squares = student.square().sum(dim), teacher.square().sum(dim)
+    s_inverse, t_inverse = (squares.clamp_min(NO_LENGTH**2).rsqrt() for squares in (s_squares, t_squares))
+    cosine = (student * teacher).sum(dim) * s_inverse * t_inverse
+    s_flat, t_flat = s_squares <= NO_LENGTH**2, t_squares <= NO_LENGTH**2
     if student_least is not None and teacher_least is not None:
-        s_flat, t_flat = s_flat | (s_norm <= student_least), t_flat | (t_norm <= teacher_least)
+        s_flat, t_flat = s_flat | (s_squares <= student_least**2), t_flat | (t_squares <= teacher_least**2)
     return torch.where(s_flat | t_flat, (s_flat ^ t_flat).to(cosine.dtype), 1 - cosine)
 
 

@@ -95,17 +95,23 @@ def _samples(start: Tensor, end: Tensor, cells: int) -> Tensor:
 
 
 def crop(feat: Tensor, regions: Regions) -> Tensor:
-    """The regions of the maps feat (B, C, H, W): (K, C, 14, 14), K boxes in the order of images."""
-    B, C, _, W = feat.shape
+    """The regions of the maps feat (B, C, H, W): (K, C, 14, 14), K boxes in the order of images.
+
+    Channels stay innermost, as detectors that use channels_last have them: then nothing is copied but what is computed.
+    """
+    B, C, H, W = feat.shape
+    cells = feat.permute(0, 2, 3, 1).reshape(B, H, W * C)
     go = max(1, CROP_ELEMENTS // (B * C * ROI_SIZE * W))  # boxes of an image at once
     parts = []
     for down, across in zip(torch.split(regions.down, go, 1), torch.split(regions.across, go, 1), strict=True):
-        rows = torch.einsum("bnph,bchw->bncpw", down.to(feat.dtype), feat)
-        parts.append(torch.einsum("bncpw,bnqw->bncpq", rows, across.to(feat.dtype)))
+        rows = down.flatten(1, 2).to(feat.dtype) @ cells  # (B, n * 14, W * C)
+        parts.append(across[:, :, None].to(feat.dtype) @ rows.view(B, -1, ROI_SIZE, W, C))  # (B, n, 14, 14, C)
     together = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     if len(set(regions.counts)) == 1:
-        return together.flatten(0, 1)
-    return torch.cat([image[:count] for image, count in zip(together, regions.counts, strict=True)])
+        kept = together.flatten(0, 1)
+    else:
+        kept = torch.cat([image[:count] for image, count in zip(together, regions.counts, strict=True)])
+    return kept.permute(0, 3, 1, 2)
 
 
 class Samples(NamedTuple):

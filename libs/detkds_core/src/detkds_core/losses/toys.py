@@ -24,7 +24,7 @@ def toy_scene(images: int, shape: tuple[int, int] = (6, 7), empty: bool = False)
 
 
 def toy_signals(seed: int, images: int, shapes: tuple[tuple[int, int], ...] = ((6, 7),), dtype: torch.dtype = torch.float32) -> Signals:
-    """A detector's signals of everything: 4 channels, 3 classes, 3 edge bins, sets of 5 points, boxes around their cells, 2 proposals an image.
+    """A detector's signals of everything: 4 channels, 3 classes, 3 edge bins, 5 points a cell, boxes, 2 proposals an image.
 
     Random of unit variance from the seed, but for where proposals are, which teacher and student share.
     """

@@ -194,8 +194,9 @@ def several_images(feat: Tensor, name: str) -> Tensor:
 
 def unit(feat: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """Divide by the Euclidean norm over dim. A zero vector stays zero and gets no gradient (F.normalize would give it 1e12)."""
-    norm = torch.linalg.vector_norm(feat, dim=dim, keepdim=True)
-    return feat * torch.where(norm > UNIT_EPS, 1 / norm.clamp_min(UNIT_EPS), 0)
+    # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
+    squares = feat.square().sum(dim, keepdim=True)
+    return feat * torch.where(squares > UNIT_EPS**2, squares.clamp_min(UNIT_EPS**2).rsqrt(), 0)
 
 
 def min_max(feat: Tensor) -> Tensor:
