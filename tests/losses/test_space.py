@@ -123,7 +123,9 @@ def value_and_gradient(term: Term) -> tuple[float, Tensor]:
     (loss,) = policy_losses(Policy((term,)), STUDENT, TEACHER, SCENE).values()
     ours = tensors_of(STUDENT)
     gradients = torch.autograd.grad(loss, ours, allow_unused=True)
-    return loss.item(), torch.cat([torch.zeros_like(x).flatten() if g is None else g.flatten() for x, g in zip(ours, gradients, strict=True)])
+    return loss.item(), torch.cat(
+        [torch.zeros_like(x).flatten() if g is None else g.flatten() for x, g in zip(ours, gradients, strict=True)]
+    )
 
 
 def test_a_term_without_boxes_is_still_a_function_of_the_student() -> None:
