@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-SHARED = ("dataset", "teacher", "student", "inherit", "recipe")  # what every job of a search has of the search's specification
+SHARED = ("dataset", "teacher", "student", "inherit", "resize", "recipe")  # what every job of a search has of the search's specification
 
 
 def group_size(spec: Mapping[str, Any]) -> int:
@@ -34,6 +34,9 @@ def job_spec(
     """The specification of an `evaluate` or `confirm` job (docs/architecture.md). policies: index -> policy JSON."""
     shared = {key: spec[key] for key in SHARED if key in spec}
     if iterations is not None:
-        shared["recipe"] = {**shared["recipe"], "iterations": iterations}
+        recipe = shared["recipe"]
+        # a recipe in epochs counts its milestones in epochs too, and epochs win over iterations
+        epochs = {"epochs": None, "milestones": None, "eval_every": None} if recipe.get("epochs") is not None else {}
+        shared["recipe"] = {**recipe, **epochs, "iterations": iterations}
     candidates = [{"index": index, "policy": policy} for index, policy in sorted(policies.items())]
     return {"kind": kind, **shared, "candidates": candidates, "seed": seed}

@@ -1,0 +1,25 @@
+"""What a job of a search is asked to do."""
+
+from detkds_evolver.groups import job_spec
+
+SEARCH = {"dataset": {}, "teacher": {}, "student": {}, "inherit": True, "resize": True, "pair": "digits_gfl"}
+
+
+def recipe_of(recipe, iterations):
+    return job_spec({**SEARCH, "recipe": recipe}, "confirm", {0: {"terms": []}}, seed=1, iterations=iterations)["recipe"]
+
+
+def test_a_job_matches_levels_as_its_search_does():
+    assert job_spec({**SEARCH, "recipe": {}}, "evaluate", {}, seed=1)["resize"] is True
+
+
+def test_the_iterations_of_a_confirmation_stand_in_place_of_epochs():
+    # epochs would win, and milestones and evaluations were counted in them
+    asked = {"epochs": 12, "milestones": [8, 11], "eval_every": 1, "iterations": 300, "batch": 8}
+    assert recipe_of(asked, 500) == {"epochs": None, "milestones": None, "eval_every": None, "iterations": 500, "batch": 8}
+    assert recipe_of(asked, None) == asked
+
+
+def test_a_recipe_in_iterations_keeps_its_milestones():
+    asked = {"epochs": None, "milestones": [200], "eval_every": 50, "iterations": 300}
+    assert recipe_of(asked, 500) == {**asked, "iterations": 500}
