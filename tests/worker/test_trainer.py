@@ -39,6 +39,7 @@ def start(spec: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_killed_outright_a_distillation_goes_on_to_the_same_weights(spec: dict[str, Any], tmp_path: Path) -> None:
     undisturbed = start(spec, tmp_path / "a" / "1")
     assert undisturbed.communicate()[1] is None
@@ -68,6 +69,7 @@ def run_on_two(spec: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPat
     return trainer.run_on_devices({**spec, "recipe": {**spec["recipe"], "devices": 2, **recipe}}, folder, PROGRAM)
 
 
+@pytest.mark.slow
 def test_two_devices_leave_one_result_of_one_student(spec: dict[str, Any], tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.setenv("LARGEST_BATCH", "1")  # of a device: the second refuses 2 of 4 images, and the job starts again with 1 of 2
     assert run_on_two(spec, tmp_path / "job" / "1", monkeypatch, iterations=4, eval_every=2, accumulate=1) == 0
