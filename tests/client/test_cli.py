@@ -131,7 +131,9 @@ def test_datasets_lists_built_in_and_registered(detkds):
 def test_interrupting_leaves_the_search_running_and_says_how_to_come_back(service, pairing, tmp_path):
     env = {**os.environ, "DETKDS_URL": service.url}
     command = [sys.executable, "-m", "detkds_client.cli", "search", *pairing, "--candidates", "12"]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # started in a shell's background, the tests ignore Ctrl-C, and so would what they start
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     search_id = process.stdout.readline().split()[-1]
     assert "QUEUED waiting 0/12" in process.stdout.readline()
     time.sleep(0.2)
