@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from detkds_client import doctor, matchmaker
-from detkds_core.catalogue import DETECTORS, PAIRS
+from detkds_core.catalogue import DETECTORS, PAIRS, exchange, pair_facts
 from detkds_core.policy import named_policies
+from detkds_core.policy.named import cannot_run
 
 
 def test_this_machine_can_run_detkds(detkds):
@@ -123,12 +124,19 @@ def test_resize_is_told_level_by_level():
     assert {one["name"] for one in near["knowledge"] if one["excluded"] is None} == {"global", "fgbg", "instance"}
 
 
-def test_every_pair_of_the_catalogue_can_run_its_own_policies(capsys):
-    for name, pair in PAIRS.items():
+def test_every_pair_of_the_catalogue_can_run_its_own_policies():
+    for name in PAIRS:
         asked = matchmaker.question(name, None, None)
-        found = matchmaker.examine(asked)
-        runs = {one["name"] for one in found["policies"] if not one["cannot_run"]}
-        assert {"none", "pkd", *pair.policies} <= runs
+        offer = exchange(asked.teacher, asked.student)
+        facts = pair_facts(offer, asked.student, asked.classes, asked.images)
+        for policy in ("none", "pkd", *asked.pair.policies):
+            assert cannot_run(named_policies()[policy].policy, offer, facts, (asked.teacher.family, asked.student.family)) == []
+
+
+def test_a_pairs_own_policy_stands_first(capsys):
+    asked = matchmaker.question("cascade_mask_x101_mask_rcnn_r50", None, None)
+    found = matchmaker.examine(asked)
+    assert found["own_policies"] == ["detkds_cascade_mask_rcnn"]
     matchmaker.report(asked, found)
     assert "detkds_cascade_mask_rcnn: published for this pair" in capsys.readouterr().out
 
