@@ -37,7 +37,7 @@ def test_points_are_of_two_reppoints() -> None:
 @pytest.mark.parametrize(
     ("teacher", "student", "why"),
     [
-        (GFL, RETINANET, "1 predictions a cell, the student 3"),
+        (GFL, RETINANET, "1 prediction a cell, the student 3"),
         (RETINANET, RCNN, "of scales 3 and ratios 0.5, 1, 2, the student's of scales 4"),
         (DETECTORS["retinanet_r50_fpn"], replace(DETECTORS["retinanet_r50_fpn"], anchor_ratios=(2.0, 1.0, 0.5)), "ratios 2, 1, 0.5"),
         (DETECTORS["detr_r50"], DETECTORS["retinanet_r50_fpn"], "the teacher predicts from queries"),

@@ -35,7 +35,7 @@ def test_one_of_the_same_family_gives_all(family):
         assert offer.regions["logits"] == on_cells
         assert offer.regions["localization"] == ("all", "foreground", "assigned")
         assert "no proposals" in offer.lacking["instance.proposals"]
-        assert "the teacher and the student has no RoI head" in offer.lacking["logits.proposals"]
+        assert offer.lacking["logits.proposals"] == "neither has a RoI head"
     else:
         assert offer.regions["instance"] == ("all", "proposals")
         assert offer.regions["logits"] == (*on_cells, "proposals", *(["masks"] if "mask" in family else []))
@@ -59,7 +59,7 @@ def test_what_a_pair_can_look_at_is_of_the_language():
 def test_one_prediction_a_cell_and_three_do_not_compare():
     offer = exchange(small("gfl"), small("retinanet"))
     assert offer.knowledge == FEATURES
-    assert offer.excluded["logits"] == offer.excluded["localization"] == "the teacher has 1 predictions a cell, the student 3"
+    assert offer.excluded["logits"] == offer.excluded["localization"] == "the teacher has 1 prediction a cell, the student 3"
     assert offer.lacking["towers"] == offer.excluded["logits"]
     assert offer.regions["global"] == ("all", "teacher_score")  # whose weights are the teacher's alone
 

@@ -96,6 +96,20 @@ def test_two_detectors_that_differ_in_everything(detkds):
     assert "'crosskd' compares towers" in told
 
 
+def test_how_each_wants_its_images(capsys):
+    asked = matchmaker.question("fcos_r101_r50", None, None)
+    found = matchmaker.examine(asked)
+    assert found["teacher"]["inputs"]["mean"] == [102.9801, 115.9465, 122.7717]
+    assert found["student"]["inputs"] == {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "rgb": False, "pad": 32, "fill": 0.0}
+    matchmaker.report(asked, found)
+    told = capsys.readouterr().out
+    assert "BGR less 102.98 115.947 122.772" in told
+    assert "pixels its own way" in told
+    other = matchmaker.question("digits_gfl", None, None)
+    matchmaker.report(other, matchmaker.examine(other))
+    assert "pixels its own way" not in capsys.readouterr().out
+
+
 def test_resize_is_told_level_by_level():
     teacher, student = replace(DETECTORS["gfl_r50_fpn"], strides=(6, 12)), DETECTORS["gfl_r18w8_fpn32"]
     apart = matchmaker.examine(matchmaker.Question(teacher, student, False, 3, 2, None))

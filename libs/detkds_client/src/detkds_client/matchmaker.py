@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ SCORES: Mapping[str, str] = {
     "objectness": "one objectness",
     "queries": "from queries, not at cells",
 }
+
+
+OWN_WAY = "the teacher sees the same\npixels its own way"
 
 
 class UnknownNameError(Exception):
@@ -121,6 +125,7 @@ def _facts(entry: DetectorEntry) -> dict[str, Any]:
         **{name: getattr(entry, name) for name in ("channels", "scores", "anchors", "masks")},
         "strides": list(entry.strides),
         "edge_bins": entry.reg_max + 1 if entry.reg_max is not None else 0,
+        "inputs": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(entry.inputs).items()},
     }
 
 
@@ -182,7 +187,7 @@ def _heads(found: Mapping[str, Any]) -> None:
     def dense(one: Mapping[str, Any]) -> str:
         return SCORES[one["scores"]] if one["scores"] == "queries" else f"{SCORES[one['scores']]}, {one['anchors']} a cell"
 
-    adapters = found["adapters"]
+    adapters, same_inputs = found["adapters"], teacher["inputs"] == student["inputs"]
     note = _fair(f"{adapters} adapters (1x1)") if adapters else _good("no adapters")
     rows: list[tuple[str | Text, ...]] = [
         ("family", teacher["family"], student["family"], ""),
@@ -190,12 +195,20 @@ def _heads(found: Mapping[str, Any]) -> None:
         ("dense head scores", dense(teacher), dense(student), ""),
         ("bins an edge", str(teacher["edge_bins"] or "-"), str(student["edge_bins"] or "-"), ""),
         ("proposals, masks", _second(teacher), _second(student), ""),
+        ("images", _inputs(teacher["inputs"]), _inputs(student["inputs"]), _good("the same") if same_inputs else _fair(OWN_WAY)),
     ]
     _section("Detectors", [("", ""), ("teacher", ""), ("student", ""), ("", "")], rows)
 
 
 def _second(one: Mapping[str, Any]) -> str:
     return ("proposals and masks" if one["masks"] else "proposals") if one["stages"] == 2 else "-"
+
+
+def _inputs(one: Mapping[str, Any]) -> str:
+    """How a detector wants its images: colours in order, what is subtracted and divided by, what sides are multiples of."""
+    mean, std = (" ".join(f"{value:g}" for value in one[name]) for name in ("mean", "std"))
+    pixels = f"less {mean}\nover {std}" if any(one["mean"]) else "pixels as they are"
+    return f"{'RGB' if one['rgb'] else 'BGR'} {pixels}\nsides of {one['pad']}"
 
 
 def _knowledge(found: Mapping[str, Any]) -> None:

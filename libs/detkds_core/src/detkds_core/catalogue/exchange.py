@@ -92,7 +92,7 @@ def _cells_differ(teacher: DetectorEntry, student: DetectorEntry, resized: bool)
         if entry.scores == "queries":
             return f"the {role} predicts from queries, which belong to no cell"
     if teacher.anchors != student.anchors:
-        return f"the teacher has {teacher.anchors} predictions a cell, the student {student.anchors}"
+        return f"the teacher has {teacher.anchors} prediction{'s' * (teacher.anchors > 1)} a cell, the student {student.anchors}"
     if teacher.anchors > 1 and _anchors(teacher) != _anchors(student):
         return f"the teacher's anchors are {_anchors(teacher)}, the student's {_anchors(student)}"
     if resized:
@@ -115,8 +115,8 @@ def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> I
         yield "global.teacher_score", "levels of different strides have different cells"
     if student.stages < 2:
         yield "instance.proposals", "the student is a one-stage detector and makes no proposals"
-    both_propose = _both("has no RoI head", teacher, student, lambda entry: entry.stages == 2)
-    both_mask = _both("predicts no masks", teacher, student, lambda entry: entry.masks)
+    both_propose = _both("has no RoI head", "has a RoI head", teacher, student, lambda entry: entry.stages == 2)
+    both_mask = _both("predicts no masks", "predicts masks", teacher, student, lambda entry: entry.masks)
     if both_propose:
         yield "logits.proposals", both_propose
         yield "localization.proposals", both_propose
@@ -124,17 +124,18 @@ def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> I
         yield "logits.masks", both_mask
     if student.scores == "queries":
         yield "assigned", "the student assigns objects to queries, not to cells"
-    towers = no_cells or _both("has no branches that another head can finish", teacher, student, lambda entry: entry.family in TOWERS)
+    branches = "branches that another head can finish"
+    towers = no_cells or _both(f"has no {branches}", f"has {branches}", teacher, student, lambda entry: entry.family in TOWERS)
     if towers:
         yield "towers", towers
     if not teacher.family == student.family == "reppoints":
         yield "points", "both detectors must predict point sets (RepPoints)"
 
 
-def _both(what: str, teacher: DetectorEntry, student: DetectorEntry, has: Callable[[DetectorEntry], bool]) -> str | None:
+def _both(lacks: str, has: str, teacher: DetectorEntry, student: DetectorEntry, holds: Callable[[DetectorEntry], bool]) -> str | None:
     """Why not both have it, None when they have."""
-    missing = [role for role, entry in (("teacher", teacher), ("student", student)) if not has(entry)]
-    return f"the {' and the '.join(missing)} {what}" if missing else None
+    missing = [role for role, entry in (("teacher", teacher), ("student", student)) if not holds(entry)]
+    return None if not missing else f"neither {has}" if len(missing) == 2 else f"the {missing[0]} {lacks}"
 
 
 ASKED: Mapping[str, tuple[str, ...]] = {

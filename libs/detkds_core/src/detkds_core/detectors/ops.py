@@ -18,6 +18,8 @@ import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from detkds_core.detectors.attention_op import ms_deform_attn_backward, ms_deform_attn_forward
+
 
 def _computable(tensor: Tensor) -> Tensor:
     """The tensor in a precision that torchvision's kernels take: they know half only on CUDA, and bfloat16 nowhere."""
@@ -449,6 +451,8 @@ BRIDGED: dict[str, Callable[..., Any]] = {
         modulated_deform_conv_backward,
         sigmoid_focal_loss_forward,
         sigmoid_focal_loss_backward,
+        ms_deform_attn_forward,
+        ms_deform_attn_backward,
         get_compiler_version,
         get_compiling_cuda_version,
     )

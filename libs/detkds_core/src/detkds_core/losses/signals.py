@@ -17,7 +17,7 @@ class Rois:
 
     regions: Tensor  # (R, 5): image index, then xyxy in pixels of the padded batch image
     scores: Tensor | None = None  # (R, K+1) raw class scores, background last
-    boxes: Tensor | None = None  # (R, K, 4) decoded for each class, or (R, 1, 4) for all; xyxy in pixels of the padded batch image
+    boxes: Tensor | None = None  # (R, K, 4) decoded for each class; xyxy in pixels of the padded batch image
     masks: Tensor | None = None  # (P, 1, h, w) raw mask scores of the positive proposals, for the class that the student's loss assigned
     positive: Tensor | None = None  # (P, 5): those proposals, as regions
     labels: Tensor | None = None  # (P,) the classes assigned to them
