@@ -2,11 +2,12 @@
 
 `python benchmarks/step.py` (full architectures), `--small` (the catalogue's r18 detectors), `--pairs retinanet gfl`.
 
-For each pair: (a) the student's step alone: forward, loss, backward, SGD; (b) the teacher's forward alone, with its dense head only where
-the policy needs that; (c) the distilling step under each released policy of the pair and under random policies; (d) the official scheme
-under the same released policies: the student's backbone, neck and head a second time, the teacher's head always, FGD's masks by loops
-over boxes on the CPU, a graph of everything until the backward. Repeats are interleaved; figures are medians, with half the spread between
-quartiles in percent. Times are the process's own on a CPU, where other work does not count, and the clock's on a GPU.
+For each pair: (a) the student's step alone: forward, loss, backward, SGD; (b) the teacher's forward alone, with its dense head and its RoI
+head (on the student's proposals) only where the policy needs them; (c) the distilling step under each released policy of the pair and under
+random policies; (d) the official scheme under the same released policies: the student's backbone, neck and head a second time, the
+teacher's head always, FGD's masks by loops over boxes on the CPU, and a graph of everything. Repeats are interleaved; figures are
+medians, with half the spread between quartiles in percent. Times are the process's own on a CPU, where other work does not count, and the
+clock's on a GPU.
 Memory is the peak of (c) above the larger peak of (a) and (b), in bytes of the signals captured of both detectors.
 """
 
@@ -34,6 +35,7 @@ FULL = {
     "reppoints": ("reppoints_gn_x101_dcn_fpn", "reppoints_gn_r50_fpn", ("detkds_reppoints",)),
 }
 SMALL = {name: (f"{name}_r18w32_fpn32", f"{name}_r18w16_fpn32", policies) for name, (_, _, policies) in FULL.items()}
+OF_ROIS = frozenset({"rois", "roi_scores", "roi_boxes", "roi_masks"})
 CLASSES = tuple(f"class {i}" for i in range(80))
 
 
@@ -113,8 +115,8 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
         steps[number, "c"] = bench.distilling(policy)
         if not arguments.no_official and not rows[number].policy.startswith("random"):
             steps[number, "d"] = bench.official(policy)
-    alone: dict[str, Callable[[], Any]] = {"a": bench.training, "b": bench.teaching(frozenset({"features"}))}
-    alone["b with head"] = bench.teaching(frozenset({"features", "logits"}))
+    kinds = [bench.of_teacher(policy) for _, policy in bench.policies]
+    alone: dict[Any, Callable[[], Any]] = {"a": bench.training, **{kind: bench.teaching(kind) for kind in kinds}}
     times: dict[Any, list[float]] = {key: [] for key in (*alone, *steps)}
     for repeat in range(-1, arguments.repeats):  # the first warms up
         for key, step in {**alone, **steps}.items():
@@ -124,7 +126,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
     measured = {**alone, **{key: step for key, step in steps.items() if key[1] == "c"}}
     peaks = {} if arguments.no_memory else {key: bench.peak(step) for key, step in measured.items()}
     for number, (row, (_, policy)) in enumerate(zip(rows, bench.policies, strict=True)):
-        b = "b with head" if bench.needs_head(policy) else "b"
+        b = kinds[number]
         row.times = {"a": times["a"], "b": times[b], "c": times[number, "c"]}
         if (number, "d") in times:
             row.times["d"] = times[number, "d"]
@@ -192,8 +194,17 @@ class Bench:
         self._update(_total(self.student.model.loss(self.inputs, copy.deepcopy(self.samples))))
 
     def teaching(self, needs: frozenset[str]) -> Callable[[], Any]:
-        """(b) The teacher's forward."""
-        return lambda: self.teacher.signals(self.inputs, needs)
+        """(b) The teacher's forward; of its RoI head on proposals that the student made before."""
+        import copy
+
+        shared = self.student.losses(self.inputs, copy.deepcopy(self.samples), needs)[1].rois if needs & OF_ROIS else None
+
+        def step() -> None:
+            self.teacher.signals(self.inputs, needs)
+            if shared is not None:
+                self.teacher.regard(shared, needs)
+
+        return step
 
     def distilling(self, policy: Any) -> Callable[[], None]:
         """(c) A step under the policy."""
@@ -207,7 +218,7 @@ class Bench:
         def step() -> None:
             said = self.teacher.signals(self.inputs, wanted)
             task, signals = self.student.losses(self.inputs, copy.deepcopy(self.samples), wanted)
-            if signals.rois is not None and {"rois", "roi_scores", "roi_boxes", "roi_masks"} & wanted:
+            if signals.rois is not None and wanted & OF_ROIS:
                 said = replace(said, rois=self.teacher.regard(signals.rois, wanted))
             distill = policy_losses(policy, signals, said, self.scene)
             self._update(_total(task) + sum(distill.values()))
@@ -242,11 +253,13 @@ class Bench:
         loss.backward()
         self.optimizer.step()
 
-    def needs_head(self, policy: Any) -> bool:
+    def of_teacher(self, policy: Any) -> frozenset[str]:
+        """What of the teacher's forward the policy needs."""
         from detkds_core.detectors.pair import OF_DENSE_HEAD
         from detkds_core.losses import needs
 
-        return bool(needs(policy) & OF_DENSE_HEAD)
+        wanted = needs(policy)
+        return frozenset({"features", *(["logits"] if wanted & OF_DENSE_HEAD else []), *(wanted & OF_ROIS)})
 
     def captured(self, policy: Any) -> int:
         """Bytes of the signals of both detectors that the policy is computed from."""

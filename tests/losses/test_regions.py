@@ -7,7 +7,14 @@ from torch.testing import assert_close
 from torchvision.ops import roi_align
 
 from detkds_core.losses import regions as regions_module
-from detkds_core.losses.regions import boxes_in_cells, crop, ground_truth_regions, region_masks
+from detkds_core.losses.regions import (
+    boxes_in_cells,
+    crop,
+    cut_proposals,
+    ground_truth_regions,
+    proposal_samples,
+    region_masks,
+)
 
 NONE = torch.zeros(0, 4)
 
@@ -120,3 +127,37 @@ def test_regions_are_those_of_roi_align(pool: int, boxes_at_once: int, monkeypat
     weight = torch.randn(expected.shape, generator=generator)
     slopes = [torch.autograd.grad((x * weight).sum(), feat)[0] for x in (got, expected)]
     assert_close(*slopes, rtol=1e-4, atol=1e-4)
+
+
+def test_a_proposal_is_read_on_the_level_of_its_size() -> None:
+    # Levels of 8 and 16 pixels a cell over 256 x 256; from a mean side of 14 * 16 pixels on the coarse one serves.
+    pyramid = [torch.full((2, 3, 32, 32), 1.0), torch.full((2, 3, 16, 16), 2.0)]
+    pyramid[1][1] = 3.0
+    proposals = torch.tensor([[0.0, 10, 10, 50, 60], [0, 0, 0, 224, 224], [1, 16, 16, 256, 240], [1, 0, 0, 223, 224]])
+    samples = proposal_samples(proposals, 2, [(32, 32), (16, 16)], (256, 256))
+    read = cut_proposals(pyramid, samples)
+    assert read.shape == (4, 3, 7, 7)
+    assert read.mean((1, 2, 3)).tolist() == pytest.approx([1, 2, 3, 1])
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_a_proposal_samples_its_box(pool: int) -> None:
+    # Ramps across and down, in pixels at the middle of each cell: bilinear samples give the place that they are taken at.
+    height, width, cell = 15, 18, 8 * pool
+    H, W = -(-height // pool), -(-width // pool)
+    xs, ys = (torch.arange(W) + 0.5) * cell, (torch.arange(H) + 0.5) * cell
+    ramps = torch.stack([xs.expand(H, W), ys[:, None].expand(H, W)])[None].requires_grad_()
+    samples = proposal_samples(torch.tensor([[0.0, 20, 30, 90, 86]]), 1, [(height, width)], (height * 8, width * 8), pool)
+    read = cut_proposals([ramps], samples)
+    middles = (torch.arange(7) + 0.5) / 7
+    assert_close(read[0, 0], (20 + 70 * middles).expand(7, 7), rtol=1e-5, atol=1e-4)
+    assert_close(read[0, 1], (30 + 56 * middles)[:, None].expand(7, 7), rtol=1e-5, atol=1e-4)
+    read.sum().backward()
+    assert ramps.grad is not None
+    assert ramps.grad.sum().item() == pytest.approx(2 * 49)  # the weights of each sample add up to 1
+
+
+def test_a_proposal_beyond_the_map_repeats_its_border() -> None:
+    ramp = torch.arange(4.0).expand(1, 1, 4, 4)
+    samples = proposal_samples(torch.tensor([[0.0, -80, -80, -10, -10], [0, 40, 40, 90, 90]]), 1, [(4, 4)], (32, 32))
+    assert cut_proposals([ramp], samples).amax((1, 2, 3)).tolist() == [0, 3]

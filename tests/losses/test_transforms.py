@@ -1,13 +1,13 @@
 """Each transform on numbers small enough to check by hand."""
 
-from math import log, sqrt
+from math import exp, log, sqrt, tanh
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from detkds_core.losses.transforms import ATTENTION, NORMALISATION, SCALE, draw_mask
+from detkds_core.losses.transforms import ATTENTION, NORMALISATION, SCALE, draw_channels, draw_mask
 
 
 def maps(*values: float, shape: tuple[int, int, int, int]) -> Tensor:
@@ -150,3 +150,84 @@ def test_batch_attention_refuses_one_image() -> None:
 def test_a_spread_of_one_value_a_channel_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}' needs more than one value"):
         NORMALISATION[name](torch.ones(1, 2, 1, 1))
+
+
+def test_drop_zeroes_whole_channels_and_keeps_the_mean() -> None:
+    feat = torch.ones(8, 500, 2, 2)
+    factors = draw_channels(feat, (0, 0, 0, 0))
+    assert factors.shape == (8, 500, 1, 1)
+    assert (factors == 0).float().mean().item() == pytest.approx(0.1, abs=0.02)  # 4,000 draws: a standard deviation is 0.005
+    assert_close(factors.unique(), torch.tensor([0, 1 / 0.9]))
+    assert_close(ATTENTION["drop"](feat, factors), factors.expand_as(feat))
+    assert torch.equal(draw_channels(feat, (0, 0, 0, 0)), factors)
+    assert not torch.equal(draw_channels(feat, (0, 1, 0, 0)), factors)
+    with pytest.raises(ValueError, match="share"):
+        ATTENTION["drop"](feat)
+
+
+def test_grams() -> None:
+    feat = maps(1, 2, 3, 4, shape=(1, 2, 1, 2))  # channels (1, 2) and (3, 4)
+    assert NORMALISATION["bmm"](feat).tolist() == [[[5, 11], [11, 25]]]
+    assert NORMALISATION["mm"](feat.view(2, 1, 1, 2)).tolist() == [[5, 11], [11, 25]]
+    with pytest.raises(ValueError, match=r"'mm'.*at least 2"):
+        NORMALISATION["mm"](feat)
+
+
+POINTWISE = {
+    "pow2": (4, 0.25),
+    "pow4": (16, 0.0625),
+    "log": (-log(2 + 1e-9), log(0.5 + 1e-9)),
+    "abs": (2, 0.5),
+    "sigmoid": (1 / (1 + exp(2)), 1 / (1 + exp(-0.5))),
+    "swish": (-2 / (1 + exp(2)), 0.5 / (1 + exp(-0.5))),
+    "tanh": (tanh(-2), tanh(0.5)),
+    "relu": (0, 0.5),
+    "leaky_relu": (-0.02, 0.5),
+    "mish": (-2 * tanh(log(1 + exp(-2))), 0.5 * tanh(log(1 + exp(0.5)))),
+    "exp": (exp(-2), exp(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_pointwise(name: str) -> None:
+    assert_close(NORMALISATION[name](torch.tensor([-2.0, 0.5])), torch.tensor(POINTWISE[name], dtype=torch.float32))
+
+
+@pytest.mark.parametrize("name", [*POINTWISE, "sqrt"])
+def test_pointwise_of_anything_is_finite_with_its_slope(name: str) -> None:
+    feat = torch.tensor([0.0, 1e-30, 1e-9, 1, 50, 6e4, 1e6, -1e-9, -1, -50, -6e4, -1e6]).requires_grad_()
+    out = NORMALISATION[name](feat)
+    (slope,) = torch.autograd.grad(out.sum(), feat, retain_graph=True)
+    assert slope.isfinite().all()
+    square = out.square().sum() + (out[:, None] @ out[None]).sum()
+    (slope,) = torch.autograd.grad(square, feat)
+    assert square.isfinite()
+    assert slope.isfinite().all()
+
+
+def test_a_root_is_a_line_near_zero() -> None:
+    feat = torch.tensor([0.0, 4.0, 1e-12, 0.25e-12]).requires_grad_()
+    out = NORMALISATION["sqrt"](feat)
+    out.sum().backward()
+    assert_close(out, torch.tensor([0, 2, 1e-6, 0.25e-6]))
+    assert feat.grad is not None
+    assert feat.grad[1].item() == pytest.approx(0.25)
+    assert feat.grad.max().item() <= 1.01e6
+
+
+@pytest.mark.parametrize("name", ["satt", "catt"])
+def test_the_slope_of_an_attention(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    feat = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(ATTENTION[name], (feat,))
+    huge = (1e6 * feat.detach().float()).requires_grad_()  # its softmax underflows
+    ATTENTION[name](huge).sum().backward()
+    assert huge.grad is not None
+    assert huge.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["norm_C", "norm_N", "norm_HW"])
+def test_the_slope_of_a_norm(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    feat = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(NORMALISATION[name], (feat,))

@@ -19,7 +19,8 @@ from detkds_core.policy.census import OFFICIAL_FORMULAS, OFFICIAL_PROPER, first_
 from detkds_core.policy.space import combinations_of
 from detkds_core.policy.vocabulary import BREADTHS, KNOWLEDGE, REGIONS
 
-EXAMPLES = 3  # formulas that a fault or an identity is shown by
+EXAMPLES = 3  # formulas that a fault is shown by
+IDENTITIES = 12  # that are shown
 
 
 @dataclass
@@ -80,9 +81,11 @@ def lines(result: Count) -> Iterator[str]:
     for fault, terms in sorted(result.improper.items(), key=lambda one: -len(one[1])):
         yield f"    {len(terms):,} {fault}: {_examples(terms)}"
     names = Counter(tuple(sorted(_name(term) for term in group)) for group in result.alike)
-    for alike, number in names.most_common():
+    for alike, number in names.most_common(IDENTITIES):
         example = next(group for group in result.alike if tuple(sorted(_name(term) for term in group)) == alike)
         yield f"    {number:,} alike, {' and '.join(alike)}: {' and '.join(formula(Policy((term,))) for term in example)}"
+    if len(names) > IDENTITIES:
+        yield f"    and {sum(names.values()) - sum(number for _, number in names.most_common(IDENTITIES)):,} more groups alike"
 
 
 def _name(term: Term) -> str:

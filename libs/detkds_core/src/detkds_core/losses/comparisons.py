@@ -59,8 +59,8 @@ def parts_of(
         _check_logits(term, levels, teacher)
     if term.knowledge == "instance" and term.region == "proposals":
         return [_of_proposals(index, term, levels, student, scene)]
-    paths = _paths_of(index, term, compared, student)
-    return [Part(index, level, each, partial(_of_maps, term, each, levels)) for level, each in paths]
+    paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal, student)]
+    return [Part(index, path[0], (path,), partial(_of_maps, term, path, levels)) for path in paths]
 
 
 def _check_logits(term: Term, levels: Sequence[int], teacher: Signals) -> None:
@@ -71,25 +71,18 @@ def _check_logits(term: Term, levels: Sequence[int], teacher: Signals) -> None:
 # --- features and logits ---------------------------------------------------------------------------------------------
 
 
-def _paths_of(
-    index: int, term: Term, compared: Sequence[tuple[int | None, str]], student: Signals
-) -> list[tuple[int | None, tuple[Path, ...]]]:
-    """What a term of features or logits looks at on each level: one path, or those of foreground and background."""
+def _paths_of(index: int, term: Term, level: int | None, signal: str, student: Signals) -> list[Path]:
+    """What a term of features or logits looks at on a level: one path, or those of foreground and background."""
     steps = _steps(index, term)
-    found: list[tuple[int | None, tuple[Path, ...]]] = []
-    for level, signal in compared:
-        if term.knowledge == "fgbg":
-            # Masks weigh both sides before the transforms, as in DetKDS.
-            regions = ("foreground", "background") if term.background else ("foreground",)
-            paths: tuple[Path, ...] = tuple((level, signal, region, *steps) for region in regions)
-        elif term.knowledge == "instance":
-            # Boxes are scaled to the map after its scale transform.
-            cut = ("crop", (tuple(student.features[level].shape[2:]), POOL.get(term.transforms[1], 1)))
-            paths = ((level, signal, *steps, cut),)
-        else:
-            paths = ((level, signal, *steps),)
-        found.append((level, paths))
-    return found
+    if term.knowledge == "fgbg":
+        # Masks weigh both sides before the transforms, as in DetKDS.
+        regions = ("foreground", "background") if term.background else ("foreground",)
+        return [(level, signal, region, *steps) for region in regions]
+    if term.knowledge == "instance":
+        # Boxes are scaled to the map after its scale transform.
+        cut = ("crop", (tuple(student.features[level].shape[2:]), POOL.get(term.transforms[1], 1)))
+        return [(level, signal, *steps, cut)]
+    return [(level, signal, *steps)]
 
 
 def _steps(index: int, term: Term) -> Path:
@@ -113,19 +106,19 @@ def _steps(index: int, term: Term) -> Path:
     return (*attend, *(() if scale in UNCHANGED else (scale,)), *last)
 
 
-def _of_maps(term: Term, paths: Sequence[Path], levels: Sequence[int], looks: Looks) -> Tensor:
-    """The distance at the end of the path; for `fgbg` foreground plus `background` times background."""
+def _of_maps(term: Term, path: Path, levels: Sequence[int], looks: Looks) -> Tensor:
+    """The distance at the end of the path, the background's times `background`."""
     if term.region not in WEIGHTED:
-        losses = [_distance(term, *looks.pair(path), images=len(looks.scene.boxes)) for path in paths]
-        return losses[0] if len(losses) == 1 else losses[0] + term.background * losses[1]
-    level = paths[0][0]
+        loss = _distance(term, *looks.pair(path), images=len(looks.scene.boxes))
+        return term.background * loss if "background" in path else loss
+    level = path[0]
     if term.region == "teacher_score":  # each level for itself, as FRS has it
         weights = looks.once((level, "score"), lambda: full(looks.teacher.logits[level]).amax(1).sigmoid())
         total = looks.once((level, "score", "total"), lambda: _positive(weights.sum()))
     else:  # all levels together, so that one without objects has no say
         each = looks.once(("all", term.region), lambda: [_cells(term.region, looks, one) for one in levels])
         weights, total = each[level], looks.once(("all", term.region, "total"), lambda: _total(each))
-    values = _values(term, *looks.pair(paths[0]))  # (B, H, W)
+    values = _values(term, *looks.pair(path))  # (B, H, W)
     if weights.shape != values.shape:
         raise ValueError(f"region {term.region!r} weighs {tuple(weights.shape)} cells, {term.knowledge} has {tuple(values.shape)}")
     return (values * weights).sum() / total

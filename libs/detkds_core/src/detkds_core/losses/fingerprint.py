@@ -19,7 +19,8 @@ from detkds_core.policy import Policy, Term
 
 IMAGES = 3
 SHAPES = ((9, 11), (5, 6))  # odd, so that pools pad; two levels
-SEEDS = ((1, 2), (3, 4))  # of student and teacher
+# Added to each of the features' four channels, on the first tensors and on others: where all maxima are positive, some formulas are alike.
+SHIFTS = ((0.0, 0.0, 0.0, 0.0), (0.0, -2.5, 1.0, -0.5))
 DIRECTIONS = 3  # along which the gradient is looked at
 DIGITS = 4  # significant; what is left out of an identity (an eps) is smaller
 
@@ -33,7 +34,7 @@ def fingerprint(of: Term | Policy) -> str:
     """
     terms = of.terms if isinstance(of, Policy) else (replace(of, weight=1.0),)
     policy = Policy(tuple(replace(term, warm_up=0, stop=1.0, decay=1.0, auto=False) for term in terms))
-    numbers = [number for seeds in SEEDS for number in _figures(policy, seeds)]
+    numbers = [number for place in range(len(SHIFTS)) for number in _figures(policy, place)]
     whole = numbers[0]  # the value on the first tensors, which everything is relative to
     texts = [_rounded(number / whole if whole else number) for number in numbers]
     when = sorted((term.warm_up, term.stop, term.decay, term.auto) for term in terms)
@@ -42,9 +43,9 @@ def fingerprint(of: Term | Policy) -> str:
     return hashlib.sha256(repr((texts, when)).encode()).hexdigest()[:16]
 
 
-def _figures(policy: Policy, seeds: tuple[int, int]) -> list[float]:
+def _figures(policy: Policy, place: int) -> list[float]:
     """The loss, the length of its gradient, and its slope along fixed directions, as far as they stand out from the length."""
-    student, teacher, scene = _toys(*seeds)
+    student, teacher, scene = _toys(place)
     losses = policy_losses(policy, student, teacher, scene)
     ours = tensors_of(student)
     loss = torch.stack(list(losses.values())).sum() if losses else torch.zeros((), dtype=torch.float64)
@@ -68,8 +69,10 @@ def _rounded(number: float) -> str:
 
 
 @cache
-def _toys(student: int, teacher: int) -> tuple[Signals, Signals, Scene]:
-    ours, theirs = (toy_signals(seed, IMAGES, SHAPES, torch.float64) for seed in (student, teacher))
+def _toys(place: int) -> tuple[Signals, Signals, Scene]:
+    ours, theirs = (toy_signals(2 * place + side, IMAGES, SHAPES, torch.float64) for side in (1, 2))
+    shift = torch.tensor(SHIFTS[place], dtype=torch.float64).view(-1, 1, 1)
+    ours, theirs = (replace(side, features=tuple(maps + shift for maps in side.features)) for side in (ours, theirs))
     return each_tensor(ours, lambda x: x.requires_grad_()), theirs, toy_scene(IMAGES, SHAPES[0])
 
 

@@ -46,7 +46,11 @@ class Looks:
         if len(path) == 2:
             found = self._pairs[path] = (self.leaf(*path), full(read(self.teacher, *path).detach()))
             return found
-        student, teacher = self._step(path, *self.pair(path[:-1]))
+        student, teacher = self.pair(path[:-1])
+        step = self._step(path, teacher)
+        with torch.no_grad():
+            teacher = step(teacher)
+        student = step(student)
         if path in self._shared:
             if student.requires_grad:
                 whole, student = student, student.detach().requires_grad_()
@@ -92,37 +96,27 @@ class Looks:
         self._pairs.clear()
         self._known = {key: value for key, value in self._known.items() if key[0] != level}
 
-    def _step(self, path: Path, student: Tensor, teacher: Tensor) -> Pair:
-        """The last step of a path on both sides; the teacher's without a graph."""
+    def _step(self, path: Path, teacher: Tensor) -> Callable[[Tensor], Tensor]:
+        """The last step of a path, for both sides; teacher: its tensor before the step."""
         level, step = path[0], path[-1]
-        if step in ("foreground", "background"):
-            mask = self.masks(level, tuple(teacher.shape[2:]))[step == "background"]
-            return student * mask, teacher * mask
+        if isinstance(step, str) and step not in ("foreground", "background"):
+            return STEPS[step]
         if isinstance(step, str):
-            with torch.no_grad():
-                there = STEPS[step](teacher)
-            return STEPS[step](student), there
-        name, what = step
-        if name == "crop":
-            return self._crop(level, student, teacher, what)
-        if what == "teacher":
-            with torch.no_grad():
-                guide = ROOTS[name](teacher)
-        else:  # one draw a term and level, whatever it is applied to: student and teacher, foreground and background
-            guide = self.once(
-                (level, name, what, teacher.shape), lambda: DRAWS[name](teacher, (self.scene.seed, self.scene.step, what, level))
+            factor = self.masks(level, tuple(teacher.shape[2:]))[step == "background"]
+        elif step[0] == "crop":
+            map_shape, pool = step[1]
+            regions = self.once(
+                (level, "regions", map_shape, pool), lambda: ground_truth_regions(self.scene.boxes, map_shape, self.scene.batch_shape, pool)
             )
-        return student * guide, teacher * guide
-
-    def _crop(self, level: int, student: Tensor, teacher: Tensor, whole_map: tuple[tuple[int, int], int]) -> Pair:
-        """Ground-truth regions of what a pool leaves of a map. whole_map: the shape of that map, the cells of it in a cell of the pool."""
-        map_shape, pool = whole_map
-        regions = self.once(
-            (level, "regions", *whole_map), lambda: ground_truth_regions(self.scene.boxes, map_shape, self.scene.batch_shape, pool)
-        )
-        with torch.no_grad():
-            there = crop(teacher, regions)
-        return crop(student, regions), there
+            return lambda maps: crop(maps, regions)
+        elif step[1] == "teacher":
+            with torch.no_grad():
+                factor = ROOTS[step[0]](teacher)
+        else:  # one draw a term and level, whatever it is applied to: student and teacher, foreground and background
+            name, index = step
+            seeds = (self.scene.seed, self.scene.step, index, level)
+            factor = self.once((level, name, index, teacher.shape), lambda: DRAWS[name](teacher, seeds))
+        return lambda maps: maps * factor
 
 
 def read(signals: Signals, level: int | None, signal: str) -> Tensor:

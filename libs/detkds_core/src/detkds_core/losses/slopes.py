@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # What losses are worth and their gradient for each source (None: none), the losses being multiplied by factors before they are added up.
 Work = Callable[[Sequence[Tensor] | None], tuple[list[Tensor], list[Tensor | None]]]
@@ -35,7 +36,7 @@ class _Known(torch.autograd.Function):
         return tuple(value.clone() for value in values)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *factors: Tensor | None) -> tuple[Tensor | None, ...]:
         some = next(factor for factor in factors if factor is not None)
         if ctx.gradients is not None and _same(factors):

@@ -5,11 +5,13 @@ Every transform takes float32 maps of shape (N, C, H, W). Attentions and scales 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ATTENTION_TEMPERATURE = 0.5  # DetKDS and FGD
 MASK_KEEP_SHARE = 0.35  # DetKDS keeps 35 % of the positions
@@ -48,8 +50,7 @@ def channel_weights(feat: Tensor, temperature: float = ATTENTION_TEMPERATURE) ->
 
 def spatial_roots(feat: Tensor) -> Tensor:
     """The roots of `spatial_weights`: (N, 1, H, W)."""
-    N, _, H, W = feat.shape
-    return _root_softmax(_spatial_strength(feat)).view(N, 1, H, W)
+    return _root_softmax(feat.abs().mean(dim=1, keepdim=True))
 
 
 def channel_roots(feat: Tensor) -> Tensor:
@@ -59,12 +60,12 @@ def channel_roots(feat: Tensor) -> Tensor:
 
 def spatial_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
     """Scale each position by the root of its attention, taken from guide (default: from feat itself)."""
-    return feat * spatial_roots(feat if guide is None else guide)
+    return _Attended.apply(feat, (1,)) if guide is None else feat * spatial_roots(guide)
 
 
 def channel_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
     """Scale each channel by the root of its attention, taken from guide (default: from feat itself)."""
-    return feat * channel_roots(feat if guide is None else guide)
+    return _Attended.apply(feat, (2, 3)) if guide is None else feat * channel_roots(guide)
 
 
 def _spatial_strength(feat: Tensor) -> Tensor:
@@ -76,8 +77,31 @@ def _channel_strength(feat: Tensor) -> Tensor:
 
 
 def _root_softmax(strength: Tensor) -> Tensor:
-    """The root of an attention of mean 1 over dim 1. By the logarithm: the root of a softmax that underflowed has no gradient but NaN."""
-    return strength.shape[1] ** 0.5 * ((strength / ATTENTION_TEMPERATURE).log_softmax(dim=1) / 2).exp()
+    """The root of an attention of mean 1 over all but the images. By the logarithm: a root of what underflowed has no slope but NaN."""
+    flat = strength.flatten(1)
+    return (flat.shape[1] ** 0.5 * ((flat / ATTENTION_TEMPERATURE).log_softmax(dim=1) / 2).exp()).view_as(strength)
+
+
+class _Attended(torch.autograd.Function):
+    """feat times the root of its attention, its strength a mean of |feat| over dims; with two maps at a time where autograd has five."""
+
+    @staticmethod
+    def forward(ctx: Any, feat: Tensor, dims: tuple[int, ...]) -> Tensor:
+        strength = feat.abs().mean(dim=dims, keepdim=True)
+        ctx.save_for_backward(feat, strength)
+        ctx.dims = dims
+        return feat * _root_softmax(strength)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
+        feat, strength = ctx.saved_tensors
+        with torch.enable_grad():
+            strength = strength.requires_grad_()
+            root = _root_softmax(strength)
+        (slope,) = torch.autograd.grad(root, strength, (above * feat).sum(dim=ctx.dims, keepdim=True))
+        gradient = feat.sign().mul_(slope / (feat.numel() // strength.numel()))
+        return gradient.addcmul_(above, root.detach()), None
 
 
 def batch_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
@@ -192,11 +216,27 @@ def several_images(feat: Tensor, name: str) -> Tensor:
     return feat
 
 
+class _Unit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, feat: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+        # torch.linalg.vector_norm takes ten times as long where dim is not the last.
+        squares = feat.square().sum(dim, keepdim=True)
+        inverse = squares.masked_fill(squares <= UNIT_EPS**2, float("inf")).rsqrt()
+        ctx.save_for_backward(feat, inverse)
+        ctx.dim = dim
+        return feat * inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
+        feat, inverse = ctx.saved_tensors
+        along = (above * feat).sum(ctx.dim, keepdim=True) * inverse * inverse
+        return (above * inverse).addcmul_(feat, -along * inverse), None
+
+
 def unit(feat: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """Divide by the Euclidean norm over dim. A zero vector stays zero and gets no gradient (F.normalize would give it 1e12)."""
-    # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
-    squares = feat.square().sum(dim, keepdim=True)
-    return feat * squares.masked_fill(squares <= UNIT_EPS**2, float("inf")).rsqrt()
+    return _Unit.apply(feat, dim)
 
 
 def min_max(feat: Tensor) -> Tensor:
