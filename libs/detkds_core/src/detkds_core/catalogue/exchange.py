@@ -92,7 +92,7 @@ def _cells_differ(teacher: DetectorEntry, student: DetectorEntry, resized: bool)
         if entry.scores == "queries":
             return f"the {role} predicts from queries, which belong to no cell"
     if teacher.anchors != student.anchors:
-        return f"the teacher has {teacher.anchors} prediction{'s' * (teacher.anchors != 1)} a cell, the student {student.anchors}"
+        return f"the teacher has {teacher.anchors} prediction{'s' * (teacher.anchors > 1)} a cell, the student {student.anchors}"
     if teacher.anchors > 1 and _anchors(teacher) != _anchors(student):
         return f"the teacher's anchors are {_anchors(teacher)}, the student's {_anchors(student)}"
     if resized:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +56,12 @@ def _angles(student: Tensor, teacher: Tensor, dim: int, student_least: Tensor | 
     """
     # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
     s_squares, t_squares = student.square().sum(dim), teacher.square().sum(dim)
-    s_inverse, t_inverse = (squares.clamp_min(NO_LENGTH**2).rsqrt() for squares in (s_squares, t_squares))
-    cosine = (student * teacher).sum(dim) * s_inverse * t_inverse
     s_flat, t_flat = s_squares <= NO_LENGTH**2, t_squares <= NO_LENGTH**2
     if student_least is not None and teacher_least is not None:
         s_flat, t_flat = s_flat | (s_squares <= student_least**2), t_flat | (t_squares <= teacher_least**2)
-    return torch.where(s_flat | t_flat, (s_flat ^ t_flat).to(cosine.dtype), 1 - cosine)
+    # One over an endless length is 0, and has no slope.
+    s_inverse, t_inverse = s_squares.masked_fill(s_flat, inf).rsqrt(), t_squares.masked_fill(t_flat, inf).rsqrt()
+    return (1 - (student * teacher).sum(dim) * s_inverse * t_inverse).masked_fill(s_flat & t_flat, 0)
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
@@ -100,24 +101,33 @@ def ssim(student: Tensor, teacher: Tensor) -> Tensor:
     Over all windows of at most 7 x 7 cells that lie on the map, uniformly weighted; constants (0.01 L)^2 and (0.03 L)^2 with L the range of
     the teacher's values in that image.
     """
-    window = [min(WINDOW, side) for side in student.shape[2:]]
-    low, high = (x[:, None, None, None] for x in teacher.flatten(1).aminmax(dim=1))
+    low, high = teacher.amin(dim=(1, 2, 3), keepdim=True), teacher.amax(dim=(1, 2, 3), keepdim=True)
     span = (high - low).clamp_min(FLAT * torch.maximum(high.abs(), low.abs())).clamp_min(NO_RANGE)
     # Spread does not change with a summand, and rounding does: it is measured around the teacher's mean.
     middle = teacher.mean(dim=(2, 3), keepdim=True)
     s, t = student - middle, teacher - middle
-
-    def blurred(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, window, stride=1)
-
-    s_mean, t_mean = blurred(s), blurred(t)
-    s_spread, t_spread = (blurred(s * s) - s_mean**2).clamp_min(0), (blurred(t * t) - t_mean**2).clamp_min(0)
-    both = blurred(s * t) - s_mean * t_mean
-    both = torch.minimum(both, (s_spread + t_spread) / 2)  # more is rounding
+    s_mean, t_mean = _windows(s), _windows(t)
+    both = 2 * (_windows(s * t) - s_mean * t_mean)  # twice the covariance
+    apart = (_windows((s - t).square()) - (s_mean - t_mean).square()).clamp_min(0)  # spread of the difference: both spreads less `both`
     s_mean, t_mean = s_mean + middle, t_mean + middle
-    brightness = (2 * s_mean * t_mean + (0.01 * span) ** 2) / (s_mean**2 + t_mean**2 + (0.01 * span) ** 2)
-    structure = (2 * both + (0.03 * span) ** 2) / (s_spread + t_spread + (0.03 * span) ** 2)
+    brightness = 1 - (s_mean - t_mean).square() / (s_mean.square() + t_mean.square() + (0.01 * span) ** 2)
+    structure = 1 - apart / ((apart + both).maximum(apart / 2) + (0.03 * span) ** 2)  # what both spread is at least half of `apart`
     return (1 - brightness * structure).mean()
+
+
+def _windows(maps: Tensor) -> Tensor:
+    """The mean of each window of at most 7 x 7 cells: (N, C, H - 6, W - 6). As two products: pooling has a slow backward on a CPU."""
+    N, C, H, W = maps.shape
+    down, across = _band(H, maps), _band(W, maps)
+    rows = down @ maps.permute(0, 2, 3, 1).reshape(N, H, W * C)
+    return (across @ rows.view(N, -1, W, C)).permute(0, 3, 1, 2)
+
+
+def _band(side: int, like: Tensor) -> Tensor:
+    """Row i is the mean of the cells i to i + 6, or of all where there are fewer: (side - 6, side)."""
+    width = min(WINDOW, side)
+    offset = torch.arange(side, device=like.device) - torch.arange(side - width + 1, device=like.device)[:, None]
+    return ((offset >= 0) & (offset < width)).to(like.dtype) / width
 
 
 DISTANCES: Mapping[str, Distance] = {

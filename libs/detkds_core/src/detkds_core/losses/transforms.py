@@ -196,7 +196,7 @@ def unit(feat: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """Divide by the Euclidean norm over dim. A zero vector stays zero and gets no gradient (F.normalize would give it 1e12)."""
     # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
     squares = feat.square().sum(dim, keepdim=True)
-    return feat * torch.where(squares > UNIT_EPS**2, squares.clamp_min(UNIT_EPS**2).rsqrt(), 0)
+    return feat * squares.masked_fill(squares <= UNIT_EPS**2, float("inf")).rsqrt()
 
 
 def min_max(feat: Tensor) -> Tensor:
@@ -240,6 +240,13 @@ def root(feat: Tensor) -> Tensor:
     return torch.where(feat > LEAST_OF_ROOT, feat.clamp_min(LEAST_OF_ROOT).sqrt(), feat.clamp(0, LEAST_OF_ROOT) / LEAST_OF_ROOT**0.5)
 
 
+def mish(feat: Tensor) -> Tensor:
+    """f * tanh(softplus(f)). The tanh is n / (n + 2) with n = e^f (e^f + 2); the kernels of F.mish and softplus are slow on a CPU."""
+    e = feat.clamp_max(20).exp()
+    n = e * (e + 2)
+    return feat * (n / (n + 2))
+
+
 def signed_log(feat: Tensor) -> Tensor:
     """sign(f) * log(|f| + 1e-9), 0 at 0, where it jumps: no gradient nearer to 0 than 1e-6, else one value could outweigh a map."""
     size = feat.abs()
@@ -275,7 +282,7 @@ NORMALISATION: Mapping[str, Transform] = {
     "tanh": torch.tanh,
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
-    "mish": F.mish,
+    "mish": mish,
     "exp": lambda feat: feat.clamp_max(MOST_OF_EXP).exp(),
 }
 
