@@ -92,7 +92,7 @@ def test_a_checkpoint_outside_the_artifacts_is_not_given(service, finished):
 def test_other_formats_are_refused_with_those_that_are(service, finished):
     answer = service.http.get(f"/results/{finished[0][1]}/checkpoint", params={"format": "onnx"})
     assert answer.status_code == 422
-    assert "'safetensors', 'pth' or 'config'" in answer.json()["errors"][0]["message"]
+    assert "'safetensors', 'pth', 'config', 'last' or 'last_pth'" in answer.json()["errors"][0]["message"]
 
 
 def test_the_result_of_a_search_has_no_checkpoint_and_says_how_to_get_one(service, wanted):

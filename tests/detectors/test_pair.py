@@ -84,9 +84,8 @@ def test_knowledge_that_cannot_pass_is_refused_with_its_place():
     logits = Policy((Term("global", ("none", "none", "none"), "l2", 1.0), Term("logits", ("none",), "l2", 1.0)))
     with pytest.raises(PairError, match=r"policy.terms\[1\].knowledge: 'logits'.*1 prediction a cell, the student 3"):
         check_policy(logits, gfl, retinanet)
-    rpn = replace(two_stage, anchor_scales=retinanet.anchor_scales)
     with pytest.raises(PairError, match=r"scores classes, the student's objectness"):
-        check_policy(logits, retinanet, rpn)
+        check_policy(logits, replace(retinanet, anchor_scales=two_stage.anchor_scales), two_stage)
     check_policy(named_policies()["pkd"].policy, gfl, two_stage)
     assert exchange(gfl, retinanet).knowledge == ("global", "fgbg", "instance")
 
@@ -134,7 +133,13 @@ def test_a_teacher_regards_proposals_on_the_images_of_its_last_forward():
     [
         ("gfl", "gfl", "l2[region=proposals](instance)", r"terms\[0\].region: 'proposals': the student is a one-stage detector"),
         ("gfl", "faster_rcnn", "l1(localization)", r"terms\[0\].knowledge: 'localization'.*1 prediction a cell, the student 3"),
-        ("gfl", "fcos", "l1[region=proposals](localization)", r"'proposals': neither has a RoI head; one of all, foreground"),
+        (
+            "retinanet",
+            "faster_rcnn",
+            "l1(localization)",
+            r"'localization'.*the teacher's anchors are of scales 3.*, the student's of scales 4",
+        ),
+        ("retinanet", "retinanet", "l1[region=proposals](localization)", r"'proposals': neither has a RoI head; one of all, foreground"),
         ("mask_rcnn", "cascade_rcnn", "l2[region=masks](logits)", r"region: 'masks': the student predicts no masks"),
         ("fcos", "fcos", "kl_edges(localization)", r"distance: 'kl_edges' needs edge distributions"),
         ("atss", "atss", "points(localization)", r"distance: 'points' needs point sets on both sides"),

@@ -30,7 +30,7 @@ AT_PROPOSALS = (
         ("atss", "gfl", ON_CELLS),
         ("reppoints", "reppoints", f"{ON_CELLS} + points(localization)"),
         ("gfl", "gfl", f"{ON_CELLS} + kl_edges[region=assigned](localization)"),
-        ("retinanet", "faster_rcnn", "l2[region=proposals](instance) + l1[region=foreground](localization)"),
+        ("retinanet", "faster_rcnn", "l2[region=proposals](instance) + l2[region=teacher_score](global)"),
         ("faster_rcnn", "faster_rcnn", f"{ON_CELLS} + {AT_PROPOSALS}"),
         ("cascade_rcnn", "mask_rcnn", AT_PROPOSALS),
         ("cascade_mask_rcnn", "mask_rcnn", f"{AT_PROPOSALS} + l2[region=masks](logits)"),

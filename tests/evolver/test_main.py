@@ -161,14 +161,15 @@ def test_a_cancelled_distillation_has_no_result(sqlite: Store) -> None:
 
 
 def test_one_evolver_works_and_another_takes_over(store: Store) -> None:
-    first, second = evolver(store, evolver_lease_seconds=0.3), evolver(store, evolver_lease_seconds=0.3)
+    # longer than a first round takes, which counts the space of the search
+    first, second = evolver(store, evolver_lease_seconds=3), evolver(store, evolver_lease_seconds=3)
     search = create(store)
     assert first.round()
     assert not second.round()
     first.retire()
     assert second.round(), "at once after a retirement"
     work(store)
-    until(first.round, 5)  # after the second one's lease has run out without a renewal
+    until(first.round, 20)  # after the second one's lease has run out without a renewal
     assert state(store, search)[0] == "RUNNING"
     assert len(first.evolutions) == 1
 

@@ -1,127 +1,105 @@
 """Every formula that the rules allow is a proper loss, and its canonical form computes the same.
 
-A proper loss is finite, not negative, 0 where student and teacher agree, and has a gradient for the student alone where they do not.
+`python -m detkds_core.losses.census --full` tries every legal formula on every extreme input in every precision; here each different one is
+tried on one of them in turn.
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from detkds_core.losses import Scene, Signals, policy_losses
-from detkds_core.policy import PairFacts, Policy, Term, legality, pair_legality
+from detkds_core.losses import Signals, policy_losses
+from detkds_core.losses.toys import each_tensor, tensors_of, toy_scene, toy_signals
+from detkds_core.losses.validity import CASES, NO_SLOPE, Verdict, classify, extreme_fault, figures, in_dtype
+from detkds_core.policy import PairFacts, Policy, SearchSpace, Term, legality
 from detkds_core.policy.canonical import canonical_term
-from detkds_core.policy.vocabulary import DISTANCES, DIVERGENCES, KNOWLEDGE, SLOTS
+from detkds_core.policy.pair import pair_legality
+from detkds_core.policy.space import combinations_of
+from detkds_core.policy.vocabulary import DIVERGENCES, KNOWLEDGE, REGIONS
 
-H, W = 6, 7  # odd, so that pools pad
-# One box leaves the image. No side is 4 cells long, where the samples of a region fall on cells up to rounding, and whether a masked cell
-# has a direction is up to rounding too.
-SCENE = Scene((torch.tensor([[5.0, 4.0, 22.0, 36.0]]), torch.tensor([[30.0, 18.0, 62.0, 38.0]])), (48, 56))
-
-
-def formulas(knowledge: str) -> list[Term]:
-    """All legal terms of a knowledge with options at their defaults."""
-    slots = product(*(choices for _, choices in SLOTS[knowledge]))
-    terms = [Term(knowledge, transforms, distance, 1.0) for transforms in slots for distance in DISTANCES[knowledge]]
-    return [term for term in terms if not legality(term)]
+IMAGES = 3  # the fewest that every formula can be computed on
+FACTS = PairFacts(images_per_batch=IMAGES, has_edges=True, has_points=True, regions=REGIONS)
+SPACE = SearchSpace.of(FACTS, breadth="full")
+SCENE = toy_scene(IMAGES)
+STUDENT, TEACHER = in_dtype(toy_signals(1, IMAGES), torch.float32), in_dtype(toy_signals(0, IMAGES), torch.float32)
+THOROUGH = 8  # one in so many formulas is classified in full
 
 
-def distinct(terms: list[Term]) -> list[Term]:
-    return list(dict.fromkeys(map(canonical_term, terms)))
-
-
-def signals(seed: int) -> Signals:
-    """One level of everything: 2 images of 4 channels, 3 classes, 3 edge bins, boxes around their cells."""
-    generator = torch.Generator().manual_seed(seed)
-    features, logits, edges = (torch.randn(2, c, H, W, generator=generator) for c in (4, 3, 12))
-    ys, xs = torch.meshgrid(torch.arange(H) * 8.0, torch.arange(W) * 8.0, indexing="ij")
-    centres = torch.stack([xs, ys], dim=-1).view(-1, 2)
-    sides = 4 + 12 * torch.rand(2, H * W, 4, generator=generator)
-    boxes = torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], dim=-1)
-    return Signals((features,), (logits,), (boxes,), (edges,))
-
-
-TEACHER, STUDENT = signals(0), signals(1)
-
-
-def cast(given: Signals, dtype: torch.dtype, requires_grad: bool = False) -> Signals:
-    def each(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(x.detach().to(dtype, copy=True).requires_grad_(requires_grad) for x in tensors)
-
-    return Signals(each(given.features), each(given.logits), each(given.boxes), each(given.edges))
-
-
-def loss_of(term: Term, student: Signals, teacher: Signals) -> Tensor:
-    (loss,) = policy_losses(Policy((term,)), student, teacher, SCENE).values()
-    return loss
-
-
-def compared(given: Signals, term: Term) -> Tensor:
-    """The tensor in which a term compares the detectors."""
-    if term.knowledge == "localization":
-        return (given.edges if term.distance == "kl_edges" else given.boxes)[0]
-    return (given.logits if term.knowledge == "logits" else given.features)[0]
-
-
-def faults(term: Term, halves: Iterator[tuple[Signals, Signals]]) -> list[str]:
-    """What is improper about a term: empty for a proper loss."""
-    student = cast(STUDENT, torch.float32, requires_grad=True)
-    loss = loss_of(term, student, LEARNING_TEACHER)
-    (gradient,) = torch.autograd.grad(loss, compared(student, term))
-    with torch.no_grad():
-        same = loss_of(term, TEACHER, TEACHER).item()
-        half = loss_of(term, *next(halves)).item()
-    value, slope = loss.item(), gradient.norm().item()
-    found = []
-    if not all(torch.tensor([value, slope, same, half]).isfinite()):
-        found.append(f"not finite: loss {value}, gradient {slope}, at identity {same}, in half precision {half}")
-    if value < 0:
-        found.append(f"negative: {value}")
-    # Relative to the loss, since area weights and softmaxes over a map make some losses small.
-    if abs(same) > max(1e-5 * value, 1e-6):  # a cosine of 1 rounds by some 1e-7
-        found.append(f"{same} at identity, {value} apart")
-    if slope < 1e-5 * value:
-        found.append(f"gradient {slope} of a loss of {value}")
-    if any(x.grad is not None for x in (*LEARNING_TEACHER.features, *LEARNING_TEACHER.logits)):
-        found.append("the teacher learns")
-    return found
-
-
-LEARNING_TEACHER = cast(TEACHER, torch.float32, requires_grad=True)
+def faults(number: int, term: Term) -> list[str]:
+    """What is improper about a formula: empty for a proper loss."""
+    value, slope, taught = figures(term, STUDENT, TEACHER, SCENE)
+    found = [] if value > 0 and NO_SLOPE * value <= slope < float("inf") else [f"loss {value}, gradient {slope}"]
+    found += ["the teacher learns"] if taught else []
+    verdict = classify(term, IMAGES) if number % THOROUGH == 0 else Verdict({}, False)
+    extreme = extreme_fault(term, *CASES[number % len(CASES)])
+    return [*found, *verdict.faults.values(), *([extreme] if extreme else [])]
 
 
 @pytest.mark.parametrize("knowledge", KNOWLEDGE)
 def test_every_legal_formula_is_a_proper_loss(knowledge: str) -> None:
-    terms = distinct(formulas(knowledge))
-    types = [(cast(STUDENT, dtype), cast(TEACHER, dtype)) for dtype in (torch.float16, torch.bfloat16)]
-    halves = (types[n % 2] for n in range(len(terms)))
-    improper = {term: found for term in terms if (found := faults(term, halves))}
+    improper = {term: found for number, term in enumerate(SPACE.formulas(knowledge)) if (found := faults(number, term))}
     assert not improper
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_extreme_inputs(case: tuple[str, torch.dtype]) -> None:
+    """A sample of formulas of each knowledge on this input."""
+    rng = random.Random(0)
+    terms = [term for knowledge in KNOWLEDGE for term in rng.sample(SPACE.formulas(knowledge), 12)]
+    assert [fault for term in terms if (fault := extreme_fault(term, *case))] == []
+
+
+def test_what_is_improper_is_found() -> None:
+    # Over two images a correlation is 0 or 2; on one there is nothing to compare; a sum of negative values is a root's domain.
+    assert "cannot be computed" in classify(Term("global", ("none", "none", "none"), "cor", 1.0), images=2).faults
+    assert "cannot be computed" in classify(Term("global", ("none", "none", "norm_N"), "l1", 1.0), images=1).faults
+    assert "no gradient" in classify(Term("global", ("none", "local_s1", "norm_HW"), "pear_HW", 1.0)).faults
+    assert "no gradient" in classify(Term("global", ("none", "local_s1", "softmax_HW"), "l1", 1.0)).faults
+    assert classify(Term("global", ("none", "none", "none"), "l1", 1.0)).proper
+
+
+def test_which_formulas_look_at_each_image_for_itself() -> None:
+    def per_image(knowledge: str, *transforms: str, distance: str = "l1", region: str = "all") -> bool:
+        verdict = classify(Term(knowledge, transforms, distance, 1.0, region=region), IMAGES)
+        assert verdict.proper
+        return verdict.per_image
+
+    assert per_image("global", "catt", "scale_r2", "norm_C")
+    assert per_image("global", "none", "none", "none", distance="ssim")
+    assert per_image("instance", "satt", "none", "norm_HW", distance="cos")
+    assert per_image("logits", "none", region="masks")
+    assert not per_image("global", "catt", "scale_r2", "norm_N")
+    assert not per_image("global", "none", "none", "standardize", distance="l2")
+    assert not per_image("global", "none", "none", "none", distance="cor")
+    assert not per_image("localization", "none", distance="iou")
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_every_formula_that_a_pair_with_few_classes_allows_is_a_proper_loss(channels: int) -> None:
-    terms = [term for term in formulas("logits") if not pair_legality(term, PairFacts(score_channels=channels))]
+    facts = replace(FACTS, images_per_batch=2, score_channels=channels)
+    regions = ("all", "teacher_score", "foreground", "assigned")
+    terms = [term for term in combinations_of("logits", "full", regions) if not legality(term) and not pair_legality(term, facts)]
     assert terms
-    scores = [STUDENT.logits[0][:, :channels], TEACHER.logits[0][:, :channels]]
-    for term in terms:
+    scores = [side.logits[0][:2, :channels].detach() for side in (STUDENT, TEACHER)]
+    assigned = tuple(x[:2] for x in STUDENT.assigned)
+    for term in dict.fromkeys(map(canonical_term, terms)):
         student = scores[0].clone().requires_grad_()
-        loss = loss_of(term, Signals((), (student,)), Signals((), (scores[1],)))
+        sides = Signals((), (student,), assigned=assigned), Signals((), (scores[1],))
+        (loss,) = policy_losses(Policy((term,)), *sides, toy_scene(2)).values()
         (gradient,) = torch.autograd.grad(loss, student)
         assert loss.item() > 0, term
-        assert gradient.norm().item() > 1e-5 * loss.item(), term
+        assert gradient.norm().item() > NO_SLOPE * loss.item(), term
 
 
 @pytest.mark.parametrize("knowledge", KNOWLEDGE)
 def test_the_canonical_form_computes_the_same(knowledge: str) -> None:
     rng = random.Random(0)
-    terms = formulas(knowledge)
-    folded = [term for term in terms if canonical_term(term) != replace(term, weight=1.0)]
-    for term in rng.sample(folded, min(200, len(folded))):
+    terms = [term for term in combinations_of(knowledge, "full", REGIONS[knowledge]) if not legality(term)]
+    folded = [term for term in terms if not pair_legality(term, FACTS) and canonical_term(term) != replace(term, weight=1.0)]
+    for term in rng.sample(folded, min(250, len(folded))):
         original = with_options(term, rng)
         canonical = canonical_term(original)
         (value, slope), (other, other_slope) = (value_and_gradient(t) for t in (original, canonical))
@@ -131,8 +109,9 @@ def test_the_canonical_form_computes_the_same(knowledge: str) -> None:
 
 def with_options(term: Term, rng: random.Random) -> Term:
     """The term with a random value of every option that its formula has."""
+    summed = replace(term, reduction="sum")
     return replace(
-        term,
+        summed if not legality(summed) and rng.random() < 0.3 else term,
         weight=rng.choice([0.5, 1.0, 6.0]),
         temperature=rng.choice([1.0, 2.0, 4.0]) if term.distance in DIVERGENCES else 1.0,
         shared_attention=rng.random() < 0.5 and term.transforms[0] in ("satt", "catt"),
@@ -141,7 +120,27 @@ def with_options(term: Term, rng: random.Random) -> Term:
 
 
 def value_and_gradient(term: Term) -> tuple[float, Tensor]:
-    student = cast(STUDENT, torch.float32, requires_grad=True)
-    loss = loss_of(term, student, TEACHER)
-    (gradient,) = torch.autograd.grad(loss, compared(student, term))
-    return loss.item(), gradient
+    (loss,) = policy_losses(Policy((term,)), STUDENT, TEACHER, SCENE).values()
+    ours = tensors_of(STUDENT)
+    gradients = torch.autograd.grad(loss, ours, allow_unused=True)
+    return loss.item(), torch.cat(
+        [torch.zeros_like(x).flatten() if g is None else g.flatten() for x, g in zip(ours, gradients, strict=True)]
+    )
+
+
+def test_a_term_without_boxes_is_still_a_function_of_the_student() -> None:
+    rng = random.Random(1)
+    nowhere = replace(TEACHER.rois, regions=TEACHER.rois.regions[:0], scores=TEACHER.rois.scores[:0], boxes=TEACHER.rois.boxes[:0])
+    nowhere = replace(nowhere, masks=TEACHER.rois.masks[:0])
+    empty = each_tensor(replace(STUDENT, rois=nowhere, assigned=tuple(x & False for x in STUDENT.assigned)), torch.clone)
+    for knowledge in ("fgbg", "instance", "logits", "localization"):
+        for term in rng.sample(SPACE.formulas(knowledge), 40):
+            if term.knowledge in ("logits", "localization") and term.region in ("all", "teacher_score"):
+                continue
+            sides = each_tensor(empty, lambda x: x.detach().requires_grad_()), replace(TEACHER, rois=nowhere)
+            (loss,) = policy_losses(Policy((term,)), *sides, toy_scene(IMAGES, empty=True)).values()
+            loss.backward()
+            assert loss.item() == 0, term
+            slopes = [x.grad for x in tensors_of(sides[0]) if x.grad is not None]
+            assert slopes, term
+            assert all(slope.abs().sum() == 0 for slope in slopes), term

@@ -56,7 +56,7 @@ def test_killed_while_it_trains_a_search_measures_the_same(tmp_path: Path) -> No
             )
 
         undisturbed = begin()
-        until(lambda: measured(api, undisturbed) == 4, 120, "4 candidates")
+        until(lambda: measured(api, undisturbed) == 4, 300, "4 candidates")
         api.call("POST", f"/searches/{undisturbed}/cancel")
         expected = trained(api, undisturbed)
         assert len({one["ap"] for one in json.loads(expected)}) > 2
@@ -67,7 +67,7 @@ def test_killed_while_it_trains_a_search_measures_the_same(tmp_path: Path) -> No
         until(lambda: measured(api, disturbed) == 2, 90, "2 candidates")
         until(lambda: trains(disturbed), 60, "training of the second group")
         killed(tmp_path, "-m detkds_worker ")
-        until(lambda: measured(api, disturbed) == 4, 120, "4 candidates")
+        until(lambda: measured(api, disturbed) == 4, 300, "4 candidates")
         api.call("POST", f"/searches/{disturbed}/cancel")
         assert trained(api, disturbed) == expected
     finally:

@@ -29,7 +29,7 @@ def finish(session: Session, job_id: str) -> bool:
         distillation,
         policy=spec["policy"],
         ap=result["student"]["ap"],
-        metrics={name: result.get(name) for name in FIGURES},
+        metrics={name: result[name] for name in FIGURES if name in result},
         evidence={
             "dataset": {"name": distillation.dataset, "digest": distillation.dataset_digest},
             "seed": spec.get("seed"),

@@ -124,25 +124,18 @@ def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> I
         yield "logits.masks", both_mask
     if student.scores == "queries":
         yield "assigned", "the student assigns objects to queries, not to cells"
-    towers = no_cells or _both(
-        "has no branches that another head can finish",
-        "has branches that another head can finish",
-        teacher,
-        student,
-        lambda entry: entry.family in TOWERS,
-    )
+    branches = "branches that another head can finish"
+    towers = no_cells or _both(f"has no {branches}", f"has {branches}", teacher, student, lambda entry: entry.family in TOWERS)
     if towers:
         yield "towers", towers
     if not teacher.family == student.family == "reppoints":
         yield "points", "both detectors must predict point sets (RepPoints)"
 
 
-def _both(one: str, neither: str, teacher: DetectorEntry, student: DetectorEntry, has: Callable[[DetectorEntry], bool]) -> str | None:
-    """Why not both have it, None when they have. one, neither: what one of them, and both of them, lack."""
-    missing = [role for role, entry in (("teacher", teacher), ("student", student)) if not has(entry)]
-    if len(missing) == 2:
-        return f"neither {neither}"
-    return f"the {missing[0]} {one}" if missing else None
+def _both(lacks: str, has: str, teacher: DetectorEntry, student: DetectorEntry, holds: Callable[[DetectorEntry], bool]) -> str | None:
+    """Why not both have it, None when they have."""
+    missing = [role for role, entry in (("teacher", teacher), ("student", student)) if not holds(entry)]
+    return None if not missing else f"neither {has}" if len(missing) == 2 else f"the {missing[0]} {lacks}"
 
 
 ASKED: Mapping[str, tuple[str, ...]] = {
