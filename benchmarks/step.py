@@ -8,7 +8,8 @@ random policies; (d) the official scheme under the same released policies: the s
 teacher's head always, FGD's masks by loops over boxes on the CPU, and a graph of everything. Repeats are interleaved; figures are
 medians, with half the spread between quartiles in percent. Times are the process's own on a CPU, where other work does not count, and the
 clock's on a GPU.
-Memory is the peak of (c) above the larger peak of (a) and (b), in bytes of the signals captured of both detectors.
+Memory is the peak of (c) above that of (a) and (b) together, and above the larger of the two alone (for the teacher's forward is over
+before the student's begins), in bytes of the signals captured of both detectors.
 """
 
 import argparse
@@ -47,7 +48,8 @@ class Row:
     policy: str
     formula: str
     times: dict[str, list[float]] = field(default_factory=dict)
-    memory: float | None = None  # of (c) above (a) and (b), in captured signals
+    memory: float | None = None  # of (c) above (a) + (b), in captured signals
+    above_larger: float | None = None  # of (c) above the larger of (a) and (b)
 
     def seconds(self, name: str) -> float:
         return median(self.times[name])
@@ -131,7 +133,9 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
         if (number, "d") in times:
             row.times["d"] = times[number, "d"]
         if peaks:
-            row.memory = (peaks[number, "c"] - max(peaks["a"], peaks[b])) / bench.captured(policy)
+            captured = bench.captured(policy)
+            row.memory = (peaks[number, "c"] - peaks["a"] - peaks[b]) / captured
+            row.above_larger = (peaks[number, "c"] - max(peaks["a"], peaks[b])) / captured
     return rows
 
 
@@ -383,11 +387,12 @@ def official_term(term: Any, student: Any, teacher: Any, scene: Any) -> Any:
 
 def table(rows: list[Row]) -> str:
     """The rows in Markdown."""
-    lines = ["| pair | policy | a, s | b, s | c, s | c/(a+b) | d, s | d/c | memory |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| pair | policy | a, s | b, s | c, s | c/(a+b) | d, s | d/c | memory above a + b | above the larger |"]
+    lines.append("|" + "---|" * 10)
     for row in rows:
         a, b, c = (f"{row.seconds(name):.3f} ± {row.spread(name):.1f} %" for name in "abc")
         d = f"{row.seconds('d'):.3f} ± {row.spread('d'):.1f} % | {row.ratio('d', 'c'):.2f}" if "d" in row.times else "- | -"
-        memory = "-" if row.memory is None else f"{row.memory:.2f}"
+        memory = "- | -" if row.memory is None else f"{row.memory:.2f} | {row.above_larger:.2f}"
         policy = row.policy if row.policy == row.formula else f"{row.policy}: `{row.formula}`"
         lines.append(f"| {row.pair} | {policy} | {a} | {b} | {c} | {row.ratio('c', 'a', 'b'):.3f} | {d} | {memory} |")
     return "\n".join(lines)

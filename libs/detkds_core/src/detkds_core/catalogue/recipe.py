@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("one_cycle", "steps")
+SCHEDULES = ("one_cycle", "steps", "anneal")
 AUGMENTATIONS = ("none", "flip", "dihedral", "aerial")
 PRECISIONS = ("fp32", "fp16", "bf16")
 LISTS = ("milestones", "train_short_sides")  # JSON lists, tuples here
@@ -33,7 +33,9 @@ class Recipe:
     weight_decay: float = 0.05
     bias_lr_factor: float = 1.0  # biases outside of norms; MMDetection's FCOS: 2, and bias_decay_factor 0
     bias_decay_factor: float = 1.0  # under sgd; adamw decays neither biases nor norms
-    schedule: str = "one_cycle"  # "steps": MMDetection's 1x and 2x, linear warm-up from lr/1000, tenfold down at each milestone
+    # "steps": MMDetection's 1x and 2x, linear warm-up from lr/1000, tenfold down at each milestone; "anneal": from lr along a cosine to
+    # lr/10,000, of a student that has begun to learn
+    schedule: str = "one_cycle"
     warm_up: int | None = None  # iterations, of "steps"; None: 500, or a twentieth of a short run
     milestones: tuple[int, ...] | None = None  # of "steps"; in epochs where `epochs` is set, else in iterations; None: 8/12 and 11/12
     clip: float | None = 35.0  # largest gradient norm; None: any

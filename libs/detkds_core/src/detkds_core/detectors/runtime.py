@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
 from detkds_core.detectors import ops
 
@@ -31,11 +32,26 @@ def prepare_mmdet() -> bool:
         from mmdet.utils import register_all_modules
 
         register_all_modules(init_default_scope=True)
+        _assign_on_the_device()
     _quiet_logger()
     # what their code says about itself while it trains: deprecations that a user cannot mend
     warnings.filterwarnings("ignore", module=r"mm(det|cv|engine)\.")
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")  # told by torch, of MMDetection
     return bridged
+
+
+def _assign_on_the_device() -> None:
+    """Let RepPoints' assigner count its points on their own device: it counts on the CPU, where a GPU's mask cannot choose among them."""
+    from mmdet.models.task_modules.assigners import PointAssigner
+
+    assign = PointAssigner.assign
+
+    @functools.wraps(assign)
+    def on_the_device(self: Any, pred_instances: Any, *args: Any, **kwargs: Any) -> Any:
+        with pred_instances.priors.device:
+            return assign(self, pred_instances, *args, **kwargs)
+
+    PointAssigner.assign = on_the_device
 
 
 def _quiet_logger() -> None:

@@ -168,9 +168,10 @@ def train(
     batches: Batches,
     *,
     first_step: int = 0,
+    last_step: int | None = None,
     on_step: Progress | None = None,
 ) -> None:
-    """Train every learner from `first_step` to the end of the recipe. A learner that fails leaves the others alone.
+    """Train every learner from `first_step` to before `last_step`, or to the end of the recipe. One that fails leaves the others alone.
 
     Among several processes each takes its share of every batch, and gradients are averaged. Where losses are means over images and no
     normalisation layer learns statistics, the weights are those of one process up to the order of sums. What differs otherwise:
@@ -188,8 +189,9 @@ def train(
     # a convolution takes the format of its input even if its weights have another
     fast = all(safe_channels_last(learner.student.model) for learner in learners)
     threads = min(8, os.cpu_count() or 1) if start.device.type == "cuda" else 0  # on a CPU they would take the time of training
-    coming = ahead(batches, first_step * parts, recipe.iterations * parts, threads=threads)
-    for step in range(first_step, recipe.iterations):
+    end = recipe.iterations if last_step is None else last_step
+    coming = ahead(batches, first_step * parts, end * parts, threads=threads)
+    for step in range(first_step, end):
         alive = [learner for learner in learners if learner.failure is None]
         if not alive:
             return

@@ -24,7 +24,8 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     """The rate of a step, a function of the step alone, so that a resumed run needs no scheduler state.
 
     one_cycle: from lr/25 up by a cosine over the first 30 %, then down to lr/10,000. steps: linear warm-up from lr/1000 over the recipe's
-    `warm_up` (500 steps, or a twentieth of a short run), then tenfold down at each milestone (8/12 and 11/12 of the run).
+    `warm_up` (500 steps, or a twentieth of a short run), then tenfold down at each milestone (8/12 and 11/12 of the run). anneal: from lr
+    along a cosine to lr/10,000.
     """
     total = recipe.iterations
     if recipe.schedule == "steps":
@@ -32,6 +33,8 @@ def learning_rate(recipe: Recipe, step: int) -> float:
         rise = WARM_UP_START + (1 - WARM_UP_START) * min(1.0, step / warm_up) if warm_up else 1.0
         milestones = recipe.milestones if recipe.milestones is not None else (total * 8 / 12, total * 11 / 12)
         return recipe.lr * rise * 0.1 ** sum(step >= milestone for milestone in milestones)
+    if recipe.schedule == "anneal":
+        return _cosine(recipe.lr, recipe.lr / 1e4, step / max(1, total - 1))
     peak = max(1.0, 0.3 * total)
     if step < peak:
         return _cosine(recipe.lr / 25, recipe.lr, step / peak)
