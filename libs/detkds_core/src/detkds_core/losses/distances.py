@@ -23,34 +23,37 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class _MeanOf(torch.autograd.Function):
-    """The mean of a function of student - teacher. Only the difference is kept for the backward, of which there is one.
+    """The mean of a function of student - teacher. Only the difference is kept for the backward, of which there is one, and overwritten.
 
     torch's own losses keep both sides and take the difference twice: half as much again in time and memory.
+    value: of the difference; slope: of the difference, which it may overwrite, times a scalar.
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         apart = student - teacher
         ctx.save_for_backward(apart)
         ctx.slope = slope
-        return value(apart) / apart.numel()
+        return value(apart)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (apart,) = ctx.saved_tensors
-        gradient = ctx.slope(apart).mul_(factor / apart.numel()) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
+        gradient = ctx.slope(apart, factor / apart.numel()) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
         return gradient if ctx.needs_input_grad[0] else None, -gradient if ctx.needs_input_grad[1] else None, None, None
 
 
 def l1(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean absolute difference."""
-    return _MeanOf.apply(student, teacher, lambda apart: apart.abs().sum(), torch.sign)
+    return _MeanOf.apply(student, teacher, lambda apart: apart.abs().mean(), lambda apart, factor: apart.sign_().mul_(factor))
 
 
 def l2(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference."""
-    return _MeanOf.apply(student, teacher, lambda apart: apart.square().sum(), lambda apart: 2 * apart)
+    return _MeanOf.apply(student, teacher, lambda apart: apart.square().mean(), lambda apart, factor: apart.mul_(2 * factor))
 
 
 def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
@@ -58,38 +61,63 @@ def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
 
     def value(apart: Tensor) -> Tensor:
         near = apart.clamp(-1, 1)  # and the slope
-        return (near * (apart - near / 2)).sum()
+        return torch.sub(apart, near, alpha=0.5).mul_(near).mean()
 
-    return _MeanOf.apply(student, teacher, value, lambda apart: apart.clamp(-1, 1))
+    return _MeanOf.apply(student, teacher, value, lambda apart, factor: apart.clamp_(-1, 1).mul_(factor))
 
 
 def cosines(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - cosine similarity over dim 1, (N, ...). Zero vectors: see `_angles`."""
-    return _angles(student, teacher, 1)
+    """1 - cosine similarity over dim 1, (N, ...). Zero vectors: see `_Angles`."""
+    return _Angles.apply(student, teacher, 1, False)
 
 
 def correlations(student: Tensor, teacher: Tensor, dim: int = 1) -> Tensor:
-    """1 - Pearson correlation over dim, the shape without it. Constant vectors: see `_angles`."""
-    s_mean, t_mean = student.mean(dim, keepdim=True), teacher.mean(dim, keepdim=True)
-    flat = FLAT * student.shape[dim] ** 0.5
-    leasts = (flat * s_mean.squeeze(dim).abs(), flat * t_mean.squeeze(dim).abs())
-    return _angles(student - s_mean, teacher - t_mean, dim, *leasts)
+    """1 - Pearson correlation over dim, the shape without it. Constant vectors: see `_Angles`."""
+    return _Angles.apply(student, teacher, dim, True)
 
 
-def _angles(student: Tensor, teacher: Tensor, dim: int, student_least: Tensor | None = None, teacher_least: Tensor | None = None) -> Tensor:
-    """1 - cosine over dim, where a vector not longer than its `least` has no direction.
+class _Angles(torch.autograd.Function):
+    """1 - cosine over dim, of the vectors as they are or `centred`, where one that is zero, or constant up to rounding, has no direction.
 
     Two such vectors are at distance 0, one such and another at distance 1, without gradient. So a masked position costs nothing, and a dead
     student position gets no gradient of one over nearly nothing.
+    What is a number a vector is computed of both sides at once, (2, ...).
     """
-    # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
-    s_squares, t_squares = student.square().sum(dim), teacher.square().sum(dim)
-    s_flat, t_flat = s_squares <= NO_LENGTH**2, t_squares <= NO_LENGTH**2
-    if student_least is not None and teacher_least is not None:
-        s_flat, t_flat = s_flat | (s_squares <= student_least**2), t_flat | (t_squares <= teacher_least**2)
-    # One over an endless length is 0, and has no slope.
-    s_inverse, t_inverse = s_squares.masked_fill(s_flat, inf).rsqrt(), t_squares.masked_fill(t_flat, inf).rsqrt()
-    return (1 - (student * teacher).sum(dim) * s_inverse * t_inverse).masked_fill(s_flat & t_flat, 0)
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, dim: int, centred: bool) -> Tensor:
+        shape = (*student.shape[:dim], *student.shape[dim + 1 :])
+        squares, least = student.new_empty(2, *shape), None
+        if centred:
+            means = student.new_empty(2, *student.shape[:dim], 1, *student.shape[dim + 1 :])
+            student, teacher = (x - torch.mean(x, dim, True, out=mean) for x, mean in zip((student, teacher), means, strict=True))
+            least = means.mul_(FLAT * student.shape[dim] ** 0.5).square_().clamp_min_(NO_LENGTH**2).squeeze_(dim + 1)
+        # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
+        for x, out in zip((student, teacher), squares, strict=True):
+            torch.sum(x.square(), dim, out=out)
+        # One over an endless length is 0, and has no slope.
+        squares = F.threshold_(squares, NO_LENGTH**2, inf) if least is None else squares.masked_fill_(squares <= least, inf)
+        inverse = squares.rsqrt()
+        product, scale = (student * teacher).sum(dim), inverse[0] * inverse[1]
+        ctx.save_for_backward(student, teacher, squares, product, scale)
+        ctx.dim, ctx.centred = dim, centred
+        return torch.add(inverse.any(0), product * scale, alpha=-1)  # torch does not subtract from what is true
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, squares, product, scale = ctx.saved_tensors
+        across = (above * scale).unsqueeze(ctx.dim)  # how much of the other side
+        product = product.unsqueeze(ctx.dim) * across
+
+        def slope(here: Tensor, there: Tensor, square: Tensor) -> Tensor:
+            gradient = (here * (product / square.unsqueeze(ctx.dim))).addcmul_(there, across, value=-1)
+            # Without rounding its mean is 0, and where vectors are long and hardly spread nothing of it is small beside their spread.
+            return gradient.sub_(gradient.mean(ctx.dim, keepdim=True)) if ctx.centred else gradient
+
+        ours, theirs = ctx.needs_input_grad[:2]
+        of_student = slope(student, teacher, squares[0]) if ours else None
+        return of_student, slope(teacher, student, squares[1]) if theirs else None, None, None
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Every transform takes float32 maps of shape (N, C, H, W). Attentions and scales 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf, log
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,12 @@ def _channel_strength(feat: Tensor) -> Tensor:
 
 def _root_softmax(strength: Tensor) -> Tensor:
     """The root of an attention of mean 1 over all but the images. By the logarithm: a root of what underflowed has no slope but NaN."""
-    flat = strength.flatten(1)
-    return (flat.shape[1] ** 0.5 * ((flat / ATTENTION_TEMPERATURE).log_softmax(dim=1) / 2).exp()).view_as(strength)
+    return _roots((strength.flatten(1) / ATTENTION_TEMPERATURE).log_softmax(dim=1)).view_as(strength)
+
+
+def _roots(logs: Tensor) -> Tensor:
+    """The roots of shares, (N, M) and given by their logarithms, times as many as there are."""
+    return torch.rsub(logs, log(logs.shape[1]) / 2, alpha=-0.5).exp_()
 
 
 class _Attended(torch.autograd.Function):
@@ -88,20 +93,20 @@ class _Attended(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feat: Tensor, dims: tuple[int, ...]) -> Tensor:
         strength = feat.abs().mean(dim=dims, keepdim=True)
-        ctx.save_for_backward(feat, strength)
+        logs = strength.flatten(1).div_(ATTENTION_TEMPERATURE).log_softmax(dim=1)
+        root = _roots(logs).view_as(strength)
+        ctx.save_for_backward(feat, logs, root)
         ctx.dims = dims
-        return feat * _root_softmax(strength)
+        return feat * root
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
-        feat, strength = ctx.saved_tensors
-        with torch.enable_grad():
-            strength = strength.requires_grad_()
-            root = _root_softmax(strength)
-        (slope,) = torch.autograd.grad(root, strength, (above * feat).sum(dim=ctx.dims, keepdim=True))
-        gradient = feat.sign().mul_(slope / (feat.numel() // strength.numel()))
-        return gradient.addcmul_(above, root.detach()), None
+        feat, logs, root = ctx.saved_tensors
+        slope = ((above * feat).sum(dim=ctx.dims, keepdim=True) * root).view_as(logs)  # of twice the logarithms
+        slope = torch._log_softmax_backward_data(slope, logs, 1, logs.dtype)
+        slope *= root.numel() / (2 * ATTENTION_TEMPERATURE * feat.numel())
+        return feat.sign().mul_(slope.view_as(root)).addcmul_(above, root), None
 
 
 def batch_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
@@ -220,18 +225,18 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feat: Tensor, dim: int | tuple[int, ...]) -> Tensor:
         # torch.linalg.vector_norm takes ten times as long where dim is not the last.
-        squares = feat.square().sum(dim, keepdim=True)
-        inverse = squares.masked_fill(squares <= UNIT_EPS**2, float("inf")).rsqrt()
-        ctx.save_for_backward(feat, inverse)
+        squares = F.threshold_(feat.square().sum(dim, keepdim=True), UNIT_EPS**2, inf)
+        inverse = squares.rsqrt()
+        ctx.save_for_backward(feat, squares, inverse)
         ctx.dim = dim
         return feat * inverse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
-        feat, inverse = ctx.saved_tensors
-        along = (above * feat).sum(ctx.dim, keepdim=True) * inverse * inverse
-        return (above * inverse).addcmul_(feat, -along * inverse), None
+        feat, squares, inverse = ctx.saved_tensors
+        along = (above * feat).sum(ctx.dim, keepdim=True) / squares
+        return torch.addcmul(above, feat, along, value=-1).mul_(inverse), None
 
 
 def unit(feat: Tensor, dim: int | tuple[int, ...]) -> Tensor:
