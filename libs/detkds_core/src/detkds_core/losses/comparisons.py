@@ -60,7 +60,7 @@ def parts_of(
         _check_logits(term, levels, teacher)
     if term.knowledge == "instance" and term.region == "proposals":
         return [_of_proposals(index, term, levels, student, scene)]
-    paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal, student)]
+    paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal)]
     shares = [term.background if "background" in path else 1.0 for path in paths]
     return [Part(index, path[0], (path,), partial(_of_maps, term, path, levels), share) for path, share in zip(paths, shares, strict=True)]
 
@@ -73,7 +73,7 @@ def _check_logits(term: Term, levels: Sequence[int], teacher: Signals) -> None:
 # --- features and logits ---------------------------------------------------------------------------------------------
 
 
-def _paths_of(index: int, term: Term, level: int | None, signal: str, student: Signals) -> list[Path]:
+def _paths_of(index: int, term: Term, level: int | None, signal: str) -> list[Path]:
     """What a term of features or logits looks at on a level: one path, or those of foreground and background."""
     steps = _steps(index, term)
     if term.knowledge == "fgbg":
@@ -82,7 +82,7 @@ def _paths_of(index: int, term: Term, level: int | None, signal: str, student: S
         return [(level, signal, region, *steps) for region in regions]
     if term.knowledge == "instance":
         # Boxes are scaled to the map after its scale transform.
-        cut = ("crop", (tuple(student.features[level].shape[2:]), POOL.get(term.transforms[1], 1)))
+        cut = ("crop", POOL.get(term.transforms[1], 1))
         return [(level, signal, *steps, cut)]
     return [(level, signal, *steps)]
 
@@ -129,7 +129,7 @@ def _cells(region: str, looks: Looks, level: int) -> Tensor:
     """1 for the cells of the region, (B, H, W)."""
     B, _, H, W = looks.teacher.logits[level].shape
     if region == "foreground":
-        return (looks.masks(level, (H, W))[0][:, 0] > 0).float()
+        return (looks.masks(level, "logits")[0][:, 0] > 0).float()
     return looks.student.assigned[level].view(B, H, W, -1).any(-1).float()
 
 
@@ -270,10 +270,8 @@ def _weights_of_boxes(region: str, looks: Looks, levels: Sequence[int], counts: 
     certainty = full(torch.cat(scores, dim=1)).sigmoid() * candidates
     if region == "foreground":
         cells = [_cells(region, looks, level).flatten(1) for level in levels]  # (B, H*W) each, and as many boxes a cell as anchors
-        anchors = [count // one.shape[1] for count, one in zip(counts, cells, strict=True)]
-        certainty = certainty * torch.cat(
-            [one[..., None].expand(-1, -1, n).flatten(1) for one, n in zip(cells, anchors, strict=True)], dim=1
-        )
+        each = [one[..., None].expand(-1, -1, count // one.shape[1]).flatten(1) for count, one in zip(counts, cells, strict=True)]
+        certainty = certainty * torch.cat(each, dim=1)
     return certainty
 
 
