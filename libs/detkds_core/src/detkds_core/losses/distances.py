@@ -152,38 +152,89 @@ def _several(x: Tensor, name: str) -> Tensor:
 
 
 def ssim(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - mean structural similarity of two maps (N, C, H, W) (Wang et al. 2004): from 0 to 2.
+    """1 - mean structural similarity of two maps (N, C, H, W) (Wang et al. 2004): from 0 to 2. The teacher gets no gradient.
 
     Over all windows of at most 7 x 7 cells that lie on the map, uniformly weighted; constants (0.01 L)^2 and (0.03 L)^2 with L the range of
     the teacher's values in that image.
     """
-    low, high = teacher.amin(dim=(1, 2, 3), keepdim=True), teacher.amax(dim=(1, 2, 3), keepdim=True)
-    span = (high - low).clamp_min(FLAT * torch.maximum(high.abs(), low.abs())).clamp_min(NO_RANGE)
-    # Spread does not change with a summand, and rounding does: it is measured around the teacher's mean.
-    middle = teacher.mean(dim=(2, 3), keepdim=True)
-    s, t = student - middle, teacher - middle
-    s_mean, t_mean = _windows(s), _windows(t)
-    both = 2 * (_windows(s * t) - s_mean * t_mean)  # twice the covariance
-    apart = (_windows((s - t).square()) - (s_mean - t_mean).square()).clamp_min(0)  # spread of the difference: both spreads less `both`
-    s_mean, t_mean = s_mean + middle, t_mean + middle
-    brightness = 1 - (s_mean - t_mean).square() / (s_mean.square() + t_mean.square() + (0.01 * span) ** 2)
-    structure = 1 - apart / ((apart + both).maximum(apart / 2) + (0.03 * span) ** 2)  # what both spread is at least half of `apart`
-    return (1 - brightness * structure).mean()
+    return _Ssim.apply(student, teacher)
 
 
-def _windows(maps: Tensor) -> Tensor:
-    """The mean of each window of at most 7 x 7 cells: (N, C, H - 6, W - 6). As two products: pooling has a slow backward on a CPU."""
-    N, C, H, W = maps.shape
-    down, across = _band(H, maps), _band(W, maps)
-    rows = down @ maps.permute(0, 2, 3, 1).reshape(N, H, W * C)
-    return (across @ rows.view(N, -1, W, C)).permute(0, 3, 1, 2)
+class _Ssim(torch.autograd.Function):
+    """Everything with channels innermost, where a mean over windows is two products: pooling has a slow backward on a CPU.
+
+    The gradient of each window's mean is computed with the loss, in the memory of what it comes from: autograd would hold three times as
+    many maps. Names: (s), (t), (st) and (s - t)^2 are the means of a window, of values less the teacher's mean.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        student, teacher = (x.permute(0, 2, 3, 1) for x in (student, teacher))  # (N, H, W, C)
+        low, high = teacher.amin((1, 2, 3), keepdim=True), teacher.amax((1, 2, 3), keepdim=True)
+        span = (high - low).maximum(FLAT * torch.maximum(high, -low)).clamp_min(NO_RANGE).square_()
+        # Spread does not change with a summand, and rounding does: it is measured around the teacher's mean.
+        middle = teacher.mean((1, 2), keepdim=True)
+        bands = _band(student.shape[1], student), _band(student.shape[2], student)
+        s, t = _less(student, middle), _less(teacher, middle)
+        s_mean, t_mean = _windows(s, *bands), _windows(t, *bands)
+        covariance = _windows(s.mul_(t), *bands).addcmul_(s_mean, t_mean, value=-1)
+        apart = s_mean - t_mean
+        del s, t
+        spread = _windows(_less(student, teacher).square_(), *bands).addcmul_(apart, apart, value=-1)  # of the difference
+        rounded = spread < 0
+        spread.clamp_min_(0)
+        s_mean += middle
+        t_whole = t_mean + middle
+        size = t_whole.square_().addcmul_(s_mean, s_mean).add_(span, alpha=0.01**2)
+        unlike = apart.square().div_(size)  # 1 - brightness
+        gradient = s_mean.mul_(unlike).neg_().add_(apart).div_(size)
+        del s_mean, t_whole, size
+        whole = covariance.mul_(2).add_(spread)  # both spreads less that of the difference
+        half = spread / 2  # what both spread is at least half of the difference's
+        more = whole >= half
+        whole = whole.maximum(half).add_(span, alpha=0.03**2)
+        del covariance, half
+        apart_share = spread.div_(whole)  # 1 - structure
+        bright, structure = 1 - unlike, 1 - apart_share
+        del unlike
+        value = 1 - (bright * structure).mean()
+        gradient *= structure  # of (s), and so on; each half as large as it is
+        del structure
+        of_apart = bright.div_(whole)
+        del whole
+        share = apart_share.mul_(of_apart)
+        of_product = share * more
+        of_apart.add_(share, alpha=-0.5).add_(of_product, alpha=-0.5).masked_fill_(rounded, 0)
+        gradient.addcmul_(t_mean, of_product).addcmul_(apart, of_apart, value=-1)
+        ctx.save_for_backward(student, teacher, middle, *bands, gradient, of_product, of_apart)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
+        student, teacher, middle, down, across, gradient, of_product, of_apart = ctx.saved_tensors
+        back = down.mT, across.mT
+        found = _windows(gradient, *back)
+        found.addcmul_(_windows(of_product, *back), teacher - middle, value=-1)
+        found.addcmul_(_windows(of_apart, *back), student - teacher)
+        return found.mul_(2 * above / gradient.numel()).permute(0, 3, 1, 2), None
+
+
+def _less(x: Tensor, other: Tensor) -> Tensor:
+    """x - other, (N, H, W, C), channels innermost in memory."""
+    return torch.sub(x, other, out=x.new_empty(x.shape))
+
+
+def _windows(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """The mean of each window: (N, H, W, C) by `_band`s to (N, H - 6, W - 6, C)."""
+    N, H, W, C = maps.shape
+    return across @ (down @ maps.view(N, H, W * C)).view(N, -1, W, C)
 
 
 def _band(side: int, like: Tensor) -> Tensor:
     """Row i is the mean of the cells i to i + 6, or of all where there are fewer: (side - 6, side)."""
     width = min(WINDOW, side)
-    offset = torch.arange(side, device=like.device) - torch.arange(side - width + 1, device=like.device)[:, None]
-    return ((offset >= 0) & (offset < width)).to(like.dtype) / width
+    return like.new_full((side - width + 1, side), 1 / width).triu_().tril_(width - 1)
 
 
 DISTANCES: Mapping[str, Distance] = {
