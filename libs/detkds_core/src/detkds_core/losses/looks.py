@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detkds_core.losses.regions import Regions, crop, masks_of_levels, regions_of_levels
 from detkds_core.losses.signals import Scene, Signals, full
-from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, ROOTS, SCALE
+from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, OF_BOTH, ROOTS, SCALE
 
 # A level (None: proposals), a signal of it, and the steps that it passes. A step is the name of a transform, `foreground`, `background`,
 # or a name with what it depends on: ("mask", index of the term), ("catt", "teacher"), ("crop", pool of its scale).
@@ -47,10 +47,13 @@ class Looks:
             found = self._pairs[path] = (self.leaf(*path), full(read(self.teacher, *path).detach()))
             return found
         student, teacher = self.pair(path[:-1])
-        step = self._step(path, teacher)
-        with torch.no_grad():
-            teacher = step(teacher)
-        student = step(student)
+        if path[-1] in OF_BOTH:
+            student, teacher = OF_BOTH[path[-1]](student, teacher)
+        else:
+            step = self._step(path, teacher)
+            with torch.no_grad():
+                teacher = step(teacher)
+            student = step(student)
         if path in self._shared:
             if student.requires_grad:
                 whole, student = student, student.detach().requires_grad_()
