@@ -68,57 +68,56 @@ def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
 
 def cosines(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - cosine similarity over dim 1, (N, ...). Zero vectors: see `_Angles`."""
-    return _Angles.apply(student, teacher, 1, False)
+    return _Angles.apply(student, teacher, (1,), False)
 
 
-def correlations(student: Tensor, teacher: Tensor, dim: int = 1) -> Tensor:
-    """1 - Pearson correlation over dim, the shape without it. Constant vectors: see `_Angles`."""
-    return _Angles.apply(student, teacher, dim, True)
+def correlations(student: Tensor, teacher: Tensor, dims: tuple[int, ...] = (1,)) -> Tensor:
+    """1 - Pearson correlation over dims, the shape without them. Constant vectors: see `_Angles`."""
+    return _Angles.apply(student, teacher, dims, True)
 
 
 class _Angles(torch.autograd.Function):
-    """1 - cosine over dim, of the vectors as they are or `centred`, where one that is zero, or constant up to rounding, has no direction.
+    """1 - cosine over dims, of the vectors as they are or `centred`, where one that is zero, or constant up to rounding, has no direction.
 
     Two such vectors are at distance 0, one such and another at distance 1, without gradient. So a masked position costs nothing, and a dead
     student position gets no gradient of one over nearly nothing.
-    What is a number a vector is computed of both sides at once, (2, ...).
+    What is a number a vector keeps its dims, and is computed of both sides at once: (2, ...).
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, dim: int, centred: bool) -> Tensor:
-        shape = (*student.shape[:dim], *student.shape[dim + 1 :])
-        squares, means = student.new_empty(2, *shape), None
-        if centred:
-            means = student.new_empty(2, *student.shape[:dim], 1, *student.shape[dim + 1 :])
-            student, teacher = (x - torch.mean(x, dim, True, out=mean) for x, mean in zip((student, teacher), means, strict=True))
-            means = means.squeeze(dim + 1)
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, dims: tuple[int, ...], centred: bool) -> Tensor:
+        numbers = [1 if dim in dims else size for dim, size in enumerate(student.shape)]
+        squares, means = student.new_empty(2, *numbers), student.new_empty(2, *numbers) if centred else None
+        if means is not None:
+            student, teacher = (x - torch.mean(x, dims, True, out=out) for x, out in zip((student, teacher), means, strict=True))
         # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
         for x, out in zip((student, teacher), squares, strict=True):
-            torch.sum(x.square(), dim, out=out)
+            torch.sum(x.square(), dims, True, out=out)
         # One over an endless length is 0, and has no slope.
         if means is None:
             F.threshold_(squares, NO_LENGTH**2, inf)
         else:
-            above_rounding = torch.addcmul(squares, means, means, value=-(FLAT**2) * student.shape[dim], out=means)
+            length = student.numel() * 2 // squares.numel()
+            above_rounding = torch.addcmul(squares, means, means, value=-(FLAT**2) * length, out=means)
             squares.masked_fill_(above_rounding <= NO_LENGTH**2, inf)
             del means, above_rounding
         inverse = squares.rsqrt()
-        product, scale = (student * teacher).sum(dim), inverse[0] * inverse[1]
+        product, scale = (student * teacher).sum(dims, keepdim=True), inverse[0] * inverse[1]
         ctx.save_for_backward(student, teacher, squares, product, scale)
-        ctx.dim, ctx.centred = dim, centred
-        return torch.add(inverse.any(0), product * scale, alpha=-1)  # torch does not subtract from what is true
+        ctx.dims, ctx.centred = dims, centred
+        return torch.add(inverse.any(0), product * scale, alpha=-1).squeeze(dims)  # torch does not subtract from what is true
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher, squares, product, scale = ctx.saved_tensors
-        across = (above * scale).unsqueeze(ctx.dim)  # how much of the other side
-        product = product.unsqueeze(ctx.dim) * across
+        across = above.reshape(scale.shape) * scale  # how much of the other side
+        product = product * across
 
         def slope(here: Tensor, there: Tensor, square: Tensor) -> Tensor:
-            gradient = (here * (product / square.unsqueeze(ctx.dim))).addcmul_(there, across, value=-1)
+            gradient = (here * (product / square)).addcmul_(there, across, value=-1)
             # Without rounding its mean is 0, and where vectors are long and hardly spread nothing of it is small beside their spread.
-            return gradient.sub_(gradient.mean(ctx.dim, keepdim=True)) if ctx.centred else gradient
+            return gradient.sub_(gradient.mean(ctx.dims, keepdim=True)) if ctx.centred else gradient
 
         ours, theirs = ctx.needs_input_grad[:2]
         of_student = slope(student, teacher, squares[0]) if ours else None
@@ -137,17 +136,17 @@ def pearson(student: Tensor, teacher: Tensor) -> Tensor:
 
 def pearson_of_positions(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of 1 - Pearson correlation over the positions of each channel of (N, C, H, W) or (N, C, M)."""
-    return correlations(student.flatten(2), teacher.flatten(2), 2).mean()
+    return correlations(student, teacher, (2, 3) if student.dim() == 4 else (2,)).mean()
 
 
 def pearson_of_images(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of 1 - Pearson correlation over dim 0, element by element."""
-    return correlations(_several(student, "pear_N"), teacher, 0).mean()
+    return correlations(_several(student, "pear_N"), teacher, (0,)).mean()
 
 
 def correlation(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of (1 - c)^2, c the Pearson correlation of each element over dim 0: what DetKDS' `cor` takes the logarithm of."""
-    return correlations(_several(student, "cor"), teacher, 0).square().mean()
+    return correlations(_several(student, "cor"), teacher, (0,)).square().mean()
 
 
 def _several(x: Tensor, name: str) -> Tensor:
