@@ -95,7 +95,7 @@ class _Angles(torch.autograd.Function):
             torch.sum(x.square(), dims, True, out=out)
         # One over an endless length is 0, and has no slope.
         if means is None:
-            F.threshold_(squares, NO_LENGTH**2, inf)
+            torch.threshold_(squares, NO_LENGTH**2, inf)
         else:
             length = student.numel() * 2 // squares.numel()
             above_rounding = torch.addcmul(squares, means, means, value=-(FLAT**2) * length, out=means)

@@ -262,7 +262,7 @@ class _Unit(torch.autograd.Function):
         for feat, out in zip(feats, squares, strict=True):
             # torch.linalg.vector_norm takes ten times as long where dim is not the last.
             torch.sum(feat.square(), dim, True, out=out)
-        squares = F.threshold_(squares, UNIT_EPS**2, inf)
+        squares = torch.threshold_(squares, UNIT_EPS**2, inf)
         inverses = squares.rsqrt()
         ctx.dim = dim
         return _keep(ctx, feats, [feat * inverse for feat, inverse in zip(feats, inverses, strict=True)], squares, inverses)
