@@ -11,13 +11,13 @@ from torch import Tensor
 from detkds_core.losses.distances import DISTANCES, VALUES, divergences, kl_divergence, kl_sigmoid
 from detkds_core.losses.localization import (
     BOX_DISTANCES,
-    box_certainty,
     box_l1,
     delta_l1,
     edge_divergence,
     has_area,
     hulls,
     likeliest_boxes,
+    likeliest_scores,
     point_l1,
 )
 from detkds_core.losses.looks import Looks, Path
@@ -40,6 +40,7 @@ class Part:
     level: int | None
     paths: tuple[Path, ...]
     compare: Callable[[Looks], Tensor]
+    share: float = 1.0  # what multiplies it within the term
 
 
 def parts_of(
@@ -59,8 +60,9 @@ def parts_of(
         _check_logits(term, levels, teacher)
     if term.knowledge == "instance" and term.region == "proposals":
         return [_of_proposals(index, term, levels, student, scene)]
-    paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal, student)]
-    return [Part(index, path[0], (path,), partial(_of_maps, term, path, levels)) for path in paths]
+    paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal)]
+    shares = [term.background if "background" in path else 1.0 for path in paths]
+    return [Part(index, path[0], (path,), partial(_of_maps, term, path, levels), share) for path, share in zip(paths, shares, strict=True)]
 
 
 def _check_logits(term: Term, levels: Sequence[int], teacher: Signals) -> None:
@@ -71,7 +73,7 @@ def _check_logits(term: Term, levels: Sequence[int], teacher: Signals) -> None:
 # --- features and logits ---------------------------------------------------------------------------------------------
 
 
-def _paths_of(index: int, term: Term, level: int | None, signal: str, student: Signals) -> list[Path]:
+def _paths_of(index: int, term: Term, level: int | None, signal: str) -> list[Path]:
     """What a term of features or logits looks at on a level: one path, or those of foreground and background."""
     steps = _steps(index, term)
     if term.knowledge == "fgbg":
@@ -80,7 +82,7 @@ def _paths_of(index: int, term: Term, level: int | None, signal: str, student: S
         return [(level, signal, region, *steps) for region in regions]
     if term.knowledge == "instance":
         # Boxes are scaled to the map after its scale transform.
-        cut = ("crop", (tuple(student.features[level].shape[2:]), POOL.get(term.transforms[1], 1)))
+        cut = ("crop", POOL.get(term.transforms[1], 1))
         return [(level, signal, *steps, cut)]
     return [(level, signal, *steps)]
 
@@ -107,13 +109,12 @@ def _steps(index: int, term: Term) -> Path:
 
 
 def _of_maps(term: Term, path: Path, levels: Sequence[int], looks: Looks) -> Tensor:
-    """The distance at the end of the path, the background's times `background`."""
+    """The distance at the end of the path."""
     if term.region not in WEIGHTED:
-        loss = _distance(term, *looks.pair(path), images=len(looks.scene.boxes))
-        return term.background * loss if "background" in path else loss
+        return _distance(term, *looks.pair(path), images=len(looks.scene.boxes))
     level = path[0]
     if term.region == "teacher_score":  # each level for itself, as FRS has it
-        weights = looks.once((level, "score"), lambda: full(looks.teacher.logits[level]).amax(1).sigmoid())
+        weights = looks.once((level, "score"), lambda: full(looks.teacher.logits[level].amax(1)).sigmoid())
         total = looks.once((level, "score", "total"), lambda: _positive(weights.sum()))
     else:  # all levels together, so that one without objects has no say
         each = looks.once(("all", term.region), lambda: [_cells(term.region, looks, one) for one in levels])
@@ -128,7 +129,7 @@ def _cells(region: str, looks: Looks, level: int) -> Tensor:
     """1 for the cells of the region, (B, H, W)."""
     B, _, H, W = looks.teacher.logits[level].shape
     if region == "foreground":
-        return (looks.masks(level, (H, W))[0][:, 0] > 0).float()
+        return (looks.masks(level, "logits")[0][:, 0] > 0).float()
     return looks.student.assigned[level].view(B, H, W, -1).any(-1).float()
 
 
@@ -212,23 +213,47 @@ def _of_boxes(
         if student.rois.regions.shape[0] != len(student.rois.boxes) or teacher.rois.scores is None:
             raise ValueError("it needs a box of each proposal, and the teacher's scores of them")
         return [Part(index, None, (), partial(_proposed_boxes, term))]
-    signal = compared[0][1]
-    levels = [level for level, _ in compared]
-
-    def compare(level: int, looks: Looks) -> Tensor:
-        each = looks.once(("all", signal, term.region), lambda: [_weights(term.region, signal, looks, one) for one in levels])
-        total = looks.once(("all", signal, term.region, "total"), lambda: _total(each))
-        here, there = looks.pair((level, signal))
-        # A box counts as at least one cell of its level, else a sliver would have the largest loss.
-        cell = scene.batch_shape[1] / teacher.logits[level].shape[3] if teacher.logits else 1.0
-        return (each[level] * _box_distance(term, here, there, cell)).sum() / total
-
-    return [Part(index, level, ((level, signal),), partial(compare, level)) for level in levels]
+    levels, (_, signal) = [level for level, _ in compared], compared[0]
+    if signal == "edges":  # large enough to be compared a level at a time
+        return [Part(index, level, ((level, signal),), partial(_edges_of_level, term, levels, level)) for level in levels]
+    return [Part(index, None, tuple((level, signal) for level in levels), partial(_boxes_of_levels, term, levels, signal))]
 
 
-def _box_distance(term: Term, student: Tensor, teacher: Tensor, cell: float) -> Tensor:
-    if term.distance == "kl_edges":
-        return edge_divergence(student, teacher, term.temperature)
+def _edges_of_level(term: Term, levels: Sequence[int], level: int, looks: Looks) -> Tensor:
+    each = looks.once(("all", "edges", term.region), lambda: [_weights_of_edges(term.region, looks, one) for one in levels])
+    total = looks.once(("all", "edges", term.region, "total"), lambda: _total(each))
+    return (each[level] * edge_divergence(*looks.pair((level, "edges")), term.temperature)).sum() / total
+
+
+def _weights_of_edges(region: str, looks: Looks, level: int) -> Tensor:
+    """How much each cell of a level counts: (B, H*W)."""
+    if region == "assigned":
+        return looks.student.assigned[level].float()
+    certainty = full(looks.teacher.logits[level].amax(1)).sigmoid().flatten(1)
+    return certainty * _cells(region, looks, level).flatten(1) if region == "foreground" else certainty
+
+
+def _boxes_of_levels(term: Term, levels: Sequence[int], signal: str, looks: Looks) -> Tensor:
+    """All levels at once: boxes are small beside maps, and what compares them is many small operations."""
+    pairs = [looks.pair((level, signal)) for level in levels]
+    theirs = looks.once(("all", signal), lambda: torch.cat([there for _, there in pairs], dim=1))
+    counts = [there.shape[1] for _, there in pairs]
+    weights = looks.once(("all", signal, term.region), lambda: _weights_of_boxes(term.region, looks, levels, counts, theirs))
+    total = looks.once(("all", signal, term.region, "total"), lambda: _positive(weights.sum()))
+    # A box counts as at least one cell of its level, else a sliver would have the largest loss.
+    cells = looks.once(("all", signal, "cells"), lambda: _cell_sides(looks, levels, counts, theirs))
+    return (weights * _box_distance(term, torch.cat([here for here, _ in pairs], dim=1), theirs, cells)).sum() / total
+
+
+def _cell_sides(looks: Looks, levels: Sequence[int], counts: Sequence[int], like: Tensor) -> float | Tensor:
+    """Pixels of a cell for each box of all levels: (boxes, 1)."""
+    logits, width = looks.teacher.logits, looks.scene.batch_shape[1]
+    if not logits:
+        return 1.0
+    return torch.cat([like.new_full((count, 1), width / logits[level].shape[3]) for level, count in zip(levels, counts, strict=True)])
+
+
+def _box_distance(term: Term, student: Tensor, teacher: Tensor, cell: float | Tensor) -> Tensor:
     if term.distance == "points":
         distance = point_l1(student, teacher, cell)
     else:
@@ -236,18 +261,17 @@ def _box_distance(term: Term, student: Tensor, teacher: Tensor, cell: float) -> 
     return distance.square() if term.transforms[0] == "pow2" else distance
 
 
-def _weights(region: str, signal: str, looks: Looks, level: int) -> Tensor:
-    """How much each box of a level counts: (B, H*W*A)."""
-    _, there = looks.pair((level, signal))
-    boxes = {"boxes": there, "points": hulls(there) if signal == "points" else None}.get(signal)
+def _weights_of_boxes(region: str, looks: Looks, levels: Sequence[int], counts: Sequence[int], theirs: Tensor) -> Tensor:
+    """How much each box of all levels counts: (B, boxes). counts: boxes of an image on each level."""
+    candidates = has_area(hulls(theirs) if theirs.shape[-1] == 2 else theirs)
     if region == "assigned":
-        assigned = looks.student.assigned[level].float()
-        return assigned if boxes is None else assigned * has_area(boxes)
-    logits = full(looks.teacher.logits[level])
-    certainty = logits.amax(1).sigmoid().flatten(1) if boxes is None else box_certainty(logits, boxes)
+        return torch.cat([looks.student.assigned[level] for level in levels], dim=1).float() * candidates
+    scores = [likeliest_scores(looks.teacher.logits[level], count) for level, count in zip(levels, counts, strict=True)]
+    certainty = full(torch.cat(scores, dim=1)).sigmoid() * candidates
     if region == "foreground":
-        cells = _cells(region, looks, level).flatten(1)  # (B, H*W), and as many boxes a cell as there are anchors
-        certainty = (certainty.unflatten(1, (cells.shape[1], -1)) * cells[..., None]).flatten(1)
+        cells = [_cells(region, looks, level).flatten(1) for level in levels]  # (B, H*W) each, and as many boxes a cell as anchors
+        each = [one[..., None].expand(-1, -1, count // one.shape[1]).flatten(1) for count, one in zip(counts, cells, strict=True)]
+        certainty = certainty * torch.cat(each, dim=1)
     return certainty
 
 

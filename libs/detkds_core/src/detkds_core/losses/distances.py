@@ -23,34 +23,37 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class _MeanOf(torch.autograd.Function):
-    """The mean of a function of student - teacher. Only the difference is kept for the backward, of which there is one.
+    """The mean of a function of student - teacher. Only the difference is kept for the backward, of which there is one, and overwritten.
 
     torch's own losses keep both sides and take the difference twice: half as much again in time and memory.
+    value: of the difference; slope: of the difference, which it may overwrite, times a scalar.
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         apart = student - teacher
         ctx.save_for_backward(apart)
         ctx.slope = slope
-        return value(apart) / apart.numel()
+        return value(apart)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (apart,) = ctx.saved_tensors
-        gradient = ctx.slope(apart).mul_(factor / apart.numel()) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
+        gradient = ctx.slope(apart, factor / apart.numel()) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
         return gradient if ctx.needs_input_grad[0] else None, -gradient if ctx.needs_input_grad[1] else None, None, None
 
 
 def l1(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean absolute difference."""
-    return _MeanOf.apply(student, teacher, lambda apart: apart.abs().sum(), torch.sign)
+    return _MeanOf.apply(student, teacher, lambda apart: apart.abs().mean(), lambda apart, factor: apart.sign_().mul_(factor))
 
 
 def l2(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference."""
-    return _MeanOf.apply(student, teacher, lambda apart: apart.square().sum(), lambda apart: 2 * apart)
+    return _MeanOf.apply(student, teacher, lambda apart: apart.square().mean(), lambda apart, factor: apart.mul_(2 * factor))
 
 
 def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
@@ -58,38 +61,67 @@ def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
 
     def value(apart: Tensor) -> Tensor:
         near = apart.clamp(-1, 1)  # and the slope
-        return (near * (apart - near / 2)).sum()
+        return torch.sub(apart, near, alpha=0.5).mul_(near).mean()
 
-    return _MeanOf.apply(student, teacher, value, lambda apart: apart.clamp(-1, 1))
+    return _MeanOf.apply(student, teacher, value, lambda apart, factor: apart.clamp_(-1, 1).mul_(factor))
 
 
 def cosines(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - cosine similarity over dim 1, (N, ...). Zero vectors: see `_angles`."""
-    return _angles(student, teacher, 1)
+    """1 - cosine similarity over dim 1, (N, ...). Zero vectors: see `_Angles`."""
+    return _Angles.apply(student, teacher, (1,), False)
 
 
-def correlations(student: Tensor, teacher: Tensor, dim: int = 1) -> Tensor:
-    """1 - Pearson correlation over dim, the shape without it. Constant vectors: see `_angles`."""
-    s_mean, t_mean = student.mean(dim, keepdim=True), teacher.mean(dim, keepdim=True)
-    flat = FLAT * student.shape[dim] ** 0.5
-    leasts = (flat * s_mean.squeeze(dim).abs(), flat * t_mean.squeeze(dim).abs())
-    return _angles(student - s_mean, teacher - t_mean, dim, *leasts)
+def correlations(student: Tensor, teacher: Tensor, dims: tuple[int, ...] = (1,)) -> Tensor:
+    """1 - Pearson correlation over dims, the shape without them. Constant vectors: see `_Angles`."""
+    return _Angles.apply(student, teacher, dims, True)
 
 
-def _angles(student: Tensor, teacher: Tensor, dim: int, student_least: Tensor | None = None, teacher_least: Tensor | None = None) -> Tensor:
-    """1 - cosine over dim, where a vector not longer than its `least` has no direction.
+class _Angles(torch.autograd.Function):
+    """1 - cosine over dims, of the vectors as they are or `centred`, where one that is zero, or constant up to rounding, has no direction.
 
     Two such vectors are at distance 0, one such and another at distance 1, without gradient. So a masked position costs nothing, and a dead
     student position gets no gradient of one over nearly nothing.
+    What is a number a vector keeps its dims, and is computed of both sides at once: (2, ...).
     """
-    # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
-    s_squares, t_squares = student.square().sum(dim), teacher.square().sum(dim)
-    s_flat, t_flat = s_squares <= NO_LENGTH**2, t_squares <= NO_LENGTH**2
-    if student_least is not None and teacher_least is not None:
-        s_flat, t_flat = s_flat | (s_squares <= student_least**2), t_flat | (t_squares <= teacher_least**2)
-    # One over an endless length is 0, and has no slope.
-    s_inverse, t_inverse = s_squares.masked_fill(s_flat, inf).rsqrt(), t_squares.masked_fill(t_flat, inf).rsqrt()
-    return (1 - (student * teacher).sum(dim) * s_inverse * t_inverse).masked_fill(s_flat & t_flat, 0)
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, dims: tuple[int, ...], centred: bool) -> Tensor:
+        numbers = [1 if dim in dims else size for dim, size in enumerate(student.shape)]
+        squares, means = student.new_empty(2, *numbers), student.new_empty(2, *numbers) if centred else None
+        if means is not None:
+            student, teacher = (x - torch.mean(x, dims, True, out=out) for x, out in zip((student, teacher), means, strict=True))
+        # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
+        for x, out in zip((student, teacher), squares, strict=True):
+            torch.sum(x.square(), dims, True, out=out)
+        # One over an endless length is 0, and has no slope.
+        if means is None:
+            torch.threshold_(squares, NO_LENGTH**2, inf)
+        else:
+            length = student.numel() * 2 // squares.numel()
+            above_rounding = torch.addcmul(squares, means, means, value=-(FLAT**2) * length, out=means)
+            squares.masked_fill_(above_rounding <= NO_LENGTH**2, inf)
+            del means, above_rounding
+        inverse = squares.rsqrt()
+        product, scale = (student * teacher).sum(dims, keepdim=True), inverse[0] * inverse[1]
+        ctx.save_for_backward(student, teacher, squares, product, scale)
+        ctx.dims, ctx.centred = dims, centred
+        return torch.add(inverse.any(0), product * scale, alpha=-1).squeeze(dims)  # torch does not subtract from what is true
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, squares, product, scale = ctx.saved_tensors
+        across = above.reshape(scale.shape) * scale  # how much of the other side
+        product = product * across
+
+        def slope(here: Tensor, there: Tensor, square: Tensor) -> Tensor:
+            gradient = (here * (product / square)).addcmul_(there, across, value=-1)
+            # Without rounding its mean is 0, and where vectors are long and hardly spread nothing of it is small beside their spread.
+            return gradient.sub_(gradient.mean(ctx.dims, keepdim=True)) if ctx.centred else gradient
+
+        ours, theirs = ctx.needs_input_grad[:2]
+        of_student = slope(student, teacher, squares[0]) if ours else None
+        return of_student, slope(teacher, student, squares[1]) if theirs else None, None, None
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
@@ -104,17 +136,17 @@ def pearson(student: Tensor, teacher: Tensor) -> Tensor:
 
 def pearson_of_positions(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of 1 - Pearson correlation over the positions of each channel of (N, C, H, W) or (N, C, M)."""
-    return correlations(student.flatten(2), teacher.flatten(2), 2).mean()
+    return correlations(student, teacher, (2, 3) if student.dim() == 4 else (2,)).mean()
 
 
 def pearson_of_images(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of 1 - Pearson correlation over dim 0, element by element."""
-    return correlations(_several(student, "pear_N"), teacher, 0).mean()
+    return correlations(_several(student, "pear_N"), teacher, (0,)).mean()
 
 
 def correlation(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of (1 - c)^2, c the Pearson correlation of each element over dim 0: what DetKDS' `cor` takes the logarithm of."""
-    return correlations(_several(student, "cor"), teacher, 0).square().mean()
+    return correlations(_several(student, "cor"), teacher, (0,)).square().mean()
 
 
 def _several(x: Tensor, name: str) -> Tensor:
@@ -124,38 +156,89 @@ def _several(x: Tensor, name: str) -> Tensor:
 
 
 def ssim(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - mean structural similarity of two maps (N, C, H, W) (Wang et al. 2004): from 0 to 2.
+    """1 - mean structural similarity of two maps (N, C, H, W) (Wang et al. 2004): from 0 to 2. The teacher gets no gradient.
 
     Over all windows of at most 7 x 7 cells that lie on the map, uniformly weighted; constants (0.01 L)^2 and (0.03 L)^2 with L the range of
     the teacher's values in that image.
     """
-    low, high = teacher.amin(dim=(1, 2, 3), keepdim=True), teacher.amax(dim=(1, 2, 3), keepdim=True)
-    span = (high - low).clamp_min(FLAT * torch.maximum(high.abs(), low.abs())).clamp_min(NO_RANGE)
-    # Spread does not change with a summand, and rounding does: it is measured around the teacher's mean.
-    middle = teacher.mean(dim=(2, 3), keepdim=True)
-    s, t = student - middle, teacher - middle
-    s_mean, t_mean = _windows(s), _windows(t)
-    both = 2 * (_windows(s * t) - s_mean * t_mean)  # twice the covariance
-    apart = (_windows((s - t).square()) - (s_mean - t_mean).square()).clamp_min(0)  # spread of the difference: both spreads less `both`
-    s_mean, t_mean = s_mean + middle, t_mean + middle
-    brightness = 1 - (s_mean - t_mean).square() / (s_mean.square() + t_mean.square() + (0.01 * span) ** 2)
-    structure = 1 - apart / ((apart + both).maximum(apart / 2) + (0.03 * span) ** 2)  # what both spread is at least half of `apart`
-    return (1 - brightness * structure).mean()
+    return _Ssim.apply(student, teacher)
 
 
-def _windows(maps: Tensor) -> Tensor:
-    """The mean of each window of at most 7 x 7 cells: (N, C, H - 6, W - 6). As two products: pooling has a slow backward on a CPU."""
-    N, C, H, W = maps.shape
-    down, across = _band(H, maps), _band(W, maps)
-    rows = down @ maps.permute(0, 2, 3, 1).reshape(N, H, W * C)
-    return (across @ rows.view(N, -1, W, C)).permute(0, 3, 1, 2)
+class _Ssim(torch.autograd.Function):
+    """Everything with channels innermost, where a mean over windows is two products: pooling has a slow backward on a CPU.
+
+    The gradient of each window's mean is computed with the loss, in the memory of what it comes from: autograd would hold three times as
+    many maps. Names: (s), (t), (st) and (s - t)^2 are the means of a window, of values less the teacher's mean.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        student, teacher = (x.permute(0, 2, 3, 1) for x in (student, teacher))  # (N, H, W, C)
+        low, high = teacher.amin((1, 2, 3), keepdim=True), teacher.amax((1, 2, 3), keepdim=True)
+        span = (high - low).maximum(FLAT * torch.maximum(high, -low)).clamp_min(NO_RANGE).square_()
+        # Spread does not change with a summand, and rounding does: it is measured around the teacher's mean.
+        middle = teacher.mean((1, 2), keepdim=True)
+        bands = _band(student.shape[1], student), _band(student.shape[2], student)
+        s, t = _less(student, middle), _less(teacher, middle)
+        s_mean, t_mean = _windows(s, *bands), _windows(t, *bands)
+        covariance = _windows(s.mul_(t), *bands).addcmul_(s_mean, t_mean, value=-1)
+        apart = s_mean - t_mean
+        del s, t
+        spread = _windows(_less(student, teacher).square_(), *bands).addcmul_(apart, apart, value=-1)  # of the difference
+        rounded = spread < 0
+        spread.clamp_min_(0)
+        s_mean += middle
+        t_whole = t_mean + middle
+        size = t_whole.square_().addcmul_(s_mean, s_mean).add_(span, alpha=0.01**2)
+        unlike = apart.square().div_(size)  # 1 - brightness
+        gradient = s_mean.mul_(unlike).neg_().add_(apart).div_(size)
+        del s_mean, t_whole, size
+        whole = covariance.mul_(2).add_(spread)  # both spreads less that of the difference
+        half = spread / 2  # what both spread is at least half of the difference's
+        more = whole >= half
+        whole = whole.maximum(half).add_(span, alpha=0.03**2)
+        del covariance, half
+        apart_share = spread.div_(whole)  # 1 - structure
+        bright, structure = 1 - unlike, 1 - apart_share
+        del unlike
+        value = 1 - (bright * structure).mean()
+        gradient *= structure  # of (s), and so on; each half as large as it is
+        del structure
+        of_apart = bright.div_(whole)
+        del whole
+        share = apart_share.mul_(of_apart)
+        of_product = share * more
+        of_apart.add_(share, alpha=-0.5).add_(of_product, alpha=-0.5).masked_fill_(rounded, 0)
+        gradient.addcmul_(t_mean, of_product).addcmul_(apart, of_apart, value=-1)
+        ctx.save_for_backward(student, teacher, middle, *bands, gradient, of_product, of_apart)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
+        student, teacher, middle, down, across, gradient, of_product, of_apart = ctx.saved_tensors
+        back = down.mT, across.mT
+        found = _windows(gradient, *back)
+        found.addcmul_(_windows(of_product, *back), teacher - middle, value=-1)
+        found.addcmul_(_windows(of_apart, *back), student - teacher)
+        return found.mul_(2 * above / gradient.numel()).permute(0, 3, 1, 2), None
+
+
+def _less(x: Tensor, other: Tensor) -> Tensor:
+    """x - other, (N, H, W, C), channels innermost in memory."""
+    return torch.sub(x, other, out=x.new_empty(x.shape))
+
+
+def _windows(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """The mean of each window: (N, H, W, C) by `_band`s to (N, H - 6, W - 6, C)."""
+    N, H, W, C = maps.shape
+    return across @ (down @ maps.view(N, H, W * C)).view(N, -1, W, C)
 
 
 def _band(side: int, like: Tensor) -> Tensor:
     """Row i is the mean of the cells i to i + 6, or of all where there are fewer: (side - 6, side)."""
     width = min(WINDOW, side)
-    offset = torch.arange(side, device=like.device) - torch.arange(side - width + 1, device=like.device)[:, None]
-    return ((offset >= 0) & (offset < width)).to(like.dtype) / width
+    return like.new_full((side - width + 1, side), 1 / width).triu_().tril_(width - 1)
 
 
 DISTANCES: Mapping[str, Distance] = {

@@ -9,53 +9,76 @@ from torch import Tensor
 BoxDistance = Callable[[Tensor, Tensor], Tensor]
 
 
-def box_l1(student: Tensor, teacher: Tensor, least: float = 1.0) -> Tensor:
+def box_l1(student: Tensor, teacher: Tensor, least: float | Tensor = 1.0) -> Tensor:
     """Mean of the four absolute differences, in widths and heights of the teacher's box: (...), boxes (..., 4) xyxy.
 
     Relative to the box, so that levels and image sizes weigh alike, as with IoU. A teacher's box counts as at least `least` pixels
-    wide and high.
+    wide and high, a number or one for each box (..., 1).
     """
-    size = (teacher[..., 2:] - teacher[..., :2]).clamp_min(least)
-    return ((student - teacher).abs() / torch.cat([size, size], dim=-1)).mean(-1)
+    low, high = _corners(teacher)
+    apart = (student - teacher).abs().unflatten(-1, (2, 2))
+    return (apart / (high - low).clamp_min(least)[..., None, :]).mean((-2, -1))
 
 
-def _overlap(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+Corners = tuple[Tensor, Tensor]  # (..., 2) each, xy: the least and the largest of a box
+
+
+def _corners(boxes: Tensor) -> Corners:
+    """As views, of which the backward is one copy; that of a slice fills a whole tensor."""
+    low, high = boxes.unflatten(-1, (2, 2)).unbind(-2)
+    return low, high
+
+
+def _product(sides: Tensor) -> Tensor:
+    """Width times height, (..., 2). The backward of torch's `prod` counts zeros, for which the host waits."""
+    width, height = sides.unbind(-1)
+    return width * height
+
+
+def _overlap(student: Corners, teacher: Corners) -> tuple[Tensor, Tensor]:
     """Intersection over union, and union in square pixels. The union is at least 1e-6, which only boxes without area notice."""
-    inner = (torch.minimum(student[..., 2:], teacher[..., 2:]) - torch.maximum(student[..., :2], teacher[..., :2])).clamp_min(0).prod(-1)
+    inner = _product((torch.minimum(student[1], teacher[1]) - torch.maximum(student[0], teacher[0])).clamp_min(0))
     union = (_area(student) + _area(teacher) - inner).clamp_min(1e-6)
     return inner / union, union
 
 
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).clamp_min(0).prod(-1)
+def _hull(student: Corners, teacher: Corners) -> Tensor:
+    """Width and height of the box around both, (..., 2)."""
+    return torch.maximum(student[1], teacher[1]) - torch.minimum(student[0], teacher[0])
+
+
+def _area(corners: Corners) -> Tensor:
+    return _product((corners[1] - corners[0]).clamp_min(0))
 
 
 def box_iou(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - IoU of boxes (..., 4) xyxy: (...), from 0 to 1; without gradient where the boxes do not touch."""
-    return 1 - _overlap(student, teacher)[0]
+    return 1 - _overlap(_corners(student), _corners(teacher))[0]
 
 
 def box_giou(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - GIoU of boxes (..., 4) xyxy: (...), from 0 to 2 (Rezatofighi et al. 2019)."""
-    iou, union = _overlap(student, teacher)
-    hull = (torch.maximum(student[..., 2:], teacher[..., 2:]) - torch.minimum(student[..., :2], teacher[..., :2])).prod(-1).clamp_min(1e-6)
+    both = _corners(student), _corners(teacher)
+    iou, union = _overlap(*both)
+    hull = _product(_hull(*both)).clamp_min(1e-6)
     return 1 - iou + (hull - union).clamp_min(0) / hull
 
 
 def box_diou(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - IoU + the squared distance of the centres over the squared diagonal of the hull: (...), from 0 to 2 (Zheng et al. 2020)."""
-    hull = torch.maximum(student[..., 2:], teacher[..., 2:]) - torch.minimum(student[..., :2], teacher[..., :2])
-    apart = (student[..., :2] + student[..., 2:] - teacher[..., :2] - teacher[..., 2:]) / 2
-    return box_iou(student, teacher) + apart.square().sum(-1) / hull.square().sum(-1).clamp_min(1e-6)
+    both = _corners(student), _corners(teacher)
+    (s_low, s_high), (t_low, t_high) = both
+    apart = (s_low + s_high - (t_low + t_high)) / 2
+    return 1 - _overlap(*both)[0] + apart.square().sum(-1) / _hull(*both).square().sum(-1).clamp_min(1e-6)
 
 
 BOX_DISTANCES: Mapping[str, BoxDistance] = {"l1": box_l1, "iou": box_iou, "giou": box_giou, "diou": box_diou}
 
 
-def point_l1(student: Tensor, teacher: Tensor, least: float = 1.0) -> Tensor:
+def point_l1(student: Tensor, teacher: Tensor, least: float | Tensor = 1.0) -> Tensor:
     """Mean absolute difference of the points of each set, in widths and heights of the box around the teacher's: (...).
 
-    Points (..., P, 2) xy. The box counts as at least `least` pixels wide and high.
+    Points (..., P, 2) xy. The box counts as at least `least` pixels wide and high, a number or one for each set (..., 1).
     """
     low, high = teacher.aminmax(dim=-2)
     return ((student - teacher).abs() / (high - low).clamp_min(least)[..., None, :]).mean(dim=(-2, -1))
@@ -71,9 +94,9 @@ def delta_l1(student: Tensor, teacher: Tensor, proposals: Tensor, least: float =
 
     All boxes (..., 4) xyxy. A box and a proposal count as at least `least` pixels wide and high.
     """
-    sizes = (proposals[..., 2:] - proposals[..., :2]).clamp_min(least)
-    apart = (student[..., :2] + student[..., 2:] - teacher[..., :2] - teacher[..., 2:]) / 2 / sizes
-    s, t = ((boxes[..., 2:] - boxes[..., :2]).clamp_min(least).log() for boxes in (student, teacher))
+    (low, high), (s_low, s_high), (t_low, t_high) = map(_corners, (proposals, student, teacher))
+    apart = (s_low + s_high - (t_low + t_high)) / 2 / (high - low).clamp_min(least)
+    s, t = (s_high - s_low).clamp_min(least).log(), (t_high - t_low).clamp_min(least).log()
     return torch.cat([apart, s - t], dim=-1).abs().mean(-1)
 
 
@@ -95,12 +118,17 @@ def box_certainty(logits: Tensor, boxes: Tensor) -> Tensor:
 
     logits: (B, A*K, H, W) raw, anchor-major; boxes: (B, H*W*A, 4), cell-major. How many anchors there are follows from the two.
     """
+    return likeliest_scores(logits, boxes.shape[1]).sigmoid() * has_area(boxes)
+
+
+def likeliest_scores(logits: Tensor, boxes: int) -> Tensor:
+    """The raw score of the likeliest class for each of so many boxes an image, as `box_certainty`: (B, H*W*A)."""
     B, channels, H, W = logits.shape
-    anchors, rest = divmod(boxes.shape[1], H * W)
+    anchors, rest = divmod(boxes, H * W)
     if rest or not anchors or channels % anchors:
-        raise ValueError(f"{boxes.shape[1]} boxes and {channels} class scores on a map of {H} x {W} cells fit no number of anchors")
-    scores = logits.reshape(B, anchors, channels // anchors, H, W).amax(2).sigmoid()  # (B, A, H, W)
-    return scores.permute(0, 2, 3, 1).flatten(1) * has_area(boxes)
+        raise ValueError(f"{boxes} boxes and {channels} class scores on a map of {H} x {W} cells fit no number of anchors")
+    scores = logits.reshape(B, anchors, channels // anchors, H, W).amax(2)  # (B, A, H, W)
+    return scores.permute(0, 2, 3, 1).flatten(1)
 
 
 def likeliest_boxes(scores: Tensor, *boxes: Tensor) -> tuple[Tensor, ...]:
@@ -115,4 +143,4 @@ def likeliest_boxes(scores: Tensor, *boxes: Tensor) -> tuple[Tensor, ...]:
 
 def has_area(boxes: Tensor) -> Tensor:
     """Which boxes (..., 4) have an area. One without is no candidate."""
-    return _area(boxes) > 0
+    return _area(_corners(boxes)) > 0

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkds_core.losses.regions import crop, ground_truth_regions, region_masks
+from detkds_core.losses.regions import Regions, crop, masks_of_levels, regions_of_levels
 from detkds_core.losses.signals import Scene, Signals, full
-from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, ROOTS, SCALE
+from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, OF_BOTH, ROOTS, SCALE
 
 # A level (None: proposals), a signal of it, and the steps that it passes. A step is the name of a transform, `foreground`, `background`,
-# or a name with what it depends on: ("mask", index of the term), ("catt", "teacher"), ("crop", (shape of the map, pool of its scale)).
+# or a name with what it depends on: ("mask", index of the term), ("catt", "teacher"), ("crop", pool of its scale).
 Path = tuple[Any, ...]
 Pair = tuple[Tensor, Tensor]  # student, teacher
 
@@ -47,10 +47,13 @@ class Looks:
             found = self._pairs[path] = (self.leaf(*path), full(read(self.teacher, *path).detach()))
             return found
         student, teacher = self.pair(path[:-1])
-        step = self._step(path, teacher)
-        with torch.no_grad():
-            teacher = step(teacher)
-        student = step(student)
+        if path[-1] in OF_BOTH:
+            student, teacher = OF_BOTH[path[-1]](student, teacher)
+        else:
+            step = self._step(path, teacher)
+            with torch.no_grad():
+                teacher = step(teacher)
+            student = step(student)
         if path in self._shared:
             if student.requires_grad:
                 whole, student = student, student.detach().requires_grad_()
@@ -83,9 +86,15 @@ class Looks:
                 self._known[key] = make()
         return self._known[key]
 
-    def masks(self, level: int, map_shape: tuple[int, int]) -> Pair:
-        """Foreground and background weights of the cells."""
-        return self.once((level, "masks", map_shape), lambda: region_masks(self.scene.boxes, map_shape, self.scene.batch_shape))
+    def masks(self, level: int, signal: str) -> Pair:
+        """Foreground and background weights of the cells of a level of a signal."""
+        shapes = _map_shapes(self.teacher, signal)
+        return self.once(("all", "masks", shapes), lambda: masks_of_levels(self.scene.boxes, shapes, self.scene.batch_shape))[level]
+
+    def regions(self, level: int, pool: int) -> Regions:
+        """The ground-truth regions of a level's features, scaled by a pool."""
+        shapes = _map_shapes(self.teacher, "features")
+        return self.once(("all", "regions", pool), lambda: regions_of_levels(self.scene.boxes, shapes, self.scene.batch_shape, pool))[level]
 
     def forget(self, level: int | None) -> None:
         """Pass on the gradient of what terms share on a level, and let go of it."""
@@ -102,12 +111,9 @@ class Looks:
         if isinstance(step, str) and step not in ("foreground", "background"):
             return STEPS[step]
         if isinstance(step, str):
-            factor = self.masks(level, tuple(teacher.shape[2:]))[step == "background"]
+            factor = self.masks(level, path[1])[step == "background"]
         elif step[0] == "crop":
-            map_shape, pool = step[1]
-            regions = self.once(
-                (level, "regions", map_shape, pool), lambda: ground_truth_regions(self.scene.boxes, map_shape, self.scene.batch_shape, pool)
-            )
+            regions = self.regions(level, step[1])
             return lambda maps: crop(maps, regions)
         elif step[1] == "teacher":
             with torch.no_grad():
@@ -122,3 +128,8 @@ class Looks:
 def read(signals: Signals, level: int | None, signal: str) -> Tensor:
     """A tensor of a level; with level None of the proposals."""
     return getattr(signals.rois, signal) if level is None else getattr(signals, signal)[level]
+
+
+def _map_shapes(signals: Signals, signal: str) -> tuple[tuple[int, int], ...]:
+    """Height and width of each level."""
+    return tuple((maps.shape[2], maps.shape[3]) for maps in getattr(signals, signal))

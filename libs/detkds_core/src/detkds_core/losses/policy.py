@@ -1,5 +1,6 @@
 """The loss of a policy: each of its terms compares a student's signals with a teacher's."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import cos, pi
@@ -87,8 +88,7 @@ def policy_losses(
         with torch.autocast(device.type, enabled=False), torch.set_grad_enabled(learn):
             looks = Looks(student, teacher, scene, [path for part in parts for path in part.paths], learn)
             values = _add_up(policy, parts, looks, each)
-        zero = torch.zeros((), device=device)
-        return [zero.clone() if value is None else value for value in values], [looks.gradient(*key) for key in keys]
+        return [torch.zeros((), device=device) if value is None else value for value in values], [looks.gradient(*key) for key in keys]
 
     return dict(zip(names, with_slopes(work, sources), strict=True))
 
@@ -104,18 +104,27 @@ def _naming(index: int, term: Term) -> Iterator[None]:
 
 def _add_up(policy: Policy, parts: Sequence[Part], looks: Looks, weights: Sequence[float | Tensor]) -> list[Tensor | None]:
     """The value of each term, None for one without parts. Their gradients are left in the leaves of looks, a level at a time."""
-    values: list[Tensor | None] = [None] * len(weights)
+    losses: defaultdict[tuple[int, float], list[Tensor]] = defaultdict(list)  # by term and share, before they are weighted
+    factors: dict[tuple[int, float], Tensor] = {}
     for level in dict.fromkeys(part.level for part in parts):
         for part in parts:
             if part.level != level:
                 continue
             with _naming(part.term, policy.terms[part.term]):
-                loss = weights[part.term] * part.compare(looks)
+                loss = part.compare(looks)
+            key = part.term, part.share
+            if key not in factors:
+                weight = part.share * weights[part.term]
+                factors[key] = weight.to(loss) if isinstance(weight, Tensor) else loss.new_full((), weight)
             if loss.requires_grad:
-                loss.backward()
-            before, loss = values[part.term], loss.detach()
-            values[part.term] = loss if before is None else before + loss
+                loss.backward(factors[key])  # weighted from here, which spares a product forth and back
+            losses[key].append(loss.detach())
         looks.forget(level)
+    values: list[Tensor | None] = [None] * len(weights)
+    for (term, share), each in losses.items():
+        value = factors[term, share] * (torch.stack(each).sum() if len(each) > 1 else each[0])
+        before = values[term]
+        values[term] = value if before is None else before + value
     return values
 
 

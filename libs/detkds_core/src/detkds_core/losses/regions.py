@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 ROI_SIZE = 14  # cells a side of a ground-truth region, as in DetKDS
+FAR = -1e9  # pixels: where what is no box is put, so that it covers nothing
 PROPOSAL_SIZE = 7  # cells a side of a proposal, of which there are hundreds, as RoI heads read them
 CROP_ELEMENTS = 2**26  # of the largest tensor between map and regions, 256 MB: more boxes are cut in several goes
 
 
-def padded(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Boxes of B images (n_i, 4) as (B, n, 4) with n the most, zeros after the last, and which of them are boxes (B, n)."""
-    together = pad_sequence([b.float() for b in boxes], batch_first=True)
-    present = pad_sequence([b.new_ones(len(b), dtype=torch.bool) for b in boxes], batch_first=True)
-    return together, present
+def padded(boxes: Sequence[Tensor]) -> Tensor:
+    """Boxes of B images (n_i, 4) as (B, n, 4) with n the most, at least 1. After the last come boxes far from every image."""
+    together = pad_sequence([b.float() for b in boxes], batch_first=True, padding_value=FAR)
+    return together if together.shape[1] else together.new_full((len(boxes), 1, 4), FAR)
 
 
 def boxes_in_cells(boxes: Tensor, map_shape: tuple[int, int], batch_shape: tuple[int, int], pool: int = 1) -> Tensor:
@@ -30,11 +30,24 @@ def boxes_in_cells(boxes: Tensor, map_shape: tuple[int, int], batch_shape: tuple
     The pixel is divided by the image before it is multiplied by the map, in float32, as FGD does: that decides how a box on a border
     rounds.
     """
-    (H, W), (height, width) = map_shape, batch_shape
-    boxes = boxes.float()
+    low, high = _corners_in_cells(boxes, [map_shape], batch_shape, pool)
+    return torch.cat([low[0], high[0]], dim=-1)
+
+
+def _corners_in_cells(
+    boxes: Tensor, map_shapes: Sequence[tuple[int, int]], batch_shape: tuple[int, int], pool: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The corners of `boxes_in_cells` on L maps, each (L, ..., 2) xy. pool: a power of two, so that dividing by it does not round."""
     # Numbers of the device: a GPU would multiply by the inverse of a host's number, and round differently.
-    xs, ys = boxes[..., 0::2] / boxes.new_full((), width) * W / pool, boxes[..., 1::2] / boxes.new_full((), height) * H / pool
-    return torch.stack([xs[..., 0].floor(), ys[..., 0].floor(), xs[..., 1].ceil(), ys[..., 1].ceil()], dim=-1)
+    shares = boxes.float().unflatten(-1, (2, 2)) / _sides([batch_shape], boxes.device)[0]
+    sides = _sides([(H / pool, W / pool) for H, W in map_shapes], boxes.device)
+    low, high = (shares * sides.view(-1, *[1] * boxes.dim(), 2)).unbind(-2)
+    return low.floor(), high.ceil()
+
+
+def _sides(shapes: Sequence[tuple[float, float]], device: torch.device) -> Tensor:
+    """Heights and widths as numbers of the device, which does not wait for the host to copy them: (L, 2) xy."""
+    return torch.stack([torch.linspace(width, height, 2, device=device) for height, width in shapes])
 
 
 def region_masks(boxes: Sequence[Tensor], map_shape: tuple[int, int], batch_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -44,17 +57,24 @@ def region_masks(boxes: Sequence[Tensor], map_shape: tuple[int, int], batch_shap
     it off; where boxes overlap, the largest weight stands. Background is 1 / (number of cells outside all boxes). An image without boxes is
     all background, one that is covered has none.
     """
-    H, W = map_shape
-    together, present = padded(boxes)
-    x1, y1, x2, y2 = boxes_in_cells(together, map_shape, batch_shape).unbind(-1)  # (B, n) each
-    xs, ys = torch.arange(W, device=x1.device), torch.arange(H, device=x1.device)
-    across = (xs >= x1[..., None]) & (xs <= x2[..., None])  # (B, n, W)
-    down = (ys >= y1[..., None]) & (ys <= y2[..., None])  # (B, n, H)
-    weight = present / (y2 - y1 + 1) / (x2 - x1 + 1)  # (B, n)
-    nothing = weight.new_zeros(len(boxes), 1, H, W)  # beside the boxes, so that there is a largest where an image has none
-    foreground = torch.cat([nothing, weight[..., None, None] * (down[..., :, None] & across[..., None, :])], dim=1).amax(1, keepdim=True)
-    outside = (foreground == 0).float()
-    return foreground, outside / outside.sum(dim=(2, 3), keepdim=True).clamp_min(1)
+    return masks_of_levels(boxes, [map_shape], batch_shape)[0]
+
+
+def masks_of_levels(
+    boxes: Sequence[Tensor], map_shapes: Sequence[tuple[int, int]], batch_shape: tuple[int, int]
+) -> list[tuple[Tensor, Tensor]]:
+    """The `region_masks` of several maps. What is a number a box is computed of all at once."""
+    low, high = _corners_in_cells(padded(boxes), map_shapes, batch_shape)  # (L, B, n, 2) each
+    places = torch.arange(max(map(max, map_shapes)), device=low.device)
+    inside = (places >= low[..., None]) & (places <= high[..., None])  # (L, B, n, 2, places)
+    width, height = (high - low + 1).unbind(-1)
+    weighted = inside[..., 1, :] * (1 / height / width)[..., None]  # the rows of a box, by its weight
+    masks = []
+    for (H, W), rows, columns in zip(map_shapes, weighted, inside[..., 0, :], strict=True):
+        foreground = (rows[..., :H, None] * columns[..., None, :W]).amax(1, keepdim=True)  # (B, 1, H, W)
+        outside = foreground == 0
+        masks.append((foreground, outside / outside.sum(dim=(2, 3), keepdim=True).clamp_min(1)))
+    return masks
 
 
 class Regions(NamedTuple):
@@ -73,25 +93,39 @@ def ground_truth_regions(boxes: Sequence[Tensor], map_shape: tuple[int, int], ba
     one CPU core with its backward: 2.8 ms for 8.9 on 8 maps of 32 x 16 x 16, but 163 ms for 77 on 2 of 256 x 100 x 152, which belong on a
     GPU; and the same to the bit in every run, which the backward of roi_align on a GPU is not.
     """
-    H, W = (-(-side // pool) for side in map_shape)
-    together, _ = padded(boxes)
-    x1, y1, x2, y2 = boxes_in_cells(together, map_shape, batch_shape, pool).unbind(-1)
-    return Regions(_samples(y1, y2, H), _samples(x1, x2, W), tuple(len(b) for b in boxes))
+    return regions_of_levels(boxes, [map_shape], batch_shape, pool)[0]
 
 
-def _samples(start: Tensor, end: Tensor, cells: int) -> Tensor:
-    """How much each of `cells` counts in each of 14 bins between start and end, (..., 14, cells); start and end: (...) in cells."""
-    most = -(-(cells + 2) // ROI_SIZE)  # samples a bin of a box as long as the map; of a longer one they lie further apart
-    length = (end - start).clamp_min(1)
-    bin_length = length / ROI_SIZE
-    per_bin = bin_length.ceil().clamp_max(most)
-    bins, ticks = torch.arange(ROI_SIZE, device=start.device), torch.arange(most, device=start.device)
+def regions_of_levels(
+    boxes: Sequence[Tensor], map_shapes: Sequence[tuple[int, int]], batch_shape: tuple[int, int], pool: int = 1
+) -> list[Regions]:
+    """The `ground_truth_regions` of several maps. What is a number a sample is computed of all at once."""
+    shapes = [(-(-H // pool), -(-W // pool)) for H, W in map_shapes]
+    most = [(_most_samples(H), _most_samples(W)) for H, W in shapes]
+    start, end = _corners_in_cells(padded(boxes), map_shapes, batch_shape, pool)  # (L, B, n, 2) each
+    sides = _sides(shapes, start.device)[:, None, None, :, None, None]
+    bin_length = (end - start).clamp_min(1) / ROI_SIZE
+    per_bin = bin_length.ceil().minimum(_sides(most, start.device)[:, None, None])  # samples
     start, bin_length, per_bin = (x[..., None, None] for x in (start, bin_length, per_bin))
-    at = start + bins[:, None] * bin_length + (ticks + 0.5) * bin_length / per_bin  # (..., 14, samples)
-    counted = (ticks < per_bin) & (at >= -1) & (at <= cells)  # further outside is zero
-    near = at.clamp(0, cells - 1)[..., None] - torch.arange(cells, device=start.device)
-    weights = (1 - near.abs()).clamp_min(0) * counted[..., None]  # bilinear: (..., 14, samples, cells)
-    return weights.sum(-2) / per_bin
+    bins = torch.arange(ROI_SIZE, device=start.device)[:, None]
+    ticks = torch.arange(max(map(max, most)), device=start.device) + 0.5
+    at = start + bins * bin_length + ticks * bin_length / per_bin  # (L, B, n, 2, 14, samples)
+    outside = (ticks > per_bin) | (at < -1) | (at > sides)
+    at = at.clamp_min(0).minimum(sides - 1).masked_fill_(outside, -2)  # which is near no cell
+    cells = torch.arange(max(map(max, shapes)), device=start.device)
+    regions = []
+    for (H, W), (high, wide), samples, number in zip(shapes, most, at, per_bin, strict=True):
+        across, down = (
+            F.relu_(1 - (samples[:, :, side, :, :many, None] - cells[:length]).abs_()).sum(-2) / number[:, :, side]  # bilinear
+            for side, many, length in ((0, wide, W), (1, high, H))
+        )
+        regions.append(Regions(down, across, tuple(len(b) for b in boxes)))
+    return regions
+
+
+def _most_samples(cells: int) -> int:
+    """Samples a bin of a box as long as a map of so many cells; of a longer one they lie further apart."""
+    return -(-(cells + 2) // ROI_SIZE)
 
 
 def crop(feat: Tensor, regions: Regions) -> Tensor:
@@ -107,7 +141,7 @@ def crop(feat: Tensor, regions: Regions) -> Tensor:
         rows = down.flatten(1, 2).to(feat.dtype) @ cells  # (B, n * 14, W * C)
         parts.append(across[:, :, None].to(feat.dtype) @ rows.view(B, -1, ROI_SIZE, W, C))  # (B, n, 14, 14, C)
     together = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-    if len(set(regions.counts)) == 1:
+    if set(regions.counts) == {together.shape[1]}:
         kept = together.flatten(0, 1)
     else:
         kept = torch.cat([image[:count] for image, count in zip(together, regions.counts, strict=True)])

@@ -33,7 +33,7 @@ class _Known(torch.autograd.Function):
         ctx.gradients, ctx.work = gradients, work
         ctx.sources = [(source.shape, source.dtype, source.requires_grad) for source in sources]
         ctx.set_materialize_grads(False)
-        return tuple(value.clone() for value in values)
+        return tuple(value.detach() for value in values)
 
     @staticmethod
     @once_differentiable
@@ -42,7 +42,8 @@ class _Known(torch.autograd.Function):
         if ctx.gradients is not None and _same(factors):
             # Handed over, so that there is no second buffer of this size; a second backward computes them again.
             gradients, ctx.gradients = ctx.gradients, None
-            gradients = [None if gradient is None else gradient.mul_(some) for gradient in gradients]
+            if found := [gradient for gradient in gradients if gradient is not None]:
+                torch._foreach_mul_(found, some)  # of all levels at once
         else:
             _, gradients = ctx.work([torch.zeros_like(some) if factor is None else factor for factor in factors])
         return None, None, None, *(_like(gradient, source, some) for gradient, source in zip(gradients, ctx.sources, strict=True))

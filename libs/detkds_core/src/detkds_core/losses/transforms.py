@@ -4,7 +4,8 @@ Every transform takes float32 maps of shape (N, C, H, W). Attentions and scales 
 (N, C, C) or (N, N).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf, log
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ATTENTION_TEMPERATURE = 0.5  # DetKDS and FGD
+ATTENTION_TEMPERATURE = 0.5  # DetKDS and FGD; `_Attended` counts on it
 MASK_KEEP_SHARE = 0.35  # DetKDS keeps 35 % of the positions
 DROP_SHARE = 0.1  # and drops 10 % of the channels
 UNIT_EPS = 1e-12  # F.normalize's; below it a vector counts as zero
@@ -60,12 +61,12 @@ def channel_roots(feat: Tensor) -> Tensor:
 
 def spatial_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
     """Scale each position by the root of its attention, taken from guide (default: from feat itself)."""
-    return _Attended.apply(feat, (1,)) if guide is None else feat * spatial_roots(guide)
+    return _Attended.apply((1,), feat)[0] if guide is None else feat * spatial_roots(guide)
 
 
 def channel_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
     """Scale each channel by the root of its attention, taken from guide (default: from feat itself)."""
-    return _Attended.apply(feat, (2, 3)) if guide is None else feat * channel_roots(guide)
+    return _Attended.apply((2, 3), feat)[0] if guide is None else feat * channel_roots(guide)
 
 
 def _spatial_strength(feat: Tensor) -> Tensor:
@@ -78,30 +79,66 @@ def _channel_strength(feat: Tensor) -> Tensor:
 
 def _root_softmax(strength: Tensor) -> Tensor:
     """The root of an attention of mean 1 over all but the images. By the logarithm: a root of what underflowed has no slope but NaN."""
-    flat = strength.flatten(1)
-    return (flat.shape[1] ** 0.5 * ((flat / ATTENTION_TEMPERATURE).log_softmax(dim=1) / 2).exp()).view_as(strength)
+    return _roots((strength.flatten(1) / ATTENTION_TEMPERATURE).log_softmax(dim=1)).view_as(strength)
+
+
+def _roots(logs: Tensor) -> Tensor:
+    """The roots of shares, given by their logarithms along the last dim, times as many as there are."""
+    return torch.rsub(logs, log(logs.shape[-1]) / 2, alpha=-0.5).exp_()
+
+
+def _each(feats: tuple[Tensor, ...], dims: int | tuple[int, ...]) -> Tensor:
+    """Place for a number of each of several maps of one shape along dims: (maps, ...), those dims 1."""
+    shape = list(feats[0].shape)
+    for dim in dims if isinstance(dims, tuple) else (dims,):
+        shape[dim] = 1
+    return feats[0].new_empty(len(feats), *shape)
 
 
 class _Attended(torch.autograd.Function):
-    """feat times the root of its attention, its strength a mean of |feat| over dims; with two maps at a time where autograd has five."""
+    """Maps of one shape, each times the root of its attention, its strength a mean of |feat| over dims.
+
+    With two maps at a time where autograd has five. Strengths of all maps pass the softmax together.
+    """
 
     @staticmethod
-    def forward(ctx: Any, feat: Tensor, dims: tuple[int, ...]) -> Tensor:
-        strength = feat.abs().mean(dim=dims, keepdim=True)
-        ctx.save_for_backward(feat, strength)
+    def forward(ctx: Any, dims: tuple[int, ...], *feats: Tensor) -> tuple[Tensor, ...]:
+        strength = _each(feats, dims)
+        for feat, out in zip(feats, strength, strict=True):
+            torch.mean(feat.abs(), dims, True, out=out)
+        logs = strength.flatten(2).div_(ATTENTION_TEMPERATURE).log_softmax(dim=2)  # (maps, N, M)
+        roots = _roots(logs).view_as(strength)
         ctx.dims = dims
-        return feat * _root_softmax(strength)
+        return _keep(ctx, feats, [feat * root for feat, root in zip(feats, roots, strict=True)], logs, roots)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
-        feat, strength = ctx.saved_tensors
-        with torch.enable_grad():
-            strength = strength.requires_grad_()
-            root = _root_softmax(strength)
-        (slope,) = torch.autograd.grad(root, strength, (above * feat).sum(dim=ctx.dims, keepdim=True))
-        gradient = feat.sign().mul_(slope / (feat.numel() // strength.numel()))
-        return gradient.addcmul_(above, root.detach()), None
+    def backward(ctx: Any, *aboves: Tensor | None) -> tuple[Tensor | None, ...]:
+        def slope(above: Tensor, feat: Tensor, logs: Tensor, root: Tensor) -> Tensor:
+            # A root has half the slope of its logarithm, and a temperature of 1/2 twice that of the strength.
+            slope = ((above * feat).mean(ctx.dims, True) * root).view_as(logs)
+            slope = torch._log_softmax_backward_data(slope, logs, 1, logs.dtype)
+            return feat.sign().mul_(slope.view_as(root)).addcmul_(above, root)
+
+        return None, *_slopes(ctx, aboves, slope)
+
+
+def _keep(ctx: Any, feats: tuple[Tensor, ...], outs: Sequence[Tensor], *numbers: Tensor) -> tuple[Tensor, ...]:
+    """Save for the backward what those maps need that learn; the other outputs get no gradient."""
+    ctx.learns = ctx.needs_input_grad[1:]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(out for out, learns in zip(outs, ctx.learns, strict=True) if not learns))
+    ctx.save_for_backward(*(feat for feat, learns in zip(feats, ctx.learns, strict=True) if learns), *numbers)
+    return tuple(outs)
+
+
+def _slopes(ctx: Any, aboves: tuple[Tensor | None, ...], slope: Callable[..., Tensor]) -> Iterator[Tensor | None]:
+    """The gradient of each map, by slope(above, feat, its numbers)."""
+    count = sum(ctx.learns)
+    feats, numbers = iter(ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
+    for place, (above, learns) in enumerate(zip(aboves, ctx.learns, strict=True)):
+        feat = next(feats) if learns else None
+        yield None if feat is None or above is None else slope(above, feat, *(number[place] for number in numbers))
 
 
 def batch_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
@@ -217,26 +254,32 @@ def several_images(feat: Tensor, name: str) -> Tensor:
 
 
 class _Unit(torch.autograd.Function):
+    """Maps of one shape, each divided by its length over dim."""
+
     @staticmethod
-    def forward(ctx: Any, feat: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-        # torch.linalg.vector_norm takes ten times as long where dim is not the last.
-        squares = feat.square().sum(dim, keepdim=True)
-        inverse = squares.masked_fill(squares <= UNIT_EPS**2, float("inf")).rsqrt()
-        ctx.save_for_backward(feat, inverse)
+    def forward(ctx: Any, dim: int | tuple[int, ...], *feats: Tensor) -> tuple[Tensor, ...]:
+        squares = _each(feats, dim)
+        for feat, out in zip(feats, squares, strict=True):
+            # torch.linalg.vector_norm takes ten times as long where dim is not the last.
+            torch.sum(feat.square(), dim, True, out=out)
+        squares = torch.threshold_(squares, UNIT_EPS**2, inf)
+        inverses = squares.rsqrt()
         ctx.dim = dim
-        return feat * inverse
+        return _keep(ctx, feats, [feat * inverse for feat, inverse in zip(feats, inverses, strict=True)], squares, inverses)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
-        feat, inverse = ctx.saved_tensors
-        along = (above * feat).sum(ctx.dim, keepdim=True) * inverse * inverse
-        return (above * inverse).addcmul_(feat, -along * inverse), None
+    def backward(ctx: Any, *aboves: Tensor | None) -> tuple[Tensor | None, ...]:
+        def slope(above: Tensor, feat: Tensor, squares: Tensor, inverse: Tensor) -> Tensor:
+            along = (above * feat).sum(ctx.dim, keepdim=True) / squares
+            return torch.addcmul(above, feat, along, value=-1).mul_(inverse)
+
+        return None, *_slopes(ctx, aboves, slope)
 
 
 def unit(feat: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """Divide by the Euclidean norm over dim. A zero vector stays zero and gets no gradient (F.normalize would give it 1e12)."""
-    return _Unit.apply(feat, dim)
+    return _Unit.apply(dim, feat)[0]
 
 
 def min_max(feat: Tensor) -> Tensor:
@@ -327,3 +370,12 @@ NORMALISATION: Mapping[str, Transform] = {
 }
 
 SOFTMAX_DIMS: Mapping[str, tuple[int, ...]] = {"softmax_N": (0,), "softmax_C": (1,), "softmax_HW": (2, 3)}  # of a map (N, C, H, W)
+
+# The same as on each map for itself, with fewer operations: those on what is a number a channel or a position are done for both at once.
+OF_BOTH: Mapping[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "satt": lambda *feats: _Attended.apply((1,), *feats),
+    "catt": lambda *feats: _Attended.apply((2, 3), *feats),
+    "norm_HW": lambda *feats: _Unit.apply((2, 3), *feats),
+    "norm_C": lambda *feats: _Unit.apply(1, *feats),
+    "norm_N": lambda *feats: _Unit.apply(0, *(several_images(feat, "norm_N") for feat in feats)),
+}
