@@ -5,6 +5,7 @@ import pytest
 
 OPERATIONS = {
     ("post", "/searches"),
+    ("post", "/searches/preview"),
     ("get", "/searches"),
     ("get", "/searches/{search_id}"),
     ("post", "/searches/{search_id}/cancel"),

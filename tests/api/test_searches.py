@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from detkds_core.store import jobs
 from detkds_core.store import searches as stored
 
 
@@ -14,6 +15,24 @@ def errors(answer, status=422):
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     return {error["pointer"]: error["message"] for error in answer.json()["errors"]}
+
+
+def accepted(service, wanted):
+    """The specification of a search that the service takes."""
+    answer = service.http.post("/searches", json=wanted)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["spec"]
+
+
+def measure_one(service, search_id, **figures):
+    """Propose and measure a policy of a search, as the evolver would."""
+    policy = {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 1.0}]}
+    proposal = {"index": 0, "policy": policy, "stage": "stage1", "island": "global", "operator": "seed", "parents": []}
+    with service.store.begin() as session:
+        job = jobs.enqueue(session, kind="evaluate", spec={}, search_id=search_id)
+        stored.propose(session, search_id, [proposal], ["k0"])
+        stored.try_out(session, search_id, 0, [0], rung=1, replicate=0, seed=1, job_id=job.id)
+        assert stored.measure(session, search_id, 0, 0, {"ap": 20.0, "ap50": 40.0, "ap75": 18.0, "images": 4} | figures)
 
 
 def changed(document, path, value):
@@ -36,7 +55,7 @@ def test_a_search_is_stored_before_it_is_answered(service, wanted):
     assert document["progress"] == {
         "step": "waiting",
         "done": 0,
-        "total": 12,
+        "total": 80,  # student iterations: see test_candidates_buy_the_budget
         "fraction": 0.0,
         "best_ap": None,
         "seconds_left": None,
@@ -48,9 +67,16 @@ def test_a_search_is_stored_before_it_is_answered(service, wanted):
     assert spec["candidates"] == 12
     assert spec["knowledge"] == ["global", "fgbg", "instance", "logits", "localization"]
     assert [len(policy["terms"]) for policy in spec["references"]] == [0, 1]  # no distillation, PKD
-    assert spec["parallelism"] == spec["group"] == 4
+    assert (spec["group"], spec["parallelism"]) == (4, 2)  # candidates of a job, jobs at once
     assert spec["recipe"]["iterations"] == 2
-    assert spec["confirmation"] == {"finalists": 2, "seeds": 3, "iterations": 2}
+    assert (spec["algorithm"], spec["rungs"], spec["budget"], spec["mode"]) == ("detkds", [1, 2], 80, "strict")
+    assert spec["gates"] == ["finite", "gradient", "duplicate", "first_loss", "descent"]
+    assert spec["space"]["balanced"] is True
+    confirmation = spec["confirmation"]
+    assert (confirmation["finalists"], confirmation["seeds"], confirmation["iterations"]) == (2, 5, 2)
+    names = [one["name"] for one in confirmation["distillers"]]
+    assert {"fitnets", "pkd", "cwd", "fgd", "mgd", "ld", "crosskd_gfl"} <= set(names), "all that this pair can run"
+    assert not {"none", "pkd_two_stage", "crosskd", "detkds_fcos"} & set(names), "and that are meant for it"
     assert spec["dataset"]["classes"] == ["circle", "square"]
     assert spec["teacher"]["checkpoint"] == str(service.roots / "teacher.safetensors")
     assert spec["student"] == {"detector": "gfl_r18w8_fpn32", "checkpoint": None}
@@ -95,7 +121,23 @@ def test_an_illegal_term_is_named_by_its_place(service, wanted):
     ("path", "value", "where", "message"),
     [
         ("candidates", 3, "/candidates", "greater than or equal to 4"),
-        ("candidates", 2001, "/candidates", "less than or equal to 2000"),
+        ("candidates", 100_001, "/candidates", "less than or equal to 100000"),
+        ("candidates", None, "/candidates", "is required, unless 'iterations' or 'hours'"),
+        ("references", ["none", "pkd", "fgd", "cwd", "mgd", "ld"] + [f"{n}·l1(global)" for n in range(2, 8)], "/candidates", "at least 13"),
+        ("iterations", 0, "/iterations", "greater than or equal to 1"),
+        ("iterations", 1, "/iterations", "1 are less than one full proxy of 2 iterations"),
+        ("hours", 0, "/hours", "greater than 0"),
+        ("hours", float("inf"), "/hours", "finite"),
+        ("hours", 1.0, "/hours", "give 'candidates' or 'iterations' the first time"),
+        ("algorithm", "annealing", "/algorithm", "'detkds', 'random', 'random_halving', 'evolution', 'genetic', 'tpe' or 'nsga2'"),
+        ("weights", "learned", "/weights", "'balanced' or 'published'"),
+        ("mode", "loose", "/mode", "'strict' or 'logged'"),
+        ("rungs", [2], "/rungs", "not rising numbers from 1 to below the full proxy's 2 iterations"),
+        ("rungs", [0], "/rungs", "not rising numbers"),
+        ("rungs", [1, 1], "/rungs", "not rising numbers"),
+        ("rungs", "all", "/rungs", "valid list"),
+        ("group", 0, "/group", "greater than or equal to 1"),
+        ("group", 65, "/group", "less than or equal to 64"),
         ("candidates", "12", "/candidates", "valid integer"),
         ("candidates", 12.5, "/candidates", "valid integer"),
         ("candidates", True, "/candidates", "valid integer"),
@@ -117,8 +159,9 @@ def test_an_illegal_term_is_named_by_its_place(service, wanted):
         ("teacher.weights", "x", "/teacher/weights", "one of detector, checkpoint"),
         ("budget", 3, "/budget", "one of name, pair, dataset"),
         ("confirmation", {"seeds": 2}, "/confirmation/seeds", "greater than or equal to 3"),
-        ("group", 8, "/candidates", ""),
-        ("parallelism", 2, "/parallelism", "at least 4"),
+        ("confirmation", {"distillers": ["pkd", "ftinets"]}, "/confirmation/distillers/1", "not a named policy"),
+        ("confirmation", {"distillers": "none"}, "/confirmation/distillers", "'all'"),
+        ("parallelism", 0, "/parallelism", "greater than or equal to 1"),
         ("pair", "digits_yolo", "/pair", "one of digits_gfl"),
         ("teacher.checkpoint", "teacher.safetensors", "/teacher/checkpoint", "not an absolute path"),
         ("teacher.checkpoint", "/etc/passwd", "/teacher/checkpoint", "outside the registered folders"),
@@ -128,10 +171,130 @@ def test_an_illegal_term_is_named_by_its_place(service, wanted):
 def test_every_mistake_is_told_where_it_is_and_what_would_be_right(service, wanted, path, value, where, message):
     body = json.dumps(changed(wanted, path, value))
     answer = service.http.post("/searches", content=body, headers={"Content-Type": "application/json"})
-    if path == "group":  # larger than the parallelism that follows from it: possible
-        assert answer.status_code == 202
-        return
     assert message in errors(answer)[where]
+
+
+def test_group_and_parallelism_do_not_depend_on_one_another(service, wanted):
+    """A job trains `group` candidates; `parallelism` counts jobs."""
+    for group, parallelism in ((8, 1), (1, 8)):
+        answer = service.http.post("/searches", json={**wanted, "group": group, "parallelism": parallelism})
+        assert answer.status_code == 202, answer.text
+        assert (answer.json()["spec"]["group"], answer.json()["spec"]["parallelism"]) == (group, parallelism)
+
+
+def test_candidates_buy_the_budget(service, wanted):
+    """All pass the lowest rung after a look of 4 iterations, a third of each the next; six full proxies repeat the best."""
+    spec = accepted(service, {**wanted, "candidates": 36, "recipe": {**wanted["recipe"], "iterations": 16}})
+    assert spec["rungs"] == [2, 4, 8, 16]
+    assert spec["budget"] == 36 * (2 + 4) + 12 * 4 + 4 * 8 + round(36 / 27 * 16) + 6 * 16 + 1  # 21.3 iterations, rounded up
+    assert accepted(service, {**wanted, "candidates": 36, "algorithm": "random"})["budget"] == 36 * 2
+
+
+def test_a_budget_in_iterations_needs_no_candidates(service, wanted):
+    del wanted["candidates"]
+    spec = accepted(service, {**wanted, "iterations": 5000})
+    assert (spec["budget"], spec["candidates"]) == (5000, None)
+    both = accepted(service, {**wanted, "iterations": 5000, "candidates": 20})
+    assert (both["budget"], both["candidates"]) == (5000, 20)
+    found = errors(service.http.post("/searches", json={**wanted, "iterations": 5000, "hours": 1.0}))
+    assert found == {"/hours": "the budget is given in iterations already; leave one of them out"}
+
+
+def test_hours_are_converted_by_what_the_pair_took_before(service, wanted):
+    recipe = {**wanted["recipe"], "batch": 1}  # of no other test, for the pace is that of the newest search with the recipe
+    del wanted["candidates"]
+    wanted = {**wanted, "recipe": recipe, "hours": 0.5}
+    for path in ("/searches", "/searches/preview"):
+        message = errors(service.http.post(path, json=wanted))["/hours"]
+        assert message.startswith("no iteration of this pair with this recipe has been measured yet")
+    first = service.http.post("/searches", json={**wanted, "hours": None, "candidates": 12}).json()["id"]
+    measure_one(service, first, iterations=20, seconds=5.0)
+    assert accepted(service, wanted)["budget"] == 7200  # 1,800 s at 0.25 s
+    bought = service.http.post("/searches/preview", json=wanted).json()
+    assert (bought["iterations"], bought["seconds_an_iteration"]) == (7200, 0.25)
+    assert bought["seconds"] == (7200 + bought["confirmation_iterations"]) * 0.25
+    little = errors(service.http.post("/searches", json={**wanted, "hours": 0.0001}))
+    assert little == {"/hours": "buys 1 iterations at 0.25 s each, less than one full proxy of 2"}
+
+
+@pytest.mark.parametrize("algorithm", ["detkds", "random_halving"])
+def test_halving_algorithms_have_rungs_and_gates(service, wanted, algorithm):
+    wanted["recipe"]["iterations"] = 120
+    spec = accepted(service, {**wanted, "algorithm": algorithm})
+    assert (spec["algorithm"], spec["rungs"], spec["fork"], spec["look"]) == (algorithm, [15, 30, 60, 120], 60, 4)
+    assert spec["gates"]
+    assert accepted(service, {**wanted, "algorithm": algorithm, "rungs": [10, 50]})["rungs"] == [10, 50, 120]
+    alone = accepted(service, {**wanted, "algorithm": algorithm, "rungs": []})
+    assert (alone["rungs"], alone["fork"]) == ([120], 0)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "evolution", "genetic", "tpe", "nsga2"])
+def test_the_other_algorithms_measure_at_the_full_proxy_only(service, wanted, algorithm):
+    spec = accepted(service, {**wanted, "algorithm": algorithm})
+    assert (spec["algorithm"], spec["rungs"], spec["fork"], spec["look"], spec["gates"]) == (algorithm, [2], 0, 0, [])
+    found = errors(service.http.post("/searches", json={**wanted, "algorithm": algorithm, "rungs": [1]}))
+    assert found == {"/rungs": f"'{algorithm}' measures every candidate at the full proxy; leave them out"}
+
+
+def test_published_weights_are_the_numbers_of_the_paper(service, wanted):
+    balanced, published = (accepted(service, {**wanted, "weights": weights})["space"] for weights in ("balanced", "published"))
+    assert (balanced["balanced"], published["balanced"]) == (True, False)
+    assert balanced["feature_weights"] == [0.03, 0.1, 0.3, 1.0, 3.0]
+    assert published["feature_weights"] != balanced["feature_weights"]
+
+
+def test_a_preview_says_what_the_search_would_do_and_starts_nothing(service, wanted):
+    wanted["recipe"]["iterations"] = 120
+    before = service.http.get("/searches").json()["items"][:1]
+    answer = service.http.post("/searches/preview", json=wanted)
+    assert answer.status_code == 200, answer.text
+    bought = answer.json()
+    assert service.http.get("/searches").json()["items"][:1] == before
+    assert bought["spec"] == accepted(service, wanted)
+    assert bought["iterations"] == bought["spec"]["budget"]
+    assert [rung["iterations"] for rung in bought["rungs"]] == bought["spec"]["rungs"] == [15, 30, 60, 120]
+    reach = [rung["candidates"] for rung in bought["rungs"]]
+    assert reach == sorted(reach, reverse=True)
+    assert reach[0] == bought["proposed"] == 12
+    assert 1 <= reach[-1] <= 4
+    assert (set(bought["formulas"]), bought["excluded"]) == (set(bought["spec"]["knowledge"]), {})
+    assert all(count > 0 for count in bought["formulas"].values())
+    confirmation = bought["spec"]["confirmation"]
+    students = confirmation["seeds"] * (1 + len(confirmation["distillers"]) + confirmation["finalists"])
+    assert bought["confirmation_iterations"] == students * 120
+    assert bought["seconds"] is bought["seconds_an_iteration"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "proposed"),
+    [
+        ({"candidates": 12, "iterations": 10**9}, (12, 12)),  # more than so few candidates can use
+        ({"candidates": 400}, (280, 400)),  # scaled from a part of it
+        ({"candidates": None, "iterations": 2400}, (30, 100)),
+        ({"candidates": None, "iterations": 24_000}, (300, 1000)),
+        ({"candidates": None, "iterations": 2400, "algorithm": "random"}, (20, 20)),
+        ({"candidates": None, "iterations": 24_000, "algorithm": "evolution"}, (200, 200)),
+    ],
+)
+def test_a_preview_grows_with_the_budget_and_stops_at_the_candidates(service, wanted, changes, proposed):
+    wanted["recipe"]["iterations"] = 120
+    bought = service.http.post("/searches/preview", json={**wanted, **changes}).json()
+    least, most = proposed
+    assert least <= bought["proposed"] <= most
+    reach = [rung["candidates"] for rung in bought["rungs"]]
+    assert reach == sorted(reach, reverse=True)
+    assert reach[0] <= bought["proposed"]
+    assert sum(count * (rung["iterations"] / 2) for count, rung in zip(reach, bought["rungs"], strict=True)) <= bought["iterations"]
+
+
+def test_a_preview_is_refused_as_the_search_would_be(service, wanted):
+    for wrong in ({"algorithm": "random", "rungs": [1]}, {"candidates": None}, {"references": ["nobody"]}, {"iterations": 1}):
+        answers = [service.http.post(path, json={**wanted, **wrong}) for path in ("/searches", "/searches/preview")]
+        assert errors(answers[0]) == errors(answers[1])
+    body = changed(wanted, "student.detector", "retinanet_r18w8_fpn32")
+    bought = service.http.post("/searches/preview", json=body).json()
+    assert bought["excluded"]["logits"] == "the teacher has 1 prediction a cell, the student 3"
+    assert "logits" not in bought["formulas"]
 
 
 def test_all_mistakes_are_told_at_once(service):
@@ -256,3 +419,93 @@ def test_a_search_that_is_not_there_is_404(service, path):
     assert answer.status_code == 404
     assert answer.json()["type"] == "urn:detkds:problem:not-found"
     assert service.http.post("/searches/none/cancel").status_code == 404
+
+
+def test_distillers_to_compare_with_are_named_written_or_told_in_full(service, wanted):
+    """Each once, however it is written; one without a name gets a number."""
+    pkd = {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 5.0}]}
+    asked = ["fgd", "5·l2(standardize(global))", pkd, "2·l1(global)"]
+    answer = service.http.post("/searches", json={**wanted, "confirmation": {"seeds": 3, "distillers": asked}})
+    assert answer.status_code == 202, answer.text
+    distillers = answer.json()["spec"]["confirmation"]["distillers"]
+    assert [one["name"] for one in distillers] == ["fgd", "pkd", "distiller 3"]
+    assert distillers[1]["policy"] == pkd
+
+
+def test_progress_of_a_confirmation_counts_students(service, wanted):
+    search_id = service.http.post("/searches", json={**wanted, "confirmation": {"seeds": 3, "distillers": ["pkd"]}}).json()["id"]
+    with service.store.begin() as session:
+        search = stored.get(session, search_id)
+        stored.start(session, search)
+        stored.confirm(session, search)
+        for seed in (4, 5, 6):
+            job = jobs.enqueue(session, kind="confirm", spec={"candidates": []}, search_id=search_id)
+            members = [{"entrant": n, "candidate": n, "name": str(n), "role": "searched", "policy": {"terms": []}} for n in range(2)]
+            stored.enter(session, search_id, job_id=job.id, seed=seed, entrants=members)
+        stored.measure_again(session, search_id, 0, 4, {"ap": 20.0})
+    progress = service.http.get(f"/searches/{search_id}").json()["progress"]
+    assert (progress["step"], progress["done"], progress["total"]) == ("confirming", 1, 6)
+    # the search's 80 iterations are behind it, and one of 6 students of 2 iterations
+    assert progress["fraction"] == pytest.approx(82 / 92, abs=1e-4)
+
+
+def test_progress_of_a_search_counts_student_iterations(service, wanted):
+    search_id = service.http.post("/searches", json={**wanted, "confirmation": {"seeds": 3, "distillers": ["pkd"]}}).json()["id"]
+    with service.store.begin() as session:
+        stored.start(session, stored.get(session, search_id))
+        spec = {"candidates": [{"index": 1}, {"index": 2}], "rung": 1}
+        job = jobs.enqueue(session, kind="evaluate", spec=spec, search_id=search_id)
+        claim = jobs.claim(session, worker="w", lease_seconds=30, job_id=job.id)
+        jobs.renew(session, claim, lease_seconds=30, progress={"done": 1, "total": 2, "message": "training"})
+    measure_one(service, search_id, iterations=5, seconds=1.0)
+    progress = service.http.get(f"/searches/{search_id}").json()["progress"]
+    assert (progress["step"], progress["done"], progress["total"], progress["best_ap"]) == ("searching", 5, 80, 20.0)
+    assert progress["message"] == "training"
+    # 5 are measured, 2 of 1 iteration are half way; the confirmation takes 3 seeds of 4 students of 2 iterations
+    assert progress["fraction"] == pytest.approx((5 + 1) / (80 + 24), abs=1e-4)
+
+
+def test_a_candidate_is_told_with_its_rung_its_weights_and_why_it_was_refused(service, wanted):
+    search_id = service.http.post("/searches", json=wanted).json()["id"]
+    term = {"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2"}
+    measure_one(
+        service, search_id, iterations=5, seconds=1.0, policy={"terms": [{**term, "weight": 7.5}]}, look={"loss": 2.0, "sketch": [1.0]}
+    )
+    refused = {"gate": "descent", "detail": "its loss rises"}
+    with service.store.begin() as session:
+        job = jobs.enqueue(session, kind="evaluate", spec={}, search_id=search_id)
+        common = {"stage": "stage1", "island": "global", "operator": "mutate", "parents": [0]}
+        proposals = [{**common, "index": n, "policy": {"terms": [{**term, "weight": n + 1.0}]}, "audit": n == 2} for n in (1, 2)]
+        stored.propose(session, search_id, proposals, ["k1", "k2"])
+        stored.try_out(session, search_id, 1, [1, 2], rung=1, replicate=0, seed=1, job_id=job.id)
+        stored.measure(session, search_id, 1, 1, {"same_as": 0, "iterations": 4})
+        stored.measure(session, search_id, 1, 2, {"ap": 1.0, "rejected": refused, "iterations": 5})
+    first, double, audited = service.http.get(f"/searches/{search_id}/candidates").json()["items"]
+    assert (first["state"], first["rung"], first["iterations"], first["look"]) == ("MEASURED", 1, 5, {"loss": 2.0})
+    assert (first["formula"], first["resolved"]) == ("l2(standardize(global))", "7.5·l2(standardize(global))")
+    assert (double["state"], double["same_as"], double["ap"], double["resolved"]) == ("DUPLICATE", 0, None, None)
+    assert (audited["state"], audited["rejected"], audited["audit"], audited["ap"]) == ("REJECTED", refused, True, None)
+    best = service.http.get(f"/searches/{search_id}").json()["best"]
+    assert (best["index"], best["formula"], best["policy"]["terms"][0]["weight"]) == (0, "7.5·l2(standardize(global))", 7.5)
+
+
+@pytest.mark.parametrize("state", ["QUEUED", "RUNNING", "CONFIRMING", "CANCELLED"])
+def test_a_search_from_before_there_were_rungs_can_be_looked_at(service, wanted, state):
+    document = service.http.post("/searches", json=wanted).json()
+    new = ("budget", "rungs", "algorithm", "eta", "look", "audit", "calibration", "fork", "gates", "mode")
+    spec = {name: value for name, value in document["spec"].items() if name not in new}
+    spec["confirmation"] = {"finalists": 2, "seeds": 3, "iterations": 2}
+    with service.store.begin() as session:
+        old = stored.create(session, name="old", spec=spec, dataset=spec["dataset"])
+        if state in ("RUNNING", "CONFIRMING"):
+            stored.start(session, old)
+        if state == "CONFIRMING":
+            stored.confirm(session, old)
+        if state == "CANCELLED":
+            stored.cancel(session, old.id)
+    seen = service.http.get(f"/searches/{old.id}")
+    assert seen.status_code == 200, seen.text
+    progress = seen.json()["progress"]
+    # 12 candidates of 2 iterations; 3 seeds of no distillation, PKD and two finalists
+    assert (progress["done"], progress["total"]) == ((0, 12) if state == "CONFIRMING" else (0, 24))
+    assert old.id in [one["id"] for one in service.http.get("/searches").json()["items"]]

@@ -25,11 +25,40 @@ def test_a_search_is_started_listed_and_cancelled(detkds, pairing):
     assert one["id"] in listed.stdout
     assert "from cli" in listed.stdout
     shown = detkds("searches", one["id"])
-    assert "0 of 12" in shown.stdout
+    assert "0 of 80 student iterations" in shown.stdout
     assert "No candidate is measured yet." in shown.stdout
     cancelled = detkds("cancel", one["id"])
     assert cancelled.returncode == 0
     assert "CANCELLED" in cancelled.stdout
+
+
+def test_the_options_of_a_search_reach_the_service(detkds, pairing):
+    budget = ["--iterations", "4000", "--algorithm", "random", "--weights", "published", "--mode", "logged"]
+    started = detkds("search", *pairing, *budget, "--no-wait", "--json")
+    assert started.returncode == 0, started.stderr
+    spec = json.loads(started.stdout)["spec"]
+    assert (spec["budget"], spec["candidates"], spec["algorithm"], spec["mode"]) == (4000, None, "random", "logged")
+    assert (spec["rungs"], spec["space"]["balanced"]) == ([2], False)
+    default = json.loads(detkds("search", *pairing, "--no-wait", "--json").stdout)["spec"]
+    assert (default["candidates"], default["algorithm"], default["mode"]) == (48, "detkds", "strict")
+    assert (default["rungs"], default["space"]["balanced"]) == ([1, 2], True)
+
+
+def test_a_preview_starts_nothing(detkds, pairing, service):
+    before = service.http.get("/searches").json()["items"][:1]
+    shown = detkds("search", *pairing, "--candidates", "12", "--preview")
+    assert shown.returncode == 0, shown.stderr
+    lines = [paragraph(line) for line in shown.stdout.splitlines()]
+    assert lines[0] == "about 12 candidates for 80 student iterations"
+    assert lines[1] == "iterations of a rung candidates"
+    assert lines[2] == "1 12"
+    assert lines[3].split()[0] == "2"
+    assert lines[4].startswith("the confirmation takes ")
+    assert lines[5].startswith("different formulas: global ")
+    assert lines[-1] == "nothing of this pair was measured yet, so no time is expected"
+    document = json.loads(detkds("search", *pairing, "--candidates", "12", "--preview", "--json").stdout)
+    assert (document["proposed"], document["iterations"], document["spec"]["candidates"]) == (12, 80, 12)
+    assert service.http.get("/searches").json()["items"][:1] == before
 
 
 def test_a_distillation_is_started_and_cancelled(detkds, pairing):
@@ -57,6 +86,9 @@ def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
         (["search", "--pair", "digits_gfl", "--teacher", "gfl_r18w32_fpn32"], "write it as DETECTOR:CHECKPOINT"),
         (["search", "--pair", "digits_yolo"], "one of digits_gfl"),
         (["search", "--pair", "digits_gfl", "--recipe", "iterations"], "write it as FIELD=VALUE"),
+        (["search", "--pair", "digits_gfl", "--algorithm", "annealing"], "'evolution', 'genetic', 'tpe' or 'nsga2'"),
+        (["search", "--pair", "digits_gfl", "--iterations", "1", "--preview"], "iterations: 1 are less than one full proxy of"),
+        (["search", "--pair", "digits_gfl", "--iterations", "9999", "--hours", "1"], "hours: the budget is given in iterations already"),
         (["distill", "--pair", "digits_gfl", "--policy", "@/nothing/here.json"], "cannot be read as JSON"),
         (["searches", "none"], "there is no search none"),
         (["watch", "none"], "is neither a search nor a distillation"),
@@ -135,7 +167,7 @@ def test_interrupting_leaves_the_search_running_and_says_how_to_come_back(servic
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     search_id = process.stdout.readline().split()[-1]
-    assert "QUEUED waiting 0/12" in process.stdout.readline()
+    assert "QUEUED waiting 0/80" in process.stdout.readline()
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=20)

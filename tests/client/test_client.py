@@ -8,6 +8,8 @@ import time
 import pytest
 
 from detkds_client import Client, ProblemError, ServiceUnreachable, find_url
+from detkds_client.types import Candidate
+from detkds_core.store import jobs
 from detkds_core.store import searches as stored
 
 
@@ -24,6 +26,43 @@ def test_a_search_can_be_started_found_and_cancelled(client, wanted):
     assert one["id"] in [each["id"] for each in client.searches()]
     assert client.candidates(one["id"]) == []
     assert client.cancel_search(one["id"])["state"] == "CANCELLED"
+
+
+def test_a_search_has_a_budget_an_algorithm_and_rungs(client, wanted):
+    del wanted["candidates"]
+    one = client.search(**wanted, iterations=4000, algorithm="random_halving", rungs=[1], weights="published", mode="logged")
+    spec = one["spec"]
+    assert (spec["budget"], spec["candidates"], spec["algorithm"], spec["rungs"]) == (4000, None, "random_halving", [1, 2])
+    assert (spec["space"]["balanced"], spec["mode"]) == (False, "logged")
+    with pytest.raises(ProblemError, match="candidates: is required"):
+        client.search(**wanted)
+
+
+def test_a_preview_has_the_specification_that_the_search_would_have(client, wanted):
+    before = [one["id"] for one in client.searches(limit=1)]
+    bought = client.preview_search(**wanted, name=None)
+    assert [one["id"] for one in client.searches(limit=1)] == before
+    assert bought["spec"] == client.search(**wanted)["spec"]
+    assert bought["proposed"] == 12
+    with pytest.raises(ProblemError, match="hours: no iteration of this pair"):
+        client.preview_search(**{**wanted, "hours": 1.0})
+
+
+def test_candidates_have_their_rung_and_their_verdict(client, service, wanted):
+    one = client.search(**wanted)
+    with service.store.begin() as session:
+        policies = [{"terms": []}, {"terms": [{"knowledge": "global", "transforms": ["none"] * 3, "distance": "l2", "weight": 1.0}]}]
+        common = {"stage": "stage1", "island": "global", "operator": "seed", "parents": []}
+        proposals = [{**common, "index": index, "policy": policy} for index, policy in enumerate(policies)]
+        stored.propose(session, one["id"], proposals, ["a", "b"])
+        job = jobs.enqueue(session, kind="evaluate", spec={}, search_id=one["id"])
+        stored.try_out(session, one["id"], 0, [0, 1], rung=1, replicate=0, seed=1, job_id=job.id)
+        stored.measure(session, one["id"], 0, 0, {"ap": 12.0, "iterations": 1})
+        stored.measure(session, one["id"], 0, 1, {"rejected": {"gate": "finite", "detail": "loss is inf"}, "iterations": 1})
+    measured, refused = client.candidates(one["id"])
+    assert set(measured) == set(Candidate.__annotations__), "the type says what the service gives"
+    assert (measured["rung"], measured["ap"], measured["rejected"]) == (1, 12.0, None)
+    assert (refused["state"], refused["ap"], refused["rejected"]) == ("REJECTED", None, {"gate": "finite", "detail": "loss is inf"})
 
 
 def test_a_refusal_is_an_exception_with_a_readable_text(client, wanted):

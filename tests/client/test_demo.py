@@ -16,7 +16,7 @@ STUDENT = {"ap": 20.0, "ap50": 40.0, "ap75": 18.0, "parameters": 259_000, "image
 
 
 def line(entrant: int, name: str, role: str, formula: str, ap: list[float]) -> dict[str, Any]:
-    figures = {"seeds": [1, 2, 3], "ap": ap, "ap50": ap, "ap75": ap, "images": 300}
+    figures = {"seeds": [1, 2, 3], "ap": ap, "ap50": ap, "ap75": ap, "images": 300, "mean_ap": sum(ap) / 3, "interval": [1.0, 99.0]}
     return {"entrant": entrant, "name": name, "role": role, "policy": to_json(parse_formula(formula)), **figures}
 
 
@@ -27,7 +27,8 @@ def test_the_table_has_teacher_alone_pkd_and_the_winner_only() -> None:
         line(2, "candidate 7", "searched", "10·l2(standardize(global))", [24.0, 24.0, 24.0]),
         line(3, "candidate 9", "searched", "2·l1(norm_C(global))", [27.0, 28.0, 27.5]),
     ]
-    found = cast(Result, {"metrics": {"rows": rows, "winner": {"entrant": 3}}})
+    # PKD is the result, as it would be if the searched policy did not beat it; the table has both
+    found = cast(Result, {"metrics": {"rows": rows, "winner": {"entrant": 1}, "searched": {"entrant": 3}}})
     alone = cast(Result, {"metrics": {"teacher": TEACHER, "student": STUDENT}})
     table = demo.result_rows(found, alone)
     assert [(row.name, row.role) for row in table] == [
@@ -38,6 +39,8 @@ def test_the_table_has_teacher_alone_pkd_and_the_winner_only() -> None:
     ]
     assert table[3].ap == (27.0, 28.0, 27.5)
     assert table[3].seeds == (1, 2, 3)
+    assert table[3].interval == (27.5, 1.0, 99.0)
+    assert demo.row_names(found["metrics"])["candidate 7"] == "student, candidate 7"
     assert [row.parameters for row in table] == [2_900_000, 259_000, 259_000, 259_000]
 
 

@@ -3,18 +3,65 @@
 from detkds_client import show
 
 
-def candidate(index, ap, failure=None):
-    return {"index": index, "ap": ap, "ap50": ap, "island": "global", "stage": "stage1", "operator": "seed", "formula": "l2(global)"} | {
-        "failure": failure
-    }
+def candidate(index, ap, failure=None, **changes):
+    one = {"index": index, "ap": ap, "ap50": ap, "island": "global", "stage": "stage1", "operator": "seed", "formula": "l2(global)"}
+    return one | {"failure": failure, "rung": None if ap is None else 120, "resolved": None, "rejected": None, "same_as": None} | changes
 
 
 def test_candidates_are_shown_from_the_best_and_those_that_failed_with_their_reason(capsys):
     failure = {"kind": "not_finite", "detail": "the loss is nan at iteration 2"}
     show.candidates([candidate(0, 1.0), candidate(1, 3.0), candidate(2, None, failure), candidate(3, None)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[1:3]] == [["1", "3.0"], ["0", "1.0"]]
+    assert [line.split()[:3] for line in lines[1:3]] == [["1", "120", "3.0"], ["0", "120", "1.0"]]
     assert lines[3:] == ["", "1 not possible (2: the loss is nan at iteration 2)"]
+
+
+def test_candidates_of_a_higher_rung_come_first_with_the_weights_that_they_got(capsys):
+    show.candidates([candidate(0, 9.0, rung=15), candidate(1, 3.0, rung=120, resolved="7.5·l2(global)"), candidate(2, 4.0, rung=15)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["#", "rung", "AP", "AP50", "island", "made", "by", "policy"]
+    assert [line.split()[:3] + line.split()[-1:] for line in lines[1:]] == [
+        ["1", "120", "3.0", "7.5·l2(global)"],
+        ["0", "15", "9.0", "l2(global)"],
+        ["2", "15", "4.0", "l2(global)"],
+    ]
+
+
+def test_what_was_refused_and_doubles_are_counted(capsys):
+    descent, gradient = ({"gate": gate, "detail": "why"} for gate in ("descent", "gradient"))
+    refused = [candidate(1, None, rejected=gradient), candidate(2, None, rejected=descent), candidate(3, None, rejected=gradient)]
+    show.candidates([candidate(0, 3.0), *refused, candidate(4, None, same_as=0)])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "",
+        "5 proposed; refused by a gate: 1 by descent, 2 by gradient; 1 do the same as another",
+    ]
+    show.candidates([candidate(0, 3.0), candidate(1, None, same_as=0)])
+    assert "2 proposed; refused by a gate: none; 1 do the same as another" in capsys.readouterr().out
+    show.candidates([candidate(0, 3.0)])
+    assert "refused" not in capsys.readouterr().out
+
+
+def test_a_preview_is_shown_with_its_cost(capsys):
+    bought = {
+        "formulas": {"global": 2286, "localization": 14},
+        "excluded": {"logits": "the teacher has 1 prediction a cell, the student 3"},
+        "proposed": 60,
+        "rungs": [{"iterations": 15, "candidates": 60}, {"iterations": 1200, "candidates": 3}],
+        "iterations": 2400,
+        "confirmation_iterations": 1800,
+        "seconds": 462.0,
+    }
+    show.preview(bought)
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "about 60 candidates for 2,400 student iterations",
+        "iterations of a rung candidates",
+        "15 60",
+        "1,200 3",
+        "the confirmation takes 1,800 more",
+        "different formulas: global 2,286, localization 14",
+        "logits is left out: the teacher has 1 prediction a cell, the student 3",
+        "expected on one device: 8 min",
+    ]
 
 
 def test_the_losses_of_a_training_and_their_ratio():
@@ -22,3 +69,22 @@ def test_the_losses_of_a_training_and_their_ratio():
     assert show.loss_lines(curve) == ["task: 2 to 0.5", "distill/0_global: 1 to 0.1", "distillation to task: 0.5 to 0.2"]
     assert show.loss_lines([{"iteration": 10, "task": 2.0}]) == ["task: 2 to 2"]
     assert show.loss_lines([]) == []
+
+
+def test_a_search_is_shown_with_whom_it_was_measured_against(capsys):
+    def line(entrant, name, mean, interval):
+        return {"entrant": entrant, "name": name, "mean_ap": mean, "interval": interval, "seeds": [1, 2, 3], "images": 300}
+
+    gain = {"first": "pkd", "second": "none", "mean": 10.0, "interval": [8.0, 12.0], "p": 0.0021}
+    metrics = {
+        "winner": {"entrant": 1},
+        "comparisons": [gain],
+        "rows": [line(0, "none", 20.0, [18.0, 22.0]), line(1, "pkd", 30.0, [27.5, 32.0]), line(2, "candidate 4", None, None)],
+    }
+    show.entrants(metrics)
+    lines = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        "pkd (the result) 30.0 27.5 to 32.0 +10.0 8.0 to 12.0 0.002 3 300",
+        "none 20.0 18.0 to 22.0 - - - 3 300",
+        "candidate 4 - - - - - 3 300",
+    ]

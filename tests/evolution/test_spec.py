@@ -1,11 +1,11 @@
-"""Specs, proposals and results: what is refused, and that JSON gives the same back."""
+"""Specs, candidates, jobs and outcomes: what is refused, and that JSON gives the same back."""
 
 import json
 import math
 
 import pytest
 
-from detkds_core.evolution import Proposal, Result, Spec
+from detkds_core.evolution import Candidate, Outcome, Spec
 from detkds_core.policy import Policy, SearchSpace, Term
 
 SPACE = SearchSpace(knowledge=("global", "logits"), images_per_batch=8, has_edges=False)
@@ -15,42 +15,47 @@ PKD = Policy((Term("global", ("none", "none", "standardize"), "l2", 5.0),))
 def make_spec(**changes):
     fields = {
         "knowledge": ("global", "logits"),
-        "candidates": 30,
-        "parallelism": 4,
+        "budget": 3000,
         "seed": 7,
         "references": (Policy(()), PKD),
         "space": SPACE,
+        "rungs": (10, 30, 90),
     }
     return Spec(**(fields | changes))
 
 
 def test_json_round_trips():
-    spec = make_spec(stage2_share=0.5, floor=0.1)
+    spec = make_spec(stage2_share=0.5, floor=0.1, candidates=40, algorithm="random_halving")
     assert Spec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
-    proposal = Proposal(3, PKD, "stage1", "global", (0, 1), "mutate")
-    assert Proposal.from_json(json.loads(json.dumps(proposal.to_json()))) == proposal
-    for result in (Result(28.5), Result(None, "not_finite")):
-        assert Result.from_json(json.loads(json.dumps(result.to_json()))) == result
+    candidate = Candidate(3, PKD, "stage1", "global", (0, 1), "mutate", True)
+    assert Candidate.from_json(json.loads(json.dumps(candidate.to_json()))) == candidate
+    for outcome in (
+        Outcome(28.5, sketch=(0.25, -1.0)),
+        Outcome(None, "not_finite"),
+        Outcome(None, rejected="descent"),
+        Outcome(None, same_as=4),
+    ):
+        assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
 
 
 def test_what_the_json_leaves_out_takes_its_default():
     data = make_spec().to_json()
-    for name in ("stage2_share", "floor", "population", "tournament"):
+    for name in ("stage2_share", "floor", "population", "tournament", "algorithm", "group", "parallelism", "eta", "audit"):
         del data[name]
     assert Spec.from_json(data) == make_spec()
 
 
 def test_json_names_the_key_that_is_wrong():
     data = make_spec().to_json()
-    with pytest.raises(ValueError, match=r"spec\.budget: not known; one of knowledge, candidates"):
-        Spec.from_json(data | {"budget": 3})
+    with pytest.raises(ValueError, match=r"spec\.money: not known; one of knowledge, budget"):
+        Spec.from_json(data | {"money": 3})
     del data["seed"]
     with pytest.raises(ValueError, match=r"spec\.seed: missing"):
         Spec.from_json(data)
-    with pytest.raises(ValueError, match=r"result\.fitness: missing"):
-        Result.from_json({"failure": "bug"})
-    with pytest.raises(ValueError, match=r"proposal\.stage: 'stage3' is not a stage; one of reference, stage1, stage2"):
-        Proposal.from_json(Proposal(0, PKD, "reference").to_json() | {"stage": "stage3"})
+    with pytest.raises(ValueError, match=r"outcome\.ap: missing"):
+        Outcome.from_json({"failure": "bug"})
+    with pytest.raises(ValueError, match=r"candidate\.stage: 'stage3' is not a stage; one of reference, stage1, stage2"):
+        Candidate.from_json(Candidate(0, PKD, "reference").to_json() | {"stage": "stage3"})
 
 
 @pytest.mark.parametrize(
@@ -58,13 +63,19 @@ def test_json_names_the_key_that_is_wrong():
     [
         ({"knowledge": ()}, "at least one knowledge"),
         ({"knowledge": ("global", "fgbg")}, r"spec.knowledge\[1\]: 'fgbg' is not in the search space; one of global, logits"),
-        ({"knowledge": ("global", "logits", "global")}, r"spec.knowledge\[2\]: 'global' appears twice"),
-        ({"references": (PKD, Policy(()), PKD)}, r"spec.references\[2\]: the same policy as references\[0\]"),
-        ({"candidates": 2}, "2 leaves nothing to search after 2 references; at least 3"),
+        ({"knowledge": ("global", "global")}, r"spec.knowledge\[1\]: 'global' appears twice"),
+        ({"references": (PKD, PKD)}, r"spec.references\[1\]: the same policy as references\[0\]"),
+        ({"candidates": 2}, "spec.candidates: 2 leaves nothing to search after 2 references; at least 3"),
+        ({"rungs": ()}, r"spec.rungs: \[\] are not rising numbers"),
+        ({"rungs": (30, 10)}, r"spec.rungs: \[30, 10\] are not rising numbers"),
+        ({"budget": 89}, "spec.budget: 89 iterations are less than one full proxy of 90"),
+        ({"algorithm": "luck"}, "spec.algorithm: 'luck' is not known; one of detkds, random"),
+        ({"group": 0}, "spec.group: at least 1, got 0"),
         ({"parallelism": 0}, "spec.parallelism: at least 1, got 0"),
+        ({"eta": 1}, "spec.eta: at least 2, got 1"),
         ({"stage2_share": 1.0}, "spec.stage2_share: at least 0 and below 1"),
-        ({"floor": 0.6}, "0.6 for each of 2 islands is more than the whole"),
-        ({"population": 0}, "spec.population and spec.tournament: at least 1"),
+        ({"audit": 1.5}, "spec.audit: from 0 to 1, got 1.5"),
+        ({"floor": 0.6}, "spec.floor: 0.6 for each of 2 islands is more than the whole"),
     ],
 )
 def test_refused(changes, message):
@@ -72,15 +83,7 @@ def test_refused(changes, message):
         make_spec(**changes)
 
 
-@pytest.mark.parametrize("fitness", [math.nan, math.inf])
-def test_a_fitness_is_finite(fitness):
-    with pytest.raises(ValueError, match="not finite; an infeasible candidate has fitness None"):
-        Result(fitness)
-
-
-@pytest.mark.parametrize(
-    ("candidates", "share", "stages"), [(3, 0.35, (1, 0)), (5, 0.35, (2, 1)), (42, 0.35, (26, 14)), (10, 0.99, (1, 7)), (10, 0.0, (8, 0))]
-)
-def test_shares_of_the_stages_by_hand(candidates, share, stages):
-    spec = make_spec(candidates=candidates, stage2_share=share)
-    assert (spec.stage1_candidates, spec.stage2_candidates) == stages
+@pytest.mark.parametrize("ap", [math.nan, math.inf])
+def test_an_ap_is_finite(ap):
+    with pytest.raises(ValueError, match=r"outcome\.ap"):
+        Outcome(ap)

@@ -1,18 +1,20 @@
 """A search from its specification to its result, whatever happens on the way. The worker trains nothing; queue and database are real."""
 
+import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
-from detkds_core.policy import named_policies, to_json
+from detkds_core.policy import named_policies, parse_formula, to_json
 from detkds_core.store import Store, events, jobs, results, searches
 from detkds_evolver.drive import recall, step
 from detkds_evolver.main import Evolver
 from detkds_evolver.settings import Settings
 
-from .worker import ap_of, create, measured, outcome, result_of, search_spec, work
+from .worker import LUCK, ap_of, create, measured, outcome, result_of, search_spec, work
 
 
 @pytest.fixture
@@ -66,9 +68,14 @@ def test_a_search_is_driven_to_its_result(store: Store, undisturbed: dict[str, A
     drive(store)
     found = outcome(store, search)
     assert found["state"] == "SUCCEEDED"
-    assert [one["index"] for one in found["candidates"]] == list(range(14))
-    assert {one["stage"] for one in found["candidates"]} == {"reference", "stage1", "stage2"}
-    assert all(one["ap"] == ap_of(one["policy"], 5, "evaluate") for one in found["candidates"])
+    candidates = found["candidates"]
+    assert [one["index"] for one in candidates] == list(range(len(candidates)))
+    assert len(candidates) > 30
+    assert {one["stage"] for one in candidates} == {"reference", "stage1", "stage2"}
+    assert {one["state"] for one in candidates} == {"MEASURED", "REJECTED"}
+    for one in candidates:
+        if one["rung"] in (25, 50):
+            assert one["ap"] == ap_of(one["policy"], 5, f"evaluate {one['rung']}")
     assert found == undisturbed, "the same on SQLite and Postgres"
     with store.read() as session:
         assert searches.due(session) == []
@@ -76,54 +83,178 @@ def test_a_search_is_driven_to_its_result(store: Store, undisturbed: dict[str, A
         kinds = [event.kind for event in events.after(session, search)]
     assert kinds[:3] == ["queued", "running", "proposed"]
     assert kinds[-1] == "succeeded"
-    assert kinds.count("measured") == 14
+    assert kinds.count("measured") == sum(len(event["asked"]["members"]) for event in found["ledger"] if "asked" in event)
     assert kinds.count("confirmed") == 3 * len({one["entrant"] for one in found["confirmations"]})
 
 
-def test_candidates_are_trained_in_groups_fixed_by_index(sqlite: Store) -> None:
+def test_the_jobs_of_a_search_are_its_decisions(sqlite: Store) -> None:
     search = create(sqlite)
     drive(sqlite)
     evaluate = specs(sqlite, search, "evaluate")
-    assert [[one["index"] for one in spec["candidates"]] for spec in evaluate] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [12, 13]]
-    asked = search_spec()
-    for spec in evaluate:
-        assert {key: spec[key] for key in spec if key != "candidates"} == {
-            "kind": "evaluate",
-            "seed": 5,
-            **{key: asked[key] for key in ("dataset", "teacher", "student", "inherit", "recipe")},
+    found = outcome(sqlite, search)
+    asked = [event["asked"] for event in found["ledger"] if "asked" in event]
+    assert [[one["index"] for one in spec["candidates"]] for spec in evaluate] == [job["members"] for job in asked]
+    rungs = {0: 25, 1: 50, 2: None}
+    whole = search_spec()
+    for spec, job in zip(evaluate, asked, strict=True):
+        assert spec["rung"] == rungs[job["rung"]]
+        assert spec["seed"] == 5 + 1_000_003 * job["replicate"]
+        assert (spec["fork"], spec["number"]) == (50, job["index"])
+        assert spec["gates"] == (["duplicate", "descent"] if job["new"] else [])
+        assert {key: spec[key] for key in ("dataset", "teacher", "student", "inherit", "recipe")} == {
+            key: whole[key] for key in ("dataset", "teacher", "student", "inherit", "recipe")
         }
+    third = next(spec for spec in evaluate[2:] if spec["known"])
+    assert {"index", "sketch", "ratio"} == set(third["known"][0])
+    assert {one["index"] for one in third["known"]} <= set(range(third["candidates"][0]["index"]))
+
+
+def test_the_ledger_replays_and_the_trials_are_its_measurements(sqlite: Store) -> None:
+    search = create(sqlite)
+    drive(sqlite)
+    found = outcome(sqlite, search)
+    with sqlite.read() as session:
+        trials = searches.trials(session, search)
+        again = recall(session, search)
+    assert again.ask() is None
+    assert again.finished
+    assert [dict(event) for event in again.ledger] == found["ledger"]
+    asked = [(event["asked"]["index"], member) for event in found["ledger"] if "asked" in event for member in event["asked"]["members"]]
+    assert [(one.number, one.candidate) for one in trials] == sorted(asked)
+    climbed = {one.candidate for one in trials if one.rung == 100}
+    assert climbed
+    assert all({25, 50} <= {one.rung for one in trials if one.candidate == index} for index in climbed)
+
+
+def test_a_candidate_climbs_with_the_weights_that_its_first_training_found(sqlite: Store) -> None:
+    def row(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        one = measured(candidate, spec)
+        if spec["kind"] == "evaluate" and candidate["policy"]["terms"] and spec["gates"]:
+            terms = [{**term, "weight": term["weight"] * 3} for term in candidate["policy"]["terms"]]
+            one["policy"] = {**candidate["policy"], "terms": terms}
+        return one
+
+    search = create(sqlite)
+    drive(sqlite, row)
+    evaluate = specs(sqlite, search, "evaluate")
+    first = {one["index"]: one["policy"] for spec in evaluate if spec["rung"] == 25 for one in spec["candidates"]}
+    climbing = [one for spec in evaluate if spec["rung"] != 25 for one in spec["candidates"] if one["policy"]["terms"]]
+    assert climbing
+    for one in climbing:
+        before = first[one["index"]]["terms"][0]["weight"]
+        assert one["policy"]["terms"][0]["weight"] == pytest.approx(3 * before)
+    finalists = [one for one in outcome(sqlite, search)["confirmations"] if one["role"] == "searched"]
+    for one in finalists:
+        assert one["policy"]["terms"][0]["weight"] == pytest.approx(3 * first[one["candidate"]]["terms"][0]["weight"])
 
 
 def test_the_confirmation_measures_everybody_on_fresh_seeds(sqlite: Store) -> None:
     search = create(sqlite)
     drive(sqlite)
     confirm = specs(sqlite, search, "confirm")
-    assert [spec["seed"] for spec in confirm] == [6, 7, 8]
+    assert [spec["seed"] for spec in confirm] == [6, 6, 7, 7, 8, 8]
     assert {spec["recipe"]["iterations"] for spec in confirm} == {300}
-    assert len({str(spec["candidates"]) for spec in confirm}) == 1
+    assert [[one["index"] for one in spec["candidates"]] for spec in confirm] == [[0, 1], [2, 3]] * 3
+    assert len({str(spec["candidates"]) for spec in confirm}) == 2, "every seed trains the same policies"
     found = outcome(sqlite, search)
     entrants = found["confirmations"][::3]
     assert [(one["name"], one["role"], one["candidate"]) for one in entrants[:2]] == [("none", "alone", 0), ("pkd", "reference", 1)]
-    searched = sorted((one for one in found["candidates"] if one["stage"] != "reference"), key=lambda one: -one["ap"])
-    assert [one["candidate"] for one in entrants[2:]] == [one["index"] for one in searched[:2]]
-    assert all(one["ap"] == ap_of(one["policy"], one["seed"], "confirm") for one in found["confirmations"])
+    searched = {one["index"] for one in found["candidates"] if one["stage"] != "reference" and one["rung"] == 100}
+    assert len({one["candidate"] for one in entrants[2:]}) == 2
+    assert {one["candidate"] for one in entrants[2:]} <= searched
+    assert all(one["ap"] == ap_of(one["policy"], one["seed"], "confirm 300") for one in found["confirmations"])
 
 
-def test_the_winner_is_chosen_on_the_selection_images_and_reported_on_the_others(sqlite: Store) -> None:
-    """The finalist that looks better on the report images must not win by them."""
+def confirmed_as(figures: Mapping[int, list[float]]) -> Callable[..., dict[str, Any]]:
+    """What `measured` gives, but for entrants whose AP with seeds 6, 7, 8 is given."""
 
     def row(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
         one = measured(candidate, spec)
-        if spec["kind"] == "confirm" and candidate["index"] in (2, 3):  # the finalists
-            one["ap"], one["selection_ap"] = {2: (50.0, 41.0), 3: (60.0, 40.0)}[candidate["index"]]
+        if spec["kind"] == "confirm" and candidate["index"] in figures:
+            one["ap"] = figures[candidate["index"]][spec["seed"] - 6]
+            one["resampled_ap"] = [one["ap"] + luck for luck in LUCK]
         return one
+
+    return row
+
+
+NONE, PKD, FIRST, SECOND = range(4)  # the entrants: two finalists
+
+
+def test_the_winner_is_the_one_that_wins_on_the_sealed_images(sqlite: Store) -> None:
+    search = create(sqlite)
+    drive(sqlite, confirmed_as({PKD: [28.0, 29.0, 30.0], FIRST: [31.0, 32.1, 32.9], SECOND: [33.0, 34.0, 35.1]}))
+    with sqlite.read() as session:
+        result = results.of_search(session, search)
+    assert result.metrics["returned"] == "searched"
+    assert result.metrics["winner"]["entrant"] == result.metrics["searched"]["entrant"] == SECOND
+    assert result.ap == result.metrics["ap"] == pytest.approx(34.0333, abs=1e-3)
+    assert result.metrics["against_reference"]["outcome"] == "better"
+    assert result.metrics["against_reference"]["choices"] == 1, "the other finalist is far behind"
+    low, high = result.metrics["interval"]
+    assert low < result.ap < high
+    assert result.evidence["draws"] == len(LUCK)
+
+
+def test_a_finalist_that_does_not_beat_the_best_distiller_gives_way_to_it(sqlite: Store) -> None:
+    """FIRST has the highest mean, but by 0.5, -0.4 and 0.5 over FitNets, which is the best of three distillers."""
+    named = {"finalists": 2, "seeds": 3, "iterations": 300, "distillers": ["pkd", "fitnets", "defeat"]}
+    search = create(sqlite, confirmation=named)
+    ap = {1: [30.0, 31.0, 32.0], 2: [33.0, 34.0, 35.0], 3: [29.0, 30.0, 31.0], 4: [33.5, 33.6, 35.5], 5: [31.0, 32.0, 33.0]}
+    drive(sqlite, confirmed_as(ap))
+    with sqlite.read() as session:
+        result = results.of_search(session, search)
+    metrics = result.metrics
+    assert (metrics["returned"], metrics["reference"]["name"], metrics["winner"]["entrant"]) == ("reference", "fitnets", 2)
+    assert result.policy == to_json(named_policies()["fitnets"].policy)
+    assert result.ap == 34.0
+    assert metrics["searched"]["entrant"] == 4
+    assert metrics["searched"]["mean_ap"] == pytest.approx(34.2)
+    assert metrics["why"].startswith(
+        "The searched policy and fitnets, the best of 3 hand-designed policies, do not differ beyond noise: +0.2 AP"
+    )
+    assert metrics["why"].endswith("So the result is fitnets.")
+    assert metrics["verdict"].startswith("Distillation with fitnets beat the student alone beyond noise:")
+    assert metrics["against_alone"]["first"] == "fitnets"
+    pairs = [(one["first"], one["second"]) for one in metrics["comparisons"]]
+    assert len(pairs) == len(set(pairs)) == 8  # five against alone, the best searched against three
+    rows = {row["name"]: row for row in metrics["rows"]}
+    assert rows["pkd"]["choices"] == 1
+    # Within reach of the best finalist at 99 %, t(2) = 9.925, is the other: 2.5, 1.6, 2.5, so 2.2 +- 3.0. PKD is 3 behind with every seed.
+    assert metrics["searched"]["choices"] == 2
+    assert rows["fitnets"]["choices"] == metrics["reference"]["choices"] == 1
+
+
+def test_without_draws_of_the_images_the_intervals_are_over_the_seeds(sqlite: Store) -> None:
+    def row(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in measured(candidate, spec).items() if name != "resampled_ap"}
 
     search = create(sqlite)
     drive(sqlite, row)
     with sqlite.read() as session:
         result = results.of_search(session, search)
-    assert result.metrics["winner"]["entrant"] == 2
-    assert result.ap == result.metrics["ap"] == 50.0
+    assert result.evidence["draws"] == 0
+    assert result.metrics["against_alone"]["images"] == 0
+
+
+def test_confirmations_of_searches_that_name_no_distillers_have_pkd(sqlite: Store) -> None:
+    search = create(sqlite, confirmation={"finalists": 1})
+    drive(sqlite)
+    found = outcome(sqlite, search)
+    assert {one["name"] for one in found["confirmations"] if one["role"] == "reference"} == {"pkd"}
+    assert len({one["seed"] for one in found["confirmations"]}) == 5
+
+
+def test_distillers_may_be_policies_and_are_measured_once(sqlite: Store) -> None:
+    halved = to_json(parse_formula("2.5·l2(standardize(global))"))
+    again = to_json(named_policies()["pkd"].policy)
+    named = [{"name": "pkd halved", "policy": halved}, {"name": "pkd", "policy": again}, "pkd", "none"]
+    search = create(sqlite, confirmation={"finalists": 1, "seeds": 3, "iterations": 9, "distillers": named})
+    drive(sqlite)
+    entrants = outcome(sqlite, search)["confirmations"][::3]
+    assert [(one["name"], one["role"]) for one in entrants[:3]] == [("none", "alone"), ("pkd halved", "reference"), ("pkd", "reference")]
+    assert entrants[2]["candidate"] == 1, "the search measured PKD too"
+    assert [one["role"] for one in entrants[3:]] == ["searched"]
 
 
 def test_the_result_carries_its_evidence(sqlite: Store) -> None:
@@ -134,16 +265,30 @@ def test_the_result_carries_its_evidence(sqlite: Store) -> None:
     assert (result.kind, result.dataset, result.dataset_digest, result.environment) == ("search", "shapes", "d1", {"torch": "none"})
     assert result.evidence["seeds"] == {"search": 5, "confirmation": [6, 7, 8]}
     assert result.evidence["images"] == {"selection": 150, "report": 150}
-    assert result.evidence["candidates"] == {"measured": 14, "infeasible": 0}
-    # 14 candidates of 100 iterations, 4 policies with 3 seeds of 300 iterations, 2 s each
-    assert result.evidence["cost"] == {"seconds": 52.0, "iterations": 5000, "search_seconds": 28.0, "confirmation_seconds": 24.0}
+    candidates = outcome(sqlite, search)["candidates"]
+    counts = Counter(one["state"] for one in candidates)
+    assert result.evidence["candidates"] == {"proposed": len(candidates), "measured": counts["MEASURED"], "infeasible": 0}
+    with sqlite.read() as session:
+        trials = searches.trials(session, search)
+    # 4 policies with 3 seeds of 300 iterations; 2 s each, as every trial
+    cost = result.evidence["cost"]
+    assert cost["confirmation_seconds"] == 24.0
+    assert cost["search_seconds"] == 2.0 * len(trials)
+    assert cost["iterations"] == 3600 + sum(one.iterations for one in trials)
+    assert result.evidence["summary"]["funnel"]["proposed"] == len(candidates)
+    assert sum(result.evidence["summary"]["funnel"]["rejected"].values()) == counts["REJECTED"]
     assert set(result.evidence["versions"]) == {"detkds_core", "detkds_evolver"}
     rows = {row["name"]: row for row in result.metrics["rows"]}
-    assert rows["none"]["ap"] == [ap_of({"terms": []}, seed, "confirm") for seed in (6, 7, 8)]
+    assert rows["none"]["ap"] == [ap_of({"terms": []}, seed, "confirm 300") for seed in (6, 7, 8)]
     assert rows["none"]["mean_ap"] == pytest.approx(sum(rows["none"]["ap"]) / 3)
     assert rows["none"]["interval"][0] < rows["none"]["mean_ap"] < rows["none"]["interval"][1]
     assert result.metrics["against_alone"]["outcome"] == "better"
     assert "beat the student alone beyond noise" in result.metrics["verdict"]
+    assert result.metrics["against_alone"]["images"] == 150
+    taught = result.evidence["insight"]
+    assert taught["candidates"] == len(candidates)
+    assert {line["knowledge"] for line in taught["knowledge"]} <= {"global", "fgbg", "logits"}
+    assert sum(line["cost"]["seconds"] for line in taught["cost"]) == cost["search_seconds"]
 
 
 def test_a_winner_that_is_no_better_is_called_so(sqlite: Store) -> None:
@@ -151,6 +296,7 @@ def test_a_winner_that_is_no_better_is_called_so(sqlite: Store) -> None:
         one = measured(candidate, spec)
         if spec["kind"] == "confirm":
             one["ap"] = 30.0 + (candidate["index"] * 7 + spec["seed"] * 5) % 3  # seeds differ more than policies
+            one["resampled_ap"] = [one["ap"] + luck for luck in LUCK]
         return one
 
     search = create(sqlite)
@@ -247,8 +393,9 @@ def test_a_search_is_recalled_without_holding_anybody_up(sqlite: Store) -> None:
         assert recall(session, "no-such-search") is None
     with sqlite.read() as session:
         candidates = searches.all_candidates(session, search)
-    assert [to_json(proposal.policy) for proposal in again.proposals] == [one.policy for one in candidates]
-    assert sorted(again.results) == [one.index for one in candidates if one.state != "PROPOSED"]
+    assert [to_json(one.policy) for one in again.candidates] == [one.policy for one in candidates]
+    measured_ = {index for outcomes in again.results.values() for index in outcomes}
+    assert measured_ == {one.index for one in candidates if one.state != "PROPOSED"}
 
 
 def test_two_evolvers_at_once_count_everything_once(store: Store, undisturbed: dict[str, Any]) -> None:
@@ -320,7 +467,7 @@ def test_a_finalist_that_fails_with_one_seed_does_not_win(sqlite: Store) -> None
     drive(sqlite, row)
     with sqlite.read() as session:
         result = results.of_search(session, search)
-    assert result.metrics["winner"]["entrant"] == 3
+    assert result.metrics["searched"]["entrant"] == 3
     failed = next(row for row in result.metrics["rows"] if row["entrant"] == 2)
     assert failed["seeds"] == [6, 8]
     assert failed["failures"] == [{"seed": 7, "kind": "not_finite", "detail": "step 5"}]
@@ -401,12 +548,34 @@ def test_a_result_without_one_of_its_candidates_makes_that_one_infeasible(sqlite
     assert states[:4] == ["MEASURED", "INFEASIBLE", "INFEASIBLE", "PROPOSED"]
 
 
-def test_a_partial_last_group_and_a_group_larger_than_the_parallelism_end_too(sqlite: Store) -> None:
-    search = create(sqlite, candidates=7, group=8, parallelism=2)
+def test_a_search_of_few_candidates_and_large_groups_ends_too(sqlite: Store) -> None:
+    search = create(sqlite, candidates=7, group=8)
     drive(sqlite)
-    assert outcome(sqlite, search)["state"] == "SUCCEEDED"
-    sizes = [len(spec["candidates"]) for spec in specs(sqlite, search, "evaluate")]
-    assert sizes == [2, 2, 2, 1]
+    found = outcome(sqlite, search)
+    assert (found["state"], len(found["candidates"])) == ("SUCCEEDED", 7)
+    assert len(specs(sqlite, search, "evaluate")[0]["candidates"]) == 7
+
+
+@pytest.mark.parametrize("algorithm", ["random", "random_halving", "evolution", "genetic"])
+def test_other_algorithms_go_the_same_way(sqlite: Store, algorithm: str) -> None:
+    halves = algorithm == "random_halving"
+    search = create(sqlite, algorithm=algorithm, rungs=[25, 50, 100] if halves else [100], budget=1600, fork=50 if halves else 0)
+    drive(sqlite)
+    found = outcome(sqlite, search)
+    assert found["state"] == "SUCCEEDED"
+    assert max(one["rung"] or 0 for one in found["candidates"]) == 100
+
+
+def test_a_logged_search_ends_and_its_ledger_says_what_was_seen(sqlite: Store) -> None:
+    search = create(sqlite, mode="logged", parallelism=3)
+    drive(sqlite)
+    found = outcome(sqlite, search)
+    assert found["state"] == "SUCCEEDED"
+    asked = [event["asked"] for event in found["ledger"] if "asked" in event]
+    assert any(job["seen"] for job in asked)
+    with sqlite.read() as session:
+        again = recall(session, search)
+    assert [dict(event) for event in again.ledger] == found["ledger"]
 
 
 def test_a_search_without_references_is_still_compared_with_them(sqlite: Store) -> None:
@@ -423,24 +592,26 @@ def test_the_best_other_reference_is_confirmed_too(sqlite: Store) -> None:
     search = create(sqlite, references=named)
     drive(sqlite)
     found = outcome(sqlite, search)
-    best = max((2, 3), key=lambda index: found["candidates"][index]["ap"])
+    best = max((2, 3), key=lambda index: (found["candidates"][index]["rung"] or 0, found["candidates"][index]["ap"] or 0))
     references = {one["name"]: one["candidate"] for one in found["confirmations"] if one["role"] == "reference"}
     assert references == {"pkd": 1, ("fitnets", "defeat")[best - 2]: best}
 
 
-def test_a_candidate_that_would_be_proposed_otherwise_now_is_noticed(sqlite: Store) -> None:
-    """A search that another version of the program began must not go on with proposals of this one."""
+def test_a_ledger_that_this_program_would_not_write_is_noticed(sqlite: Store) -> None:
+    """A search that another version of the program began must not go on with decisions of this one."""
     from sqlalchemy import update
 
-    from detkds_core.store.models import Candidate
+    from detkds_core.store.models import Decision
 
     search, one = create(sqlite), evolver(sqlite)
     one.round()
     with sqlite.begin() as session:
-        session.execute(update(Candidate).where(Candidate.index == 3).values(policy_key="another"))
+        changed = searches.ledger(session, search)[0]
+        changed["asked"]["rung"] = 1
+        session.execute(update(Decision).where(Decision.number == 0).values(event=json.dumps(changed)))
     work(sqlite)
     one.retire()
     evolver(sqlite).round()
     found = outcome(sqlite, search)
     assert found["state"] == "FAILED"
-    assert found["reason"].startswith("candidate 3 cannot be proposed again")
+    assert found["reason"].startswith("the search was begun by another version of this program: ledger[0]")

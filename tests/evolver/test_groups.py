@@ -1,6 +1,8 @@
 """What a job of a search is asked to do."""
 
-from detkds_evolver.groups import job_spec
+import pytest
+
+from detkds_evolver.groups import job_spec, shared_out
 
 SEARCH = {"dataset": {}, "teacher": {}, "student": {}, "inherit": True, "resize": True, "pair": "digits_gfl"}
 
@@ -23,3 +25,10 @@ def test_the_iterations_of_a_confirmation_stand_in_place_of_epochs():
 def test_a_recipe_in_iterations_keeps_its_milestones():
     asked = {"epochs": None, "milestones": [200], "eval_every": 50, "iterations": 300}
     assert recipe_of(asked, 500) == {**asked, "iterations": 500}
+
+
+@pytest.mark.parametrize(("count", "size", "lengths"), [(4, 3, [2, 2]), (7, 3, [3, 2, 2]), (3, 3, [3]), (1, 4, [1]), (5, 1, [1] * 5)])
+def test_a_confirmation_is_shared_out_evenly(count, size, lengths):
+    shares = shared_out(count, size)
+    assert sorted(map(len, shares), reverse=True) == lengths
+    assert [place for share in shares for place in share] == list(range(count))

@@ -14,11 +14,10 @@ import redis
 
 from detkds_core.store import Store, distillations, jobs, results, searches
 from detkds_evolver.doorbell import Doorbell
-from detkds_evolver.groups import group_size, ready_groups
 from detkds_evolver.main import ERRORS, Evolver
 from detkds_evolver.settings import Settings
 
-from .worker import DATASET, create, outcome, search_spec, work
+from .worker import DATASET, create, outcome, work
 
 
 @pytest.fixture
@@ -182,14 +181,14 @@ def start(store: Store) -> "subprocess.Popen[bytes]":
 
 
 def test_as_a_process_killed_and_started_again(store: Store) -> None:
-    search = create(store, candidates=8)
+    search = create(store, budget=600)
     process = start(store)
     try:
         until(lambda: work(store), 30)
         process.kill()
         process.wait()
         process = start(store)
-        until(lambda: (work(store) and False) or state(store, search)[0] == "SUCCEEDED", 60)
+        until(lambda: (work(store) and False) or state(store, search)[0] == "SUCCEEDED", 180)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     finally:
@@ -265,14 +264,3 @@ def test_the_loop_rings_for_what_waits(sqlite: Store, redis_server: str, queue: 
     with sqlite.read() as session:
         assert len(messages(queue)) == len(jobs.waiting(session)) == 2  # parallelism 6, groups of 3
     one.retire()
-
-
-def test_groups_are_made_of_consecutive_indices() -> None:
-    assert ready_groups([0, 1, 2], 4, 3, complete=False) == []
-    assert ready_groups([0, 1, 2, 3], 4, 4, complete=False) == [[0, 1, 2, 3]]
-    assert ready_groups([0, 1, 2], 4, 3, complete=True) == [[0, 1, 2]]
-    assert ready_groups([4, 5, 6, 7, 8], 4, 9, complete=False) == [[4, 5, 6, 7]]
-    assert ready_groups([4, 5, 6, 7, 8], 4, 9, complete=True) == [[4, 5, 6, 7], [8]]
-    assert ready_groups([], 4, 9, complete=True) == []
-    assert group_size(search_spec(group=8, parallelism=3)) == 3
-    assert group_size({"parallelism": 3}) == 1

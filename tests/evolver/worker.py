@@ -20,14 +20,21 @@ DATASET = {
 }
 
 
+LUCK = (-0.5, -0.25, 0.0, 0.25, 0.5)  # of the images on five draws, the same for every policy
+
+
 def search_spec(**changes: Any) -> dict[str, Any]:
     """A small search; changes replace keys."""
     space = SearchSpace(knowledge=KNOWLEDGE, images_per_batch=8)
     references = [to_json(named_policies()[name].policy) for name in ("none", "pkd")]
     return {
         "knowledge": list(KNOWLEDGE),
-        "candidates": 14,
-        "parallelism": 6,
+        "budget": 1600,
+        "rungs": [25, 50, 100],
+        "fork": 50,
+        "gates": ["duplicate", "descent"],
+        "look": 2,
+        "parallelism": 2,
         "group": 3,
         "seed": 5,
         "references": references,
@@ -37,7 +44,7 @@ def search_spec(**changes: Any) -> dict[str, Any]:
         "student": {"detector": "small", "checkpoint": None},
         "inherit": True,
         "recipe": {"iterations": 100, "batch": 8},
-        "confirmation": {"finalists": 2, "seeds": 3, "iterations": 300},
+        "confirmation": {"finalists": 2, "seeds": 3, "iterations": 300, "distillers": ["pkd"]},
     } | changes
 
 
@@ -49,10 +56,6 @@ def create(store: Store, **changes: Any) -> str:
 def ap_of(policy: Mapping[str, Any], seed: int, kind: str) -> float:
     """AP in percent, 20 to 40: mostly the policy's, a little the seed's; no distillation is poor and PKD middling."""
     text = json.dumps(policy, sort_keys=True)
-
-    def share(of: str) -> float:
-        return int(hashlib.sha256(of.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
-
     if not policy["terms"]:
         return round(15 + share(f"{seed} {kind}"), 4)
     return round(20 + 19 * share(text) + share(f"{text} {seed} {kind}"), 4)
@@ -61,21 +64,34 @@ def ap_of(policy: Mapping[str, Any], seed: int, kind: str) -> float:
 Row = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 
 
+def share(of: str) -> float:
+    """A number in 0-1 that depends on the text alone."""
+    return int(hashlib.sha256(of.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
+
+
 def measured(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a job's result."""
-    ap = ap_of(candidate["policy"], spec["seed"], spec["kind"])
+    """A row of a job's result. Of the candidates that are measured for the first time one in ten is refused."""
+    rung = spec.get("rung") or spec["recipe"]["iterations"]
+    ap = ap_of(candidate["policy"], spec["seed"], f"{spec['kind']} {rung}")
+    text = json.dumps(candidate["policy"], sort_keys=True)
     row = {
         "index": candidate["index"],
         "ap": ap,
         "ap50": round(ap * 1.5, 4),
         "ap75": round(ap * 0.9, 4),
         "images": 150,
-        "iterations": spec["recipe"]["iterations"],
+        "iterations": rung,
         "seconds": 2.0,
         "failure": None,
     }
     if spec["kind"] == "confirm":
-        row["selection_ap"] = ap_of(candidate["policy"], spec["seed"], "selection")
+        return row | {"resampled_ap": [round(ap + by, 4) for by in LUCK]}
+    look = {"loss": 1.0, "ratio": 0.5, "agreement": 0.1, "sketch": [round(share(f"{text} sketch"), 6)], "failure": None}
+    row |= {"look": look, "policy": candidate["policy"], "rejected": None, "same_as": None}
+    if spec["gates"] and candidate["policy"]["terms"] and share(f"{text} gate") < 0.1:
+        row["rejected"] = {"gate": "descent", "detail": "the gap grows"}
+        if not candidate.get("audit"):
+            row |= dict.fromkeys(("ap", "ap50", "ap75")) | {"iterations": 0}
     return row
 
 
@@ -100,12 +116,13 @@ def outcome(store: Store, search_id: str) -> dict[str, Any]:
         search = searches.get(session, search_id)
         assert search is not None
         result = results.of_search(session, search_id)
-        fields = ("index", "policy", "stage", "island", "operator", "parents", "state", "ap", "failure")
-        again = ("entrant", "candidate", "name", "role", "policy", "seed", "state", "ap", "selection_ap")
+        fields = ("index", "policy", "stage", "island", "operator", "parents", "state", "rung", "ap", "failure", "rejected", "same_as")
+        again = ("entrant", "candidate", "name", "role", "policy", "seed", "state", "ap")
         return {
             "state": search.state,
             "reason": search.reason,
             "candidates": [{name: getattr(one, name) for name in fields} for one in searches.all_candidates(session, search_id)],
             "confirmations": [{name: getattr(one, name) for name in again} for one in searches.confirmations(session, search_id)],
+            "ledger": searches.ledger(session, search_id),
             "result": None if result is None else {"policy": result.policy, "ap": result.ap, "metrics": result.metrics},
         }

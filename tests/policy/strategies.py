@@ -10,7 +10,7 @@ from detkds_core.policy.distillers import DISTILLERS, Setting
 from detkds_core.policy.space import combinations_of
 from detkds_core.policy.vocabulary import DIVERGENCES, KNOWLEDGE, REGIONS
 
-WEIGHTS = st.floats(1e-6, 1000, allow_nan=False) | st.sampled_from([0.1, 1.0, 2.0, 10.0, 1000.0])
+WEIGHTS = st.floats(1e-6, 1e9 / 2, allow_nan=False) | st.sampled_from([0.1, 1.0, 2.0, 10.0, 1000.0, 1e9])
 
 
 @cache
@@ -30,7 +30,7 @@ def terms(draw) -> Term:
         warm_up=draw(st.sampled_from([0, 0, 500]) | st.integers(0, 10_000_000)),
         stop=draw(st.sampled_from([1.0, 1.0, 0.93]) | st.floats(1e-6, 1)),
         decay=draw(st.sampled_from([1.0, 1.0, 0.0]) | st.floats(0, 1)),
-        auto=draw(st.booleans()),
+        **draw(st.sampled_from([{}, {"auto": True}, {"balanced": True}])),
     )
     if term.distance in DIVERGENCES:
         term = replace(term, temperature=draw(st.sampled_from([1.0, 2.0, 10.0]) | st.floats(0.01, 100)))

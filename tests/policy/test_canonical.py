@@ -114,6 +114,8 @@ def test_canonical_json_by_hand() -> None:
         # The weight of an auto term is a ratio, which no factor of the loss changes.
         ("2·l1[auto](scale(global))", "2·l1[auto](global)"),
         ("3·kl[auto](softmax_C(scale(global)))", "3·kl[auto, T=2](softmax_C(global))"),
+        ("2·l1[balanced](scale(global))", "2·l1[balanced](global)"),
+        ("l1[balanced](global) + l1[auto](global) + 2·l1[balanced](scale(global))", "3·l1[balanced](global) + l1[auto](global)"),
         ("l1[auto](global) + l1(global) + 2·l1[auto](global)", "l1(global) + 3·l1[auto](global)"),
     ],
 )

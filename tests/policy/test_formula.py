@@ -31,13 +31,13 @@ def test_options_stand_behind_the_distance() -> None:
 def test_every_option_is_written_where_it_differs() -> None:
     text = (
         "0.5·kl[auto, region=teacher_score, T=4, decay=0.1](softmax_C(logits)) + l2[reduction=sum](drop(global))"
-        " + iou[region=proposals](pow2(localization))"
+        " + 0.3·iou[balanced, region=proposals](pow2(localization))"
     )
     policy = Policy(
         (
             Term("logits", ("softmax_C",), "kl", 0.5, temperature=4.0, decay=0.1, region="teacher_score", auto=True),
             Term("global", ("drop", "none", "none"), "l2", 1.0, reduction="sum"),
-            Term("localization", ("pow2",), "iou", 1.0, region="proposals"),
+            Term("localization", ("pow2",), "iou", 0.3, region="proposals", balanced=True),
         )
     )
     assert parse_formula(text) == policy
@@ -96,12 +96,12 @@ def test_what_is_written_reads_back_equal(policy: Policy) -> None:
         (
             "kl[](softmax_C(global))",
             "policy.terms[0]",
-            "column 4: ']' where an option (shared, auto, region, reduction, T, background, warm_up, stop, decay) should be",
+            "column 4: ']' where an option (shared, auto, balanced, region, reduction, T, background, warm_up, stop, decay) should be",
         ),
         (
             "kl[t=2](softmax_C(global))",
             "policy.terms[0]",
-            "column 4: 't' is not an option; one of shared, auto, region, reduction, T, background",
+            "column 4: 't' is not an option; one of shared, auto, balanced, region, reduction, T, background",
         ),
         ("kl[T](softmax_C(global))", "policy.terms[0].temperature", "column 5: ']' where '=' should be"),
         ("l1[auto, auto](global)", "policy.terms[0].auto", "column 10: auto is given twice"),
@@ -124,7 +124,7 @@ def test_what_is_written_reads_back_equal(policy: Policy) -> None:
         (" + ".join(["fgd"] * 99), "policy.distillers", "distillers; at most"),
         ("kl[T=2, T=3](softmax_C(global))", "policy.terms[0].temperature", "column 9: T is given twice"),
         ("l1[warm_up=1.5](global)", "policy.terms[0].warm_up", "column 12: '1.5' where a whole number of steps should be"),
-        ("l1(global) + 2000·l1(fgbg)", "policy.terms[1].weight", "2000.0 is not a number above 0 and at most 1000"),
+        ("l1(global) + 2e9·l1(fgbg)", "policy.terms[1].weight", "2000000000.0 is not a number above 0 and at most 1e+09"),
         ("l1[warm_up=99999999999999999999999](global)", "policy.terms[0].warm_up", "is not a number of steps from 0 to 10000000"),
         ("1e999·l1(global)", "policy.terms[0].weight", "inf is not a number above 0"),
         (" + ".join(["l1(global)"] * 21), "policy.terms", "more than 20 terms; at most 20"),

@@ -6,7 +6,7 @@ import pytest
 
 from detkds_core.policy import Distiller, PairFacts, Policy, SearchSpace, Term, canonical, check, named_policies
 from detkds_core.policy.distillers import DISTILLERS, pair_faults
-from detkds_core.policy.named import RELEASED, cannot_run, name_of
+from detkds_core.policy.named import FAMILIES, RELEASED, STAGES, cannot_run, name_of, suiting
 
 
 @dataclass(frozen=True)
@@ -132,3 +132,17 @@ def test_facts_of_a_distiller(name: str) -> None:
         assert not setting.whole or setting.default.is_integer()
     assert not pair_faults(name, Exchange())
     assert not check(Policy((), (Distiller(name),)))
+
+
+def test_a_search_is_compared_with_the_distillers_that_suit_its_student() -> None:
+    one_stage = suiting(Exchange(), GFL, ("gfl", "gfl"), 1)
+    assert {"pkd", "fgd", "mgd", "maskd", "crosskd_gfl", "ld", "detkds_gfl"} <= set(one_stage)
+    assert not {"none", "pkd_two_stage", "fgd_two_stage", "crosskd", "maskd_boxes", "detkds_fcos", "detkds_reppoints"} & set(one_stage)
+    two_stage = suiting(Exchange(), GFL, ("retinanet", "faster_rcnn"), 2)
+    assert {"pkd_two_stage", "fgd_two_stage", "mgd_two_stage", "maskd_two_stage", "detkds_faster_rcnn"} <= set(two_stage)
+    assert not {"pkd", "fgd", "mgd", "crosskd", "crosskd_gfl", "detkds_cascade_faster_rcnn"} & set(two_stage), "the last is MGD again"
+    unable = Exchange({"logits": "why", "localization": "why"}, {"towers": "why"})
+    assert not {"dist", "ld", "gid", "crosskd_gfl"} & set(suiting(unable, GFL, ("gfl", "gfl"), 1))
+    assert set(STAGES) | set(FAMILIES) <= set(named_policies())
+    for names in (one_stage, two_stage):
+        assert len({canonical(named_policies()[name].policy) for name in names}) == len(names)

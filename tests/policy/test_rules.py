@@ -123,8 +123,9 @@ def term(knowledge: str, transforms: str, distance: str, **options) -> Term:
         (term("logits", "none", "l2", reduction="sum", region="masks"), "reduction", "a sum would grow with how many boxes"),
         (term("logits", "none", "l2", reduction="sum", region="assigned"), "reduction", "the weights of the positions have no unit"),
         (term("localization", "none", "iou", reduction="sum"), "reduction", "the weights of the positions have no unit"),
-        (replace(PLAIN, weight=0.0), "weight", "0.0 is not a number above 0 and at most 1000"),
-        (replace(PLAIN, weight=1000.5), "weight", "1000.5 is not a number above 0 and at most 1000"),
+        (replace(PLAIN, weight=0.0), "weight", "0.0 is not a number above 0 and at most 1e+09"),
+        (replace(PLAIN, weight=1.5e9), "weight", "1500000000.0 is not a number above 0 and at most 1e+09"),
+        (replace(PLAIN, auto=True, balanced=True), "balanced", "'auto' compares losses and 'balanced' gradients; a weight is one ratio"),
         (replace(PLAIN, weight=float("nan")), "weight", "nan is not a number above 0"),
         (replace(PLAIN, weight=float("inf")), "weight", "inf is not a number above 0"),
         (replace(PLAIN, temperature=2.0), "temperature", "only kl and kl_edges have a temperature, 'l2' does not; leave it out"),
@@ -269,9 +270,9 @@ def test_a_richer_pair_has_a_meaning_for_all_of_it() -> None:
 
 
 def test_terms_that_are_the_same_loss_weigh_together() -> None:
-    errors = check(Policy((replace(PLAIN, weight=800.0), replace(PLAIN, weight=200.5, transforms=("none", "scale_r1", "none")))))
-    assert errors == [("policy.terms[1].weight", "the same loss as terms[0], and together they weigh 1000.5; at most 1000")]
-    assert check(Policy((replace(PLAIN, weight=800.0), replace(PLAIN, weight=200.5, distance="l1")))) == []
+    errors = check(Policy((replace(PLAIN, weight=8e8), replace(PLAIN, weight=2.5e8, transforms=("none", "scale_r1", "none")))))
+    assert errors == [("policy.terms[1].weight", "the same loss as terms[0], and together they weigh 1.05e+09; at most 1e+09")]
+    assert check(Policy((replace(PLAIN, weight=8e8), replace(PLAIN, weight=2.5e8, distance="l1")))) == []
 
 
 def test_too_many_terms() -> None:

@@ -3,13 +3,15 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image, ImageColor
 
-from detkds_core.report import Box, CandidatePoint, ImagePanel, ReportData, Row, text_table, write_report
-from detkds_core.report.charts import fitness_chart
+from detkds_core.report import Box, CandidatePoint, ImagePanel, Interval, ReportData, Row, Verdict, insight, text_table, write_report
+from detkds_core.report.charts import effects_chart, fitness_chart
+from detkds_core.report.page import render
 from detkds_core.report.pictures import RIGHT, WIDTH, WRONG, draw_detections, draw_truth, iou, matches
 
 ROWS = [
@@ -127,6 +129,59 @@ def test_a_search_without_any_feasible_candidate(tmp_path):
     assert "No candidate could be measured." in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_chosen_row_has_a_longer_lower_bound():
+    """Two searched policies of the same mean as good as equal: t(2) at 1 - 0.025 / 2 below, at 97.5 % above, times 1 / sqrt(3)."""
+    rows = [Row(name, "searched", (0, 1, 2), (31.0, 32.0, 33.0), *[(50.0, 50.0, 50.0)] * 2, 612_000, 150) for name in ("a", "b")]
+    first, second = text_table(rows).splitlines()[2:]
+    assert first.startswith("a  32.0 (28.4 to 34.5)  50.0 ±0.0")
+    assert second.startswith("b            32.0 ±2.5  50.0 ±0.0")
+    judged = [replace(rows[0], interval=Interval(32.0, 30.0, 33.5)), rows[1]]
+    assert "32.0 (30.0 to 33.5)" in text_table(judged)
+
+
+def test_a_report_whose_searched_policy_did_not_win_says_why(tmp_path):
+    pkd = Row("PKD", "reference", (0, 1, 2), (30.9, 32.2, 33.0), *[(50.0, 50.0, 50.0)] * 2, 612_000, 150)
+    write_report(tmp_path / "report.html", report(rows=[*ROWS, pkd]))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "The best hand-designed policy" in page.text
+    assert "do not differ beyond noise" in page.text
+    assert "So the result is PKD." in page.text
+    assert (
+        "searched policy − student alone +6.0 AP (95 % interval +6.0 to +6.0, 3 paired seeds) +6.0, +6.0, +6.0 < 0.001 better" in page.text
+    )
+
+
+def test_the_verdict_of_the_service_goes_over_that_of_the_rows(tmp_path):
+    write_report(tmp_path / "report.html", report(verdict=Verdict("As the service says.", None, None, returned="searched")))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "As the service says." in page.text
+    assert "Seed by seed" not in page.text
+
+
+def test_what_the_search_teaches_is_shown(tmp_path):
+    def candidate(index):
+        knowledge = "global" if index % 2 else "logits"
+        term = {"knowledge": knowledge, "transforms": ["none"], "distance": "l1", "weight": 1.0}
+        return {
+            "index": index,
+            "policy": {"terms": [term]},
+            "stage": "stage1",
+            "ap": 25.0 + 3 * (index % 2) + index / 10,
+            "cost": {"seconds": 1.5},
+        }
+
+    rows = [{"index": 0, "policy": {"terms": []}, "stage": "reference", "ap": 24.0}, *map(candidate, range(1, 13))]
+    rows.append({"index": 13, "policy": {"terms": []}, "stage": "stage1", "rejected": {"gate": "descent", "detail": "<grew>"}})
+    write_report(tmp_path / "report.html", report(insight=insight(rows)))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Of 13 of 14 candidates that were measured" in page.text
+    assert "global 6 +4.6" in page.text  # mean of 28.1, 28.3 .. 29.1 less 24
+    assert "descent 1 (7 %) 13: <grew>" in page.text
+    assert "stage 1 13 12 18 seconds" in page.text
+    assert len(page.sources) == 2 + 2 + 3  # the search, the effects, the images
+    assert "What the search teaches" not in Page(render(report())).text
+
+
 def test_text_table():
     assert text_table(ROWS[1:]).splitlines() == [
         "                        AP       AP50       AP75  parameters  images        seeds",
@@ -143,6 +198,8 @@ def test_chart_is_transparent_and_the_same_every_time():
     assert Image.open(io.BytesIO(first)).convert("RGBA").getpixel((0, 0))[3] == 0
     with pytest.raises(ValueError, match="nothing to draw"):
         fitness_chart([CANDIDATES[2]], "light")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        effects_chart([], "light")
 
 
 def test_iou_by_hand():

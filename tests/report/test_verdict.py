@@ -1,8 +1,12 @@
 """The sentence over a report says what the intervals allow, and no more."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from detkds_core.report import Row, compare, verdict
+from detkds_core.report import Row, Verdict, compare, verdict
+from detkds_core.report.verdict import describe
 
 
 def row(name, role, ap, seeds=(0, 1, 2)):
@@ -33,11 +37,94 @@ def test_a_higher_mean_within_noise_is_not_called_better():
     assert "No hand-designed policy was measured" in judged.sentence
 
 
-def test_worse_is_said():
+def test_worse_than_the_reference_is_said_and_the_reference_is_the_result():
     judged = verdict([ALONE, PKD, row("searched", "searched", (20.0, 21.1, 21.9))])
+    assert judged.against_reference.outcome == "worse"
+    assert judged.returned == "reference"
+    # PKD - alone: 3.0, 3.1, 2.9: mean 3, s = 0.1, the largest p of three, so half 0.248
+    assert judged.against_alone.first == "PKD"
+    assert judged.against_alone.difference == pytest.approx((3.0, 2.7516, 3.2484), abs=1e-3)
+    assert judged.sentence == (
+        "Distillation with PKD beat the student alone beyond noise: +3.0 AP (95 % interval +2.8 to +3.2, 3 paired seeds)."
+        " The searched policy was worse than PKD beyond noise: -8.0 AP (95 % interval -8.0 to -8.0, 3 paired seeds). So the result is PKD."
+    )
+    searched_alone = next(one for one in judged.comparisons if (one.first, one.second) == ("searched", "student alone"))
+    assert searched_alone.outcome == "worse"
+
+
+def test_worse_than_alone_is_said():
+    judged = verdict([ALONE, row("searched", "searched", (20.0, 21.1, 21.9))])
     assert judged.against_alone.outcome == "worse"
     assert "made the student worse than alone, beyond noise" in judged.sentence
-    assert "was worse than PKD beyond noise: -8.0 AP" in judged.sentence
+    assert judged.returned == "searched"
+
+
+def test_within_noise_of_the_best_distiller_the_distiller_is_the_result():
+    """The searched policy has the higher mean, by 0.5, -0.1 and 0.2: mean 0.2, s = 0.3, half 0.745."""
+    weak = row("cwd", "reference", (26.0, 27.0, 28.0))
+    judged = verdict([ALONE, weak, PKD, row("candidate 4", "searched", (28.5, 29.0, 30.1))])
+    assert judged.against_reference.outcome == "within noise"
+    assert judged.against_reference.difference == pytest.approx((0.2, -0.545, 0.945), abs=1e-3)
+    assert (judged.returned, judged.reference, judged.searched) == ("reference", "PKD", "candidate 4")
+    assert judged.why == (
+        "The searched policy and PKD, the best of 2 hand-designed policies, do not differ beyond noise:"
+        " +0.2 AP (95 % interval -0.5 to +0.9, 3 paired seeds). So the result is PKD."
+    )
+
+
+def test_the_best_of_equals_needs_more_than_one_that_was_not_chosen():
+    """One searched policy beats PKD by 0.4, 0.2 and 0.3: s = 0.1, t = 0.3 * sqrt(3) / 0.1 = 5.196, p = 0.0351; of three: 3 times that."""
+    ahead = row("a", "searched", (28.4, 29.3, 30.2))
+    one = verdict([PKD, ahead])
+    assert one.against_reference.outcome == "better"
+    assert (one.against_reference.p, one.against_reference.choices) == (pytest.approx(0.0351, abs=1e-4), 1)
+    equals = [row("b", "searched", (28.2, 29.3, 30.2)), row("c", "searched", (28.4, 29.2, 30.1))]
+    among = verdict([PKD, ahead, *equals])
+    assert among.choices == {"a": 3, "PKD": 1}
+    assert (among.against_reference.p, among.against_reference.choices) == (pytest.approx(3 * 0.0351, abs=3e-4), 3)
+    assert among.against_reference.outcome == "within noise"
+    assert among.returned == "reference"
+
+
+def test_who_is_far_behind_was_no_choice():
+    behind = row("behind", "searched", (10.0, 11.01, 11.99))
+    judged = verdict([PKD, row("a", "searched", (28.4, 29.3, 30.2)), behind])
+    assert judged.against_reference.choices == 1
+    assert judged.choices == {"a": 1, "PKD": 1}
+
+
+def test_all_others_are_compared_too_and_adjusted_together():
+    weak, poor = row("cwd", "reference", (26.0, 27.1, 27.9)), row("mgd", "reference", (25.2, 26.0, 27.1))
+    judged = verdict([ALONE, weak, poor, PKD, row("a", "searched", (29.0, 30.0, 31.0)), row("b", "searched", (28.9, 30.1, 31.0))])
+    pairs = {(one.first, one.second): one for one in judged.comparisons}
+    assert list(pairs) == [
+        ("a", "student alone"), ("a", "PKD"), ("PKD", "student alone"),
+        ("b", "student alone"), ("cwd", "student alone"), ("mgd", "student alone"), ("a", "cwd"), ("a", "mgd"),
+    ]  # fmt: skip
+    # mgd - alone: 0.2, 0.0, 0.1: mean 0.1, s = 0.1, t(2) = 1.732, p = 0.2254, the largest of five, so unadjusted
+    assert pairs["mgd", "student alone"].p == pytest.approx(0.2254, abs=1e-4)
+
+
+def test_the_images_count_where_they_were_drawn():
+    """Seeds that all differ by 1; on two draws of the images by 0 and by 2: the interval is that of the images."""
+    first = replace(row("a", "searched", (26.0, 27.0, 28.0)), resamples=((25.0, 27.0), (26.0, 28.0), (27.0, 29.0)))
+    second = replace(ALONE, resamples=((25.0, 25.0), (26.0, 26.0), (27.0, 27.0)))
+    comparison = compare(first, second)
+    assert comparison.difference == pytest.approx((1.0, 0.0, 2.0))
+    assert (comparison.outcome, comparison.images) == ("within noise", 10)
+    assert "(95 % interval +0.0 to +2.0, 3 paired seeds, 10 images)" in describe(comparison)
+    assert compare(first, ALONE).images == 0
+    assert compare(first, replace(second, images=11)).images == 0, "draws of other images do not pair"
+
+
+def test_a_verdict_survives_as_json():
+    judged = verdict([ALONE, PKD, row("a", "searched", (29.0, 30.0, 31.0)), row("b", "searched", (28.9,))])
+    again = Verdict.from_json(json.loads(json.dumps(judged.to_json(), allow_nan=False)))
+    assert (again.sentence, again.returned, again.why) == (judged.sentence, judged.returned, judged.why)
+    assert again.against_reference == judged.against_reference
+    assert len(again.comparisons) == len(judged.comparisons)
+    named = Verdict.from_json(judged.to_json(), {"a": "the searched"})
+    assert named.against_reference.first == "the searched"
 
 
 def test_one_seed_says_nothing_about_noise():

@@ -106,6 +106,12 @@ class Api:
 
         return until(ask, seconds, f"an answer to GET {path}")[0]
 
+    def text(self, path: str) -> str:
+        """GET of what is no JSON."""
+        request = urllib.request.Request(self.url + path, headers=self.headers)
+        with self.opener.open(request, timeout=30) as response:
+            return str(response.read().decode())
+
     def pages(self, path: str) -> Iterator[dict[str, Any]]:
         """Every item of a list, page by page."""
         cursor = ""

@@ -39,10 +39,10 @@ def main() -> None:
     for done, candidate in enumerate(policies):
         print(json.dumps({"event": "progress", "done": done, "total": len(policies), "message": "measure", "best_ap": best}), flush=True)
         time.sleep(seconds)
-        values = metrics(candidate["policy"], spec["seed"], spec["kind"])
+        values = metrics(candidate["policy"], spec["seed"], f"{spec['kind']} {spec.get('rung')}")
         best = max(best or 0.0, values["ap"])
         if spec["kind"] == "confirm":
-            values["selection_ap"] = ap_of(candidate["policy"], spec["seed"], "selection")
+            values["resampled_ap"] = [values["ap"] + by for by in (-0.5, 0.0, 0.5)]
         measured.append({"index": candidate["index"], **values, "iterations": 1, "seconds": seconds, "failure": None})
     environment = {"trainer": "stand-in"}
     if spec["kind"] == "distill":

@@ -28,11 +28,11 @@ SEARCH = {
     "dataset": "shapes",
     "student": {"detector": "gfl_r18w8_fpn32"},
     "candidates": 14,
-    "parallelism": 6,
+    "parallelism": 2,
     "group": 3,
     "seed": 11,
-    "recipe": {"iterations": 2, "image_size": 64},
-    "confirmation": {"finalists": 1, "seeds": 3, "iterations": 2},
+    "recipe": {"iterations": 8, "image_size": 64},
+    "confirmation": {"finalists": 1, "seeds": 3, "iterations": 2, "distillers": ["pkd"]},
 }
 
 
@@ -84,10 +84,10 @@ def finished(api: Api, search: str) -> bool:
 def outcome(api: Api, search: str) -> bytes:
     """What a search found, without what may differ between two runs: ids, times, paths."""
     candidates = [
-        {key: candidate[key] for key in ("index", "policy", "stage", "island", "parents", "ap", "ap50", "ap75")}
+        {key: candidate[key] for key in ("index", "policy", "stage", "island", "parents", "rung", "ap", "ap50", "ap75")}
         for candidate in api.pages(f"/searches/{search}/candidates")
     ]
-    return json.dumps(candidates, sort_keys=True, indent=1).encode()
+    return json.dumps([candidates, api.text(f"/searches/{search}/ledger").splitlines()], sort_keys=True, indent=1).encode()
 
 
 def killed(home: Path, part: str, seconds: float = 20) -> int:
@@ -123,7 +123,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def test_the_undisturbed_search_is_worth_comparing_with(undisturbed: bytes) -> None:
-    candidates = json.loads(undisturbed)
+    candidates, ledger = json.loads(undisturbed)
+    assert len([line for line in ledger if line.startswith('{"asked"')]) > 8
+    assert {candidate["rung"] for candidate in candidates} > {1, 8}
     assert [candidate["index"] for candidate in candidates] == list(range(14))
     assert len({json.dumps(candidate["policy"], sort_keys=True) for candidate in candidates}) == 14
     assert len({candidate["ap"] for candidate in candidates}) > 10

@@ -19,11 +19,12 @@ SEARCH: dict[str, Any] = {
     "teacher": DETECTOR,
     "student": DETECTOR,
     "candidates": 4,
-    "parallelism": 2,
+    "algorithm": "random",
+    "parallelism": 1,
     "group": 2,
     "seed": 3,
     "recipe": {"iterations": 6, "batch": 4, "lr": 0.001, "image_size": 128},
-    "confirmation": {"finalists": 1, "seeds": 3, "iterations": 2},
+    "confirmation": {"finalists": 1, "seeds": 3, "iterations": 2, "distillers": ["pkd"]},
 }
 
 

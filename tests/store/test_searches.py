@@ -143,23 +143,178 @@ def test_no_index_and_no_policy_twice_in_a_search(store: Store) -> None:
         assert [each.index for each in searches.all_candidates(session, one)] == [0, 1]
 
 
+def decide(store: Store, search: str, number: int, *candidates: int, rung: int = 100, replicate: int = 0) -> str:
+    """A decision of the search: these candidates are measured at a rung. The id of its job."""
+    with store.begin() as session:
+        job = jobs.enqueue(session, kind="evaluate", spec={}, search_id=search).id
+        searches.try_out(session, search, number, candidates, rung=rung, replicate=replicate, seed=7 + replicate, job_id=job)
+    return job
+
+
+def figures(ap: float | None, **changes: object) -> dict[str, object]:
+    return {"ap": ap, "ap50": 50.0, "ap75": 30.0, "images": 150, "iterations": 100, "seconds": 2.5, "failure": None} | changes
+
+
 def test_a_measurement_counts_once_and_a_failure_has_no_figures(store: Store) -> None:
     one = create(store)
     propose(store, one, 0, 1, 2)
+    decide(store, one, 0, 0, 1, 2)
     with store.begin() as session:
-        row = {"index": 0, "ap": 31.5, "ap50": 50.0, "ap75": 30.0, "images": 150, "iterations": 100, "seconds": 2.5, "failure": None}
-        assert searches.measure(session, one, 0, row)
-        assert not searches.measure(session, one, 0, {**row, "ap": 99.0})
-        assert searches.measure(session, one, 1, {**row, "failure": {"kind": "not_finite", "detail": "step 3"}})
-        assert searches.measure(session, one, 2, {"index": 2})
-        assert not searches.measure(session, one, 9, row)
+        assert searches.measure(session, one, 0, 0, figures(31.5))
+        assert not searches.measure(session, one, 0, 0, figures(99.0))
+        assert searches.measure(session, one, 0, 1, figures(31.5, failure={"kind": "not_finite", "detail": "step 3"}))
+        assert searches.measure(session, one, 0, 2, {})
+        assert not searches.measure(session, one, 0, 9, figures(31.5)), "a candidate that the decision does not have"
+        assert not searches.measure(session, one, 1, 0, figures(31.5)), "a decision that there is not"
     with store.read() as session:
         found = searches.all_candidates(session, one)
         assert [(each.state, each.ap) for each in found] == [("MEASURED", 31.5), ("INFEASIBLE", None), ("INFEASIBLE", None)]
+        assert (found[0].rung, found[0].images, found[0].iterations) == (100, 150, 100)
         assert found[1].failure == {"kind": "not_finite", "detail": "step 3"}
         assert found[2].failure["kind"] == "bug"
         assert searches.count_candidates(session, one) == {"MEASURED": 1, "INFEASIBLE": 2}
         assert searches.best_candidate(session, one).index == 0
+        assert [(each.candidate, each.state, each.ap) for each in searches.trials(session, one)] == [
+            (0, "MEASURED", 31.5),
+            (1, "INFEASIBLE", None),
+            (2, "INFEASIBLE", None),
+        ]
+
+
+def test_a_candidate_has_the_mean_of_its_highest_rung_and_all_that_it_cost(store: Store) -> None:
+    one = create(store)
+    propose(store, one, 0, 1)
+    decide(store, one, 0, 0, 1, rung=15)
+    decide(store, one, 1, 0, rung=120)
+    decide(store, one, 2, 0, rung=120, replicate=1)
+    with store.begin() as session:
+        searches.measure(session, one, 0, 0, figures(9.0, iterations=15, seconds=1.0))
+        searches.measure(session, one, 0, 1, figures(40.0, iterations=15, seconds=1.0))
+        assert searches.best_candidate(session, one).index == 1
+        searches.measure(
+            session, one, 2, 0, figures(22.0, ap50=44.0, iterations=120, seconds=4.0)
+        )  # before decision 1: order does not count
+        searches.measure(session, one, 1, 0, figures(20.0, ap50=40.0, iterations=105, seconds=3.0))  # from a checkpoint of the rung below
+    with store.read() as session:
+        first, second = searches.all_candidates(session, one)
+        assert (first.rung, first.ap, first.ap50, first.iterations, first.seconds) == (120, 21.0, 42.0, 240, 8.0)
+        assert (second.rung, second.ap, second.iterations) == (15, 40.0, 15)
+        assert searches.best_candidate(session, one).index == 0, "the highest rung counts, not the highest AP"
+        assert searches.spent(session, one) == 255
+        assert searches.spent(session, create(store)) == 0
+
+
+def test_what_a_gate_refused_and_a_double_have_no_ap(store: Store) -> None:
+    one = create(store)
+    propose(store, one, 0, 1, 2)
+    decide(store, one, 0, 0, 1, 2)
+    refused = {"gate": "gradient", "detail": "its gradient is 900 times the task's"}
+    look = {"loss": 1.5, "ratio": 900.0, "agreement": 0.1, "sketch": [1.0, 0.0], "failure": None}
+    with store.begin() as session:
+        searches.measure(session, one, 0, 0, {"rejected": refused, "look": look, "iterations": 4, "seconds": 0.5})
+        searches.measure(session, one, 0, 1, {"same_as": 0, "iterations": 4, "seconds": 0.5})
+        searches.measure(session, one, 0, 2, figures(12.0, rejected=refused))  # an audit trains it all the same
+    with store.read() as session:
+        found = searches.all_candidates(session, one)
+        assert [(each.state, each.ap, each.rung, each.same_as) for each in found] == [
+            ("REJECTED", None, None, None),
+            ("DUPLICATE", None, None, 0),
+            ("REJECTED", None, None, None),
+        ]
+        assert (found[0].rejected, found[1].rejected, found[0].iterations, found[2].iterations) == (refused, None, 4, 100)
+        assert found[0].look == {"loss": 1.5, "ratio": 900.0, "agreement": 0.1}
+        tried = searches.trials(session, one)
+        assert [each.sketch for each in tried] == [[1.0, 0.0], None, None]
+        assert tried[2].ap == 12.0, "the audit's measurement judges the gate"
+        assert searches.best_candidate(session, one) is None
+
+
+def test_a_candidate_that_fails_at_a_higher_rung_is_infeasible_and_still_costs(store: Store) -> None:
+    one = create(store)
+    propose(store, one, 0)
+    for number, rung in enumerate((15, 120, 120)):
+        decide(store, one, number, 0, rung=rung, replicate=max(0, number - 1))
+    with store.begin() as session:
+        searches.measure(session, one, 0, 0, figures(9.0, iterations=15))
+        searches.measure(session, one, 1, 0, {"failure": {"kind": "not_finite", "detail": "step 80"}, "iterations": 80, "seconds": 2.0})
+        searches.measure(session, one, 2, 0, figures(20.0, iterations=120))  # was under way already
+    with store.read() as session:
+        [found] = searches.all_candidates(session, one)
+        assert (found.state, found.ap, found.rung, found.failure["detail"]) == ("INFEASIBLE", None, None, "step 80")
+        assert (found.iterations, found.seconds) == (215, 7.0)
+        assert searches.best_candidate(session, one) is None
+
+
+def test_the_weights_that_a_first_training_found_are_kept(store: Store) -> None:
+    one = create(store)
+    propose(store, one, 0, 1)
+    decide(store, one, 0, 0, 1, rung=15)
+    decide(store, one, 1, 0, rung=120)
+    found = {"terms": [{"weight": 3.25}]}
+    with store.begin() as session:
+        searches.measure(session, one, 0, 0, figures(9.0, policy=found))
+        searches.measure(session, one, 0, 1, figures(9.0))
+        searches.measure(session, one, 1, 0, figures(10.0))
+        assert searches.resolved_policies(session, one, [0, 1, 2]) == {0: found}
+        assert searches.resolved_policies(session, one, [1]) == {}
+        assert searches.all_candidates(session, one)[0].policy == proposal(0)["policy"], "what was proposed stays"
+
+
+def test_a_decision_measures_a_candidate_once_and_can_change_its_job(store: Store) -> None:
+    one = create(store)
+    propose(store, one, 0, 1)
+    job = decide(store, one, 0, 0, 1)
+    with pytest.raises(IntegrityError):
+        decide(store, one, 0, 1)
+    with store.begin() as session:
+        alone = jobs.enqueue(session, kind="evaluate", spec={}, search_id=one).id
+        searches.assign(session, one, 0, [1], alone)
+    with store.read() as session:
+        assert [(each.candidate, each.job_id) for each in searches.trials(session, one)] == [(0, job), (1, alone)]
+
+
+def test_a_ledger_is_appended_to_in_order_and_never_twice(store: Store) -> None:
+    one, other = create(store), create(store)
+    with store.begin() as session:
+        assert searches.ledger(session, one) == []
+        searches.record(session, one, 0, ['{"asked":0}', '{"asked":1}'])
+        searches.record(session, one, 2, ['{"told":0}'])
+        searches.record(session, other, 0, ['{"asked":9}'])
+    with pytest.raises(IntegrityError), store.begin() as session:
+        searches.record(session, one, 2, ['{"told":1}'])
+    with store.read() as session:
+        assert searches.ledger(session, one) == [{"asked": 0}, {"asked": 1}, {"told": 0}]
+        assert (searches.count_ledger(session, one), searches.count_ledger(session, other)) == (3, 1)
+
+
+def test_the_pace_is_that_of_the_newest_search_with_this_pair_and_recipe(store: Store) -> None:
+    pair = {"teacher": {"detector": "t"}, "student": {"detector": "s"}, "recipe": {"iterations": 120}}
+
+    def measured(spec: dict[str, object], seconds: float | None) -> None:
+        with store.begin() as session:
+            one = searches.create(session, name="s", spec=spec, dataset=DATASET).id
+        propose(store, one, 0, 1)
+        decide(store, one, 0, 0, 1, rung=15)
+        if seconds is not None:
+            with store.begin() as session:
+                searches.measure(session, one, 0, 0, figures(9.0, iterations=15, seconds=seconds))
+                searches.measure(session, one, 0, 1, {"same_as": 0, "iterations": 5, "seconds": seconds})
+
+    def pace() -> float | None:
+        with store.read() as session:
+            return searches.seconds_an_iteration(session, {**pair, "dataset": {"name": "other"}})
+
+    assert pace() is None
+    measured(pair, None)
+    assert pace() is None
+    measured(pair, 30.0)
+    assert pace() == 3.0  # 60 seconds for 20 iterations
+    measured({**pair, "recipe": {"iterations": 121}}, 300.0)
+    measured({**pair, "student": {"detector": "other"}}, 300.0)
+    assert pace() == 3.0
+    measured(pair, 10.0)
+    measured(pair, None)  # the newest has nothing to tell yet
+    assert pace() == 1.0
 
 
 def test_candidates_are_paged_by_index(store: Store) -> None:
@@ -272,6 +427,9 @@ def test_deleting_a_search_deletes_what_is_its_own(store: Store) -> None:
     with pytest.raises(IntegrityError), store.begin() as session:
         jobs.enqueue(session, kind="evaluate", spec={}, search_id="no-such-search")
     with store.begin() as session:
+        searches.record(session, one, 0, ["{}"])
+        job = jobs.enqueue(session, kind="evaluate", spec={}).id
+        searches.try_out(session, one, 0, [0], rung=15, replicate=0, seed=1, job_id=job)
         session.delete(session.get(Search, one))
     with store.read() as session:
-        assert searches.all_candidates(session, one) == []
+        assert searches.all_candidates(session, one) == searches.trials(session, one) == searches.ledger(session, one) == []

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import CheckConstraint, DateTime, inspect, select, text
+from sqlalchemy import CheckConstraint, Connection, DateTime, inspect, select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from detkds_core.store import Store, jobs, searches
 from detkds_core.store.clock import db_time
 from detkds_core.store.ids import new_id
+from detkds_core.store.migrations import upgrade
 from detkds_core.store.models import Base, Dataset, Job
 
 DATASET = {"name": "shapes", "digest": "d1"}
@@ -35,7 +36,7 @@ def test_models_and_migrations_agree(store: Store) -> None:
                     assert column["type"].timezone, f"{table.name}.{column['name']}"
 
 
-def test_the_schema_can_be_taken_back_and_made_again(store: Store) -> None:
+def take_back(connection: Connection, revision: str) -> None:
     from alembic import command
     from alembic.config import Config
 
@@ -43,13 +44,73 @@ def test_the_schema_can_be_taken_back_and_made_again(store: Store) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    command.downgrade(config, revision)
+
+
+def test_the_schema_can_be_taken_back_and_made_again(store: Store) -> None:
     with store.engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        take_back(connection, "base")
         assert set(inspect(connection).get_table_names()) == {"alembic_version"}
     store.migrate()
     with store.read() as session:
         assert searches.list(session) == ([], None)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_what_the_first_schema_remembered_is_kept(request: pytest.FixtureRequest, kind: str) -> None:
+    """A database of revision 0001 with a measured, a failed and a waiting candidate."""
+    store = Store(request.getfixturevalue(f"{kind}_database"))
+    with store.engine.begin() as connection:
+        upgrade(connection, "0001")
+        now = {"now": datetime.now(UTC).replace(tzinfo=None) if kind == "sqlite" else datetime.now(UTC)}
+        search = "INSERT INTO searches (id, owner, name, state, spec, dataset, dataset_digest, errors, created_at, updated_at)"
+        connection.execute(text(f"{search} VALUES ('s', '', 'old', 'RUNNING', '{{}}', 'd', '', 0, :now, :now)"), now)
+        job = "INSERT INTO jobs (id, kind, state, priority, spec, search_id, attempt, max_attempts, collected, created_at, updated_at)"
+        connection.execute(text(f"{job} VALUES ('j', 'evaluate', 'QUEUED', 0, '{{}}', 's', 0, 3, :no, :now, :now)"), {**now, "no": False})
+        columns = 'id, search_id, "index", policy, policy_key, stage, operator, parents, state, job_id, ap, iterations, seconds, failure'
+        for row in (
+            """'a', 's', 0, '{"terms": []}', 'k0', 'reference', 'reference', '[]', 'MEASURED', 'j', 21.5, 120, 9.5, NULL""",
+            """'b', 's', 1, '{"terms": [1]}', 'k1', 'stage1', 'mutate', '[0]', 'INFEASIBLE', 'j', NULL, 3, 1, '{"kind": "bug"}'""",
+            """'c', 's', 2, '{"terms": [2]}', 'k2', 'stage1', 'mutate', '[0]', 'PROPOSED', 'j', NULL, NULL, NULL, NULL""",
+        ):
+            statement = f"INSERT INTO candidates ({columns}, created_at, updated_at) VALUES ({row}, :now, :now)"
+            connection.execute(text(statement.replace('":', '"\\:')), now)
+    store.migrate()
+    with store.read() as session:
+        measured, failed, waiting = searches.all_candidates(session, "s")
+        assert (measured.state, measured.ap, measured.rung, measured.iterations, measured.seconds) == ("MEASURED", 21.5, 120, 120, 9.5)
+        assert (measured.policy, measured.parents, measured.audit, measured.rejected, measured.look) == (
+            {"terms": []},
+            [],
+            False,
+            None,
+            None,
+        )
+        assert (failed.state, failed.failure, failed.rung, failed.parents) == ("INFEASIBLE", {"kind": "bug"}, None, [0])
+        assert (waiting.state, waiting.rung) == ("PROPOSED", None)
+        assert searches.best_candidate(session, "s").index == 0
+        assert jobs.get(session, "j").state == "QUEUED"
+        assert searches.trials(session, "s") == searches.ledger(session, "s") == []
+    with store.begin() as session:  # and it can go on
+        searches.try_out(session, "s", 0, [2], rung=15, replicate=0, seed=1, job_id="j")
+        assert searches.measure(session, "s", 0, 2, {"same_as": 0, "iterations": 4})
+        searches.record(session, "s", 0, ["{}"])
+    with store.engine.begin() as connection:
+        take_back(connection, "0001")
+        rows = connection.execute(text('SELECT "index", state, ap, failure FROM candidates ORDER BY "index"')).all()
+        assert [tuple(row[:3]) for row in rows] == [(0, "MEASURED", 21.5), (1, "INFEASIBLE", None), (2, "INFEASIBLE", None)]
+        assert "double" in str(rows[2].failure), "the first schema has no word for a double"
+        assert not {"trials", "ledger"} & set(inspect(connection).get_table_names())
+        assert "job_id" in {one["name"] for one in inspect(connection).get_columns("candidates")}
+    store.migrate()
+    with store.read() as session:
+        assert [(one.state, one.rung) for one in searches.all_candidates(session, "s")] == [
+            ("MEASURED", 120),
+            ("INFEASIBLE", None),
+            ("INFEASIBLE", None),
+        ]
+    store.close()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 import detkds_core.store
 from detkds_core.store import Store, jobs
 from detkds_core.store.ids import new_id
-from detkds_core.store.models import Candidate, Confirmation, Distillation, Job, Search
+from detkds_core.store.models import Candidate, Confirmation, Distillation, Job, Search, Trial
 from detkds_core.store.states import MACHINES, IllegalTransitionError, active, move, terminal
 
 WAYS = {
@@ -47,7 +47,15 @@ WAYS = {
         ("RUNNING", "QUEUED"),
         ("RUNNING", "CANCELLED"),
     },
-    Candidate: {("PROPOSED", "MEASURED"), ("PROPOSED", "INFEASIBLE")},
+    Candidate: {
+        ("PROPOSED", "MEASURED"),
+        ("PROPOSED", "INFEASIBLE"),
+        ("PROPOSED", "REJECTED"),
+        ("PROPOSED", "DUPLICATE"),
+        ("MEASURED", "MEASURED"),  # at a higher rung
+        ("MEASURED", "INFEASIBLE"),
+    },
+    Trial: {("PROPOSED", "MEASURED"), ("PROPOSED", "INFEASIBLE"), ("PROPOSED", "REJECTED"), ("PROPOSED", "DUPLICATE")},
     Confirmation: {("PROPOSED", "MEASURED"), ("PROPOSED", "INFEASIBLE")},
 }
 
@@ -123,6 +131,26 @@ def test_an_unknown_state_is_refused_by_the_machine_and_by_the_database(store: S
 def test_the_database_refuses_a_job_that_cannot_be(store: Store, wrong: dict[str, object]) -> None:
     with pytest.raises(IntegrityError), store.begin() as session:
         session.execute(insert(Job).values(**{"id": new_id(), "kind": "evaluate", "spec": {}, "max_attempts": 3, **wrong}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"state": "MEASURED"},  # without an AP
+        {"state": "INFEASIBLE"},  # without a failure
+        {"state": "PROPOSED", "failure": {}},
+        {"state": "DEAD"},
+    ],
+)
+@pytest.mark.parametrize("table", [Candidate, Trial])
+def test_the_database_refuses_a_measurement_that_cannot_be(store: Store, table: type, wrong: dict[str, object]) -> None:
+    candidate = {"index": 0, "policy": {}, "policy_key": "k", "stage": "stage1", "operator": "sample", "parents": []}
+    trial = {"number": 0, "candidate": 0, "rung": 15, "replicate": 0, "seed": 1}
+    with store.begin() as session:
+        search = new_id()
+        session.execute(insert(Search).values(id=search, **columns(Search, "QUEUED")))
+    with pytest.raises(IntegrityError), store.begin() as session:
+        session.execute(insert(table).values(**{"search_id": search, **(candidate if table is Candidate else trial), **wrong}))
 
 
 def test_no_other_module_writes_a_state() -> None:

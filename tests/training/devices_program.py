@@ -28,7 +28,7 @@ def add_detector_without_batch_coupling() -> None:
 
 
 def trained(spec: dict[str, Any]) -> dict[str, Any]:
-    """Weights, the losses of the last step and the scales of `auto` terms."""
+    """Weights, the losses of the last step and the scales of terms whose weights were found."""
     add_detector_without_batch_coupling()
     start, recipe = prepare(spec, spec["seed"]), Recipe.from_json(spec["recipe"])
     learner = new_learner(start, from_json(spec["policy"]), recipe, spec["seed"])

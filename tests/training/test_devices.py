@@ -19,12 +19,13 @@ from .devices_program import FROZEN, trained
 
 PROGRAM = str(Path(devices_program.__file__))
 TERM = {"knowledge": "global", "transforms": ["none", "none", "none"], "distance": "l2", "weight": 0.5, "auto": True}
+BALANCED = {**TERM, "distance": "l1", "weight": 0.2, "auto": False, "balanced": True}
 
 
 @pytest.mark.parametrize("recipe", [{}, {"accumulate": 2, "precision": "bf16", "ema": 0.9}], ids=["fp32", "bf16 twice"])
 def test_two_processes_equal_one_on_the_same_batches(spec, tmp_path, recipe):
     job = spec(
-        policy={"terms": [TERM]},
+        policy={"terms": [TERM, BALANCED]},
         student={"detector": FROZEN, "checkpoint": None},
         recipe={"iterations": 3, "optimizer": "sgd", "lr": 0.01, "schedule": "steps", "weight_decay": 1e-4, **recipe},
     )
@@ -34,6 +35,7 @@ def test_two_processes_equal_one_on_the_same_batches(spec, tmp_path, recipe):
     coarse = "precision" in recipe  # in bf16 a sum over 2 images rounds otherwise than one over 4
     for name, value in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], value, rtol=1e-5, atol=2e-4 if coarse else 1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert two["scales"].keys() == {"distill/0_global", "distill/1_global"}
     assert two["losses"] == pytest.approx(one["losses"], rel=2e-2 if coarse else 1e-4)
     assert two["scales"] == pytest.approx(one["scales"], rel=2e-2 if coarse else 1e-4)
     moved = trained(spec(**{key: job[key] for key in ("policy", "student")}, recipe={"iterations": 1, "lr": 1e-9}))["weights"]

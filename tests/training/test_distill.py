@@ -26,8 +26,8 @@ def run(spec, folder: Path, stop_at: int | None = None):
     return distill(spec, folder, report)
 
 
-# everything that a training carries from step to step: an average, a loss scale, parts of steps, distillers, automatic weights, the best
-EVERYTHING = "fgd + 0.5·l1[auto](logits) + 1·l2[auto, warm_up=4](global)"
+# everything that a training carries from step to step: an average, a loss scale, parts of steps, distillers, found weights, the best
+EVERYTHING = "fgd + 0.5·l1[auto](logits) + 1·l2[auto, warm_up=4](global) + 0.3·l1[balanced](fgbg)"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_killed_distillation_resumes_to_the_same_weights(spec, tmp_path, monke
     assert (tmp_path / "a/1/detections.json").read_bytes() == (tmp_path / "b/2/detections.json").read_bytes()
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["1", "2"]
     if "auto" in formula:
-        assert set(undisturbed["scales"]) == {"distill/0_logits", "distill/1_global"}
+        assert set(undisturbed["scales"]) == {"distill/0_logits", "distill/1_global", "distill/2_fgbg"}
         assert len(undisturbed["evaluations"]) == 3
 
 

@@ -91,10 +91,12 @@ def test_a_job_measures_each_candidate_and_says_why_one_could_not_be(spec, small
     assert result["environment"]["torch"] == torch.__version__.split("+")[0]
 
 
-def test_confirmation_reports_on_other_images_than_it_chooses_by(spec):
+def test_confirmation_measures_on_the_report_images_and_on_draws_of_them(spec):
     from detkds_core.policy import to_json
 
     job = spec(kind="confirm", candidates=[{"index": 0, "policy": to_json(policy("none"))}], recipe={"iterations": 1})
     (row,) = measure_candidates(job, SILENT)["candidates"]
     assert row["images"] == 6
-    assert row["selection_ap"] is not None
+    assert len(row["resampled_ap"]) == 200
+    known = [ap for ap in row["resampled_ap"] if ap is not None]
+    assert min(known) <= row["ap"] <= max(known)

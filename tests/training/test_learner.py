@@ -11,7 +11,7 @@ from detkds_core.losses.signals import Scene, Signals
 from detkds_core.policy import Policy, parse_formula
 from detkds_core.training.group import batches_for, new_learner, prepare, train, weights_digest
 from detkds_core.training.learner import average, final_weights, make_learner, make_optimizer
-from detkds_core.training.steps import balanced, study, update
+from detkds_core.training.steps import scaled, study, update
 
 from . import devices_program
 from .devices_program import FROZEN
@@ -138,16 +138,16 @@ def test_an_automatic_weight_is_fixed_at_the_first_loss_above_nothing():
     learner = make_learner(Pupil(), policy, SGD)
     first, second = "distill/0_global", "distill/1_global"
 
-    def scaled(task, *values):
+    def weighed(task, *values):
         losses = {first: torch.tensor(values[0]), second: torch.tensor(values[1])}
-        found = balanced(learner, torch.tensor(task), losses, SCENE)
+        found = scaled(learner, torch.tensor(task), losses, SCENE)
         return [float(found[first]), float(found[second])]
 
-    assert scaled(12.0, 0.0, 3.0) == [0.0, 3.0]
+    assert weighed(12.0, 0.0, 3.0) == [0.0, 3.0]
     assert learner.scales == {}
-    assert scaled(12.0, 0.25, 3.0) == [6.0, 3.0]
+    assert weighed(12.0, 0.25, 3.0) == [6.0, 3.0]
     assert learner.scales == {first: 24.0}
-    assert scaled(9.0, 6.5, 3.0) == [6.5, 3.0]  # from here on the loss comes scaled, by what was fixed
+    assert weighed(9.0, 6.5, 3.0) == [6.5, 3.0]  # from here on the loss comes scaled, by what was fixed
 
 
 def trained(spec, recipe, policy):

@@ -58,7 +58,15 @@ def search(
     dataset: DatasetName = None,
     teacher: Teacher = None,
     student: Student = None,
-    candidates: Annotated[int, typer.Option(help="How many policies to measure.")] = 48,
+    candidates: Annotated[int | None, typer.Option(help="How many policies to propose at most. Default: 48.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Budget in student iterations.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Budget in hours of one device, by what an iteration took before.")] = None,
+    algorithm: Annotated[
+        str, typer.Option(help="detkds; for comparison: random, random_halving, evolution, genetic, tpe, nsga2.")
+    ] = "detkds",
+    weights: Annotated[str, typer.Option(help="balanced: by the ratio of gradients; published: DetKDS' own numbers.")] = "balanced",
+    mode: Annotated[str, typer.Option(help="strict: the same policies every time; logged: never waits for a slow job.")] = "strict",
+    preview: Annotated[bool, typer.Option("--preview", help="Only say what the search would do and cost.")] = False,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     knowledge: Annotated[list[str] | None, typer.Option(help="Search only these kinds of knowledge; repeatable.")] = None,
     space: Annotated[str, typer.Option(help="published: the names that DetKDS can reach; full: all that the language has.")] = "published",
@@ -72,22 +80,34 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search the policy that suits a teacher and a student on your data."""
+    if candidates is None and iterations is None and hours is None:
+        candidates = 48
     with connected(url) as client:
-        started = client.search(
-            pair=pair,
-            dataset=dataset,
-            teacher=teacher_choice(teacher),
-            student=choice(student),
-            candidates=candidates,
-            seed=seed,
-            knowledge=knowledge,
-            space=space,
-            references=reference,
-            recipe=fields(recipe),
-            inherit=inherit,
-            resize=resize or None,
-            name=name,
-        )
+        wanted: dict[str, Any] = {
+            "pair": pair,
+            "dataset": dataset,
+            "teacher": teacher_choice(teacher),
+            "student": choice(student),
+            "candidates": candidates,
+            "iterations": iterations,
+            "hours": hours,
+            "algorithm": algorithm,
+            "weights": weights,
+            "mode": mode,
+            "seed": seed,
+            "knowledge": knowledge,
+            "space": space,
+            "references": reference,
+            "recipe": fields(recipe),
+            "inherit": inherit,
+            "resize": resize or None,
+            "name": name,
+        }
+        if preview:
+            bought = client.preview_search(**wanted)
+            show.as_json(bought) if as_json else show.preview(bought)
+            return
+        started = client.search(**wanted)
         if not wait:
             show.as_json(started) if as_json else show.search(started)
             return

@@ -94,7 +94,13 @@ class Client:
         dataset: str | None = None,
         teacher: DetectorChoice | None = None,
         student: DetectorChoice | None = None,
-        candidates: int,
+        candidates: int | None = None,
+        iterations: int | None = None,
+        hours: float | None = None,
+        algorithm: str | None = None,
+        weights: str | None = None,
+        rungs: Sequence[int] | None = None,
+        mode: str | None = None,
         seed: int = 0,
         name: str | None = None,
         knowledge: Sequence[str] | None = None,
@@ -108,13 +114,19 @@ class Client:
         resize: bool | None = None,
         idempotency_key: str | None = None,
     ) -> Search:
-        """Start a search for the pair's policy. What is None is left to the service."""
+        """Start a search for the pair's policy. What is None is left to the service; one of candidates, iterations and hours is needed."""
         body = given(
             pair=pair,
             dataset=dataset,
             teacher=teacher,
             student=student,
             candidates=candidates,
+            iterations=iterations,
+            hours=hours,
+            algorithm=algorithm,
+            weights=weights,
+            rungs=rungs,
+            mode=mode,
             seed=seed,
             name=name,
             knowledge=knowledge,
@@ -128,6 +140,10 @@ class Client:
             resize=resize,
         )
         return cast(Search, self.post("/searches", body, idempotency_key))
+
+    def preview_search(self, **wanted: Any) -> dict[str, Any]:
+        """What a search with these fields of `search` would do and cost; nothing is started."""
+        return cast(dict[str, Any], self.post("/searches/preview", given(**wanted), None))
 
     def searches(self, *, state: str | None = None, limit: int = 50) -> list[Search]:
         """The newest searches first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -20,18 +21,19 @@ from detkds_core import processes
 from detkds_core.catalogue import PAIRS, Pair, Recipe
 from detkds_core.datasets import Dataset, default_cache, load_dataset, report_ids
 from detkds_core.policy import canonical, canonical_json, from_json, named_policies
-from detkds_core.report import Box, CandidatePoint, ImagePanel, ReportData, Row, text_table, verdict, write_report
+from detkds_core.report import Box, CandidatePoint, ImagePanel, Interval, ReportData, Row, Verdict, text_table, write_report
 from detkds_core.report.data import Role
 
 DEMOS = {"digits": "digits_gfl", "trees": "trees_gfl"}  # the pair that each dataset is shown with
-CANDIDATES = 24  # no distillation, PKD and 22 of the search
-GROUP = 3  # candidates of one trainer
+ITERATIONS = 1_440  # of the search: as many as 12 candidates at the full proxy would take
+GROUP = 8  # candidates of one trainer
+FINALISTS, SEEDS, DISTILLERS = 2, 3, ("pkd",)  # of the confirmation: fewer than a search's own, for minutes count here
 WORKERS = 2  # trainers at once where there is no GPU: one thread each uses 2 cores better than two threads of one
 PANELS = 6  # validation images in the report: the first of the report half, whatever they show
 STEPS = 4
 
 
-def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = Path("demo"), candidates: int = CANDIDATES) -> Path:
+def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = Path("demo"), iterations: int = ITERATIONS) -> Path:
     """Search, distil and report on a built-in dataset; writes below `folder` and returns the report's path.
 
     Everything random follows from `seed`; two runs with one seed give the same candidates and the same AP.
@@ -58,13 +60,13 @@ def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = 
         alone = distilled(client, policy="none", recipe=pair.full.to_json(), name="student alone", **common)
         say(f"teacher AP {alone['metrics']['teacher']['ap']:.1f}, student alone AP {alone['metrics']['student']['ap']:.1f}")
 
-        heading(2, f"search over {candidates} policies")
+        heading(2, f"search within {iterations:,} student iterations")
         started = client.search(
-            candidates=candidates,
+            iterations=iterations,
             group=GROUP,
-            parallelism=WORKERS * GROUP,
+            parallelism=WORKERS,
             recipe=pair.proxy.to_json(),
-            confirmation={"finalists": 2, "seeds": 3, "iterations": pair.full.iterations},
+            confirmation={"finalists": FINALISTS, "seeds": SEEDS, "iterations": pair.full.iterations, "distillers": list(DISTILLERS)},
             name=f"demo on {dataset}",
             **common,
         )
@@ -82,6 +84,7 @@ def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = 
         checkpoint = client.download_checkpoint(best["id"], home / "student.pth", "pth")
         report = home / "report.html"
         rows = result_rows(found, alone, teacher_seed=seed if train_teacher else 0)
+        judged = Verdict.from_json(found["metrics"], row_names(found["metrics"]))
         points = [candidate_point(one) for one in client.candidates(search["id"])]
         detections = {name: client.detections(result["id"]) for name, result in (("alone", alone), ("distilled", best))}
         write_report(
@@ -96,13 +99,15 @@ def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = 
                 candidates=points,
                 panels=panels(data, detections["alone"], detections["distilled"]),
                 evidence=evidence(data, pair, found, search, seed, time.monotonic() - began),
+                verdict=judged,
+                insight=cast(Mapping[str, Any], found["evidence"]["insight"]),
             ),
         )
         shutil.copyfile(report, folder.resolve() / "report.html")
         print()
         print(text_table(rows))
         print()
-        print(verdict(rows).sentence)
+        print(judged.sentence)
         print(f"policy      {found['formula']}")
         print(f"checkpoint  {shown(checkpoint)}")
         print(f"report      {shown(folder.resolve() / 'report.html')}")
@@ -170,7 +175,7 @@ def must_succeed(done: Search | Distillation) -> None:
 
 
 def result_rows(found: Result, alone: Result, teacher_seed: int = 0) -> list[Row]:
-    """The result table: teacher, then what the confirmation measured on fresh seeds and the report images, by role."""
+    """The result table: teacher, then what the confirmation measured on fresh seeds and the report images; of the finalists the best."""
     metrics = alone["metrics"]
     teacher = metrics["teacher"]
     rows = [
@@ -185,15 +190,17 @@ def result_rows(found: Result, alone: Result, teacher_seed: int = 0) -> list[Row
             teacher["images"],
         )
     ]
-    titles: dict[str, str] = {"alone": "student alone", "reference": "student, {}", "searched": "student, searched policy"}
+    names = row_names(found["metrics"])
     order: Sequence[Role] = ("alone", "reference", "searched")
     for role in order:
         for entrant in found["metrics"]["rows"]:
-            if entrant["role"] != role or (role == "searched" and entrant["entrant"] != found["metrics"]["winner"]["entrant"]):
+            best = entrant["entrant"] == found["metrics"]["searched"]["entrant"]
+            if entrant["role"] != role or not entrant["ap"] or (role == "searched" and not best):
                 continue
+            low, high = (math.nan if bound is None else bound for bound in entrant["interval"])
             rows.append(
                 Row(
-                    titles[role].format(entrant["name"].upper()),
+                    names[entrant["name"]],
                     role,
                     tuple(entrant["seeds"]),
                     tuple(entrant["ap"]),
@@ -201,9 +208,20 @@ def result_rows(found: Result, alone: Result, teacher_seed: int = 0) -> list[Row
                     tuple(entrant["ap75"]),
                     metrics["student"]["parameters"],
                     entrant["images"],
+                    interval=Interval(entrant["mean_ap"], low, high),
                 )
             )
     return rows
+
+
+def row_names(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What the table calls those that the service measured."""
+    names = {}
+    for one in metrics["rows"]:
+        best = one["entrant"] == metrics["searched"]["entrant"]
+        searched = "student, searched policy" if best else f"student, {one['name']}"
+        names[one["name"]] = {"alone": "student alone", "reference": f"student, {one['name'].upper()}", "searched": searched}[one["role"]]
+    return names
 
 
 def candidate_point(one: Candidate) -> CandidatePoint:
@@ -256,8 +274,9 @@ def evidence(data: Dataset, pair: Pair, found: Result, search: Search, seed: int
         "dataset": f"{data.name}, SHA-256 {data.digest}",
         "images": f"{data.train.count} for training; of {data.val.count} for validation one half selects, the other reports",
         "a candidate": f"{said(pair.proxy)}, seed {seed}, measured on {pair.proxy.eval_images or 'all'} selection images",
-        "confirmation": f"{said(pair.full)}; the winner is chosen by the selection images, the table is of the report images",
-        "candidates": str(search["spec"]["candidates"]),
+        "confirmation": f"{said(pair.full)}; {SEEDS} fresh seeds, against no distillation and {', '.join(DISTILLERS)}",
+        "intervals": f"over the seeds and {found['evidence']['draws']} draws of the report images, which the search never saw",
+        "candidates": f"{found['evidence']['candidates']['proposed']} proposed within {search['spec']['budget']:,} student iterations",
         "made with": versions,
         "took": f"{seconds:.0f} s",
     }

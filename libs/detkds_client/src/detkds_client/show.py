@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -94,7 +95,7 @@ def searches(found: Sequence[Search]) -> None:
             one["id"],
             one["name"],
             state(one["state"]),
-            f"{one['progress']['done']}/{one['progress']['total']}",
+            f"{one['progress']['fraction']:.0%}",
             ap(one["progress"]["best_ap"]),
             one["dataset"],
             when(one["created_at"]),
@@ -105,7 +106,7 @@ def searches(found: Sequence[Search]) -> None:
         ("id", ""),
         ("name", ""),
         ("state", ""),
-        ("candidates", "right"),
+        ("done", "right"),
         ("best AP", "right"),
         ("dataset", "wide"),
         ("created (UTC)", "wide"),
@@ -175,15 +176,49 @@ def pairs_text(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{len(names)} pairs"
 
 
+def preview(bought: Mapping[str, Any]) -> None:
+    """What a search would do and cost."""
+    print(f"about {bought['proposed']} candidates for {bought['iterations']:,} student iterations")
+    rows = [(f"{rung['iterations']:,}", str(rung["candidates"])) for rung in bought["rungs"]]
+    listed([("iterations of a rung", "right"), ("candidates", "right")], rows, "")
+    print(f"the confirmation takes {bought['confirmation_iterations']:,} more")
+    formulas = ", ".join(f"{knowledge} {count:,}" for knowledge, count in bought["formulas"].items())
+    print(f"different formulas: {formulas}")
+    for knowledge, why in bought["excluded"].items():
+        print(f"{knowledge} is left out: {why}")
+    seconds = bought["seconds"]
+    print(f"expected on one device: {seconds / 60:.0f} min" if seconds else "nothing of this pair was measured yet, so no time is expected")
+
+
+def unit_of(one: Search) -> str:
+    """What a search's progress is counted in."""
+    return "students confirmed" if one["progress"]["step"] == "confirming" else "student iterations"
+
+
 def candidates(found: Sequence[Candidate], top: int = 10) -> None:
     """The best measured candidates, and the references among all of them."""
-    measured = sorted((one for one in found if one["ap"] is not None), key=lambda one: (-(one["ap"] or 0.0), one["index"]))
+    measured = sorted(
+        (one for one in found if one["ap"] is not None), key=lambda one: (-(one["rung"] or 0), -(one["ap"] or 0.0), one["index"])
+    )
     rows = [
-        (str(one["index"]), ap(one["ap"]), ap(one["ap50"]), one["island"] or one["stage"], one["operator"], one["formula"])
+        (
+            str(one["index"]),
+            str(one["rung"]),
+            ap(one["ap"]),
+            ap(one["ap50"]),
+            one["island"] or one["stage"],
+            one["operator"],
+            one["resolved"] or one["formula"],
+        )
         for one in measured[:top]
     ]
-    columns = [("#", "right"), ("AP", "right"), ("AP50", "right"), ("island", ""), ("made by", ""), ("policy", "")]
+    columns = [("#", "right"), ("rung", "right"), ("AP", "right"), ("AP50", "right"), ("island", ""), ("made by", ""), ("policy", "")]
     listed(columns, rows, "No candidate is measured yet.")
+    refused = Counter(one["rejected"]["gate"] for one in found if one["rejected"])
+    doubles = sum(one["same_as"] is not None for one in found)
+    if refused or doubles:
+        gates = ", ".join(f"{count} by {gate}" for gate, count in sorted(refused.items()))
+        print(f"\n{len(found)} proposed; refused by a gate: {gates or 'none'}; {doubles} do the same as another")
     if failed := [(one["index"], one["failure"]) for one in found if one["failure"]]:
         reasons = "; ".join(f"{index}: {failure['detail']}" for index, failure in failed[:3])
         print(f"\n{len(failed)} not possible ({reasons}{'; ...' if len(failed) > 3 else ''})")
@@ -214,7 +249,7 @@ def search(one: Search) -> None:
             ("state", state(one["state"])),
             *([("reason", one["reason"])] if one["reason"] else []),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
-            ("candidates", f"{one['progress']['done']} of {one['progress']['total']}"),
+            ("done", f"{one['progress']['done']:,} of {one['progress']['total']:,} {unit_of(one)}"),
             *([("best", f"AP {best['ap']:.1f}, candidate {best['index']}: {best['formula']}")] if best else []),
             *([("result", one["result_id"])] if one["result_id"] else []),
         ]
@@ -249,6 +284,39 @@ def result(one: Result) -> None:
             *([("checkpoint", f"detkds results {one['id']} --checkpoint student.safetensors")] if one["checkpoint"] else []),
         ]
     )
+    if metrics.get("rows"):
+        print()
+        entrants(metrics)
+
+
+def entrants(metrics: Mapping[str, Any]) -> None:
+    """Whom a search was measured against, the best first: AP with its interval, and each against no distillation."""
+    alone = {one["first"]: one for one in metrics.get("comparisons", ()) if one["second"] == "none"}
+    rows = []
+    for one in sorted(metrics["rows"], key=lambda one: (one["mean_ap"] is None, -(one["mean_ap"] or 0.0), one["entrant"])):
+        gain = alone.get(one["name"])
+        chosen = one["entrant"] == metrics["winner"]["entrant"]
+        rows.append(
+            (
+                Text(f"{one['name']} (the result)" if chosen else one["name"], style="bold" if chosen else ""),
+                ap(one["mean_ap"]),
+                bounds(one["interval"]),
+                "-" if gain is None else f"{gain['mean']:+.1f}",
+                "-" if gain is None else bounds(gain["interval"]),
+                "-" if gain is None or gain["p"] is None else f"{gain['p']:.3f}",
+                str(len(one["seeds"])),
+                str(one["images"] or "-"),
+            )
+        )
+    columns = [("policy", ""), ("AP", "right"), ("95 % interval", "right"), ("against none", "right"), ("95 % interval", "right")]
+    put(table([*columns, ("p (Holm)", "right"), ("seeds", "right"), ("images", "right")], rows))
+
+
+def bounds(interval: Sequence[float | None] | None) -> str:
+    """`21.0 to 23.4`; `-` for one seed."""
+    if interval is None or interval[0] is None or interval[1] is None:
+        return "-"
+    return f"{interval[0]:.1f} to {interval[1]:.1f}"
 
 
 def loss_lines(curve: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -69,6 +69,13 @@ class Candidate(TypedDict):
     ap50: float | None
     ap75: float | None
     seconds: float | None
+    resolved: str | None
+    rung: int | None
+    iterations: int | None
+    rejected: dict[str, Any] | None
+    same_as: int | None
+    audit: bool
+    look: dict[str, Any] | None
     failure: dict[str, Any] | None
 
 

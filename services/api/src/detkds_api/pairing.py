@@ -97,6 +97,11 @@ class Pairing(NamedTuple):
         return pair_facts(self.exchange, DETECTORS[self.student["detector"]], len(self.dataset["classes"]), images)
 
     @property
+    def iterations(self) -> int:
+        """Student iterations of the recipe, also where it is in epochs."""
+        return self.recipe.resolved(self.dataset["train"]["count"] or 0)[0].iterations
+
+    @property
     def families(self) -> tuple[str, str]:
         """Of teacher and student."""
         return DETECTORS[self.teacher["detector"]].family, DETECTORS[self.student["detector"]].family

@@ -27,8 +27,8 @@ class Progress(BaseModel):
 
 EXAMPLE = {
     "step": "searching",
-    "done": 9,
-    "total": 24,
+    "done": 915,
+    "total": 2880,
     "fraction": 0.31,
     "best_ap": 27.4,
     "seconds_left": 212.0,

@@ -44,6 +44,8 @@ class ResultView(BaseModel):
     """What came out of a search (its winner) or of a distillation (its student).
 
     ap: percent, on the report images; metrics: all figures; evidence: what they rest on (seeds, images, dataset digest, seconds).
+    Of a search, `metrics.returned` says what the policy is: `searched`, or the best hand-designed distiller (`reference`) where the search
+    did not beat it beyond noise, with `metrics.why`; the best of either stands in `metrics.searched` and `metrics.reference` all the same.
     """
 
     id: str

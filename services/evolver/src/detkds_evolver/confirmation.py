@@ -1,9 +1,9 @@
-"""The end of a search: its best candidates against no distillation and hand-designed policies, with fresh seeds on fresh images."""
+"""The end of a search: its best candidates against no distillation and hand-designed distillers, with fresh seeds on sealed images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from detkds_core.evolution import Evolution
 from detkds_core.policy import Policy, canonical, canonical_json, formula, from_json, named_policies, to_json
 from detkds_core.policy.named import name_of
-from detkds_core.store.models import Candidate, Confirmation, Search
+from detkds_core.store.models import Candidate, Confirmation, Search, Trial
 
-ALWAYS = {"none": "alone", "pkd": "reference"}  # named policies that every confirmation measures, and their role
+SEEDS, LEAST_SEEDS, FINALISTS = 5, 3, 2
 LARGEST_SEED = 2**31  # seeds stay below: every generator in use takes them
 
 
@@ -37,48 +37,61 @@ class NothingToConfirmError(Exception):
 
 def fresh_seeds(spec: Mapping[str, Any]) -> list[int]:
     """The seeds of the confirmation: none of them is the search's."""
-    count = max(3, int(spec.get("confirmation", {}).get("seeds", 3)))
+    count = max(LEAST_SEEDS, int(spec.get("confirmation", {}).get("seeds", SEEDS)))
     return [(int(spec["seed"]) + 1 + n) % LARGEST_SEED for n in range(count)]
 
 
-def entrants(spec: Mapping[str, Any], evolution: Evolution) -> list[Entrant]:
-    """Whom the confirmation measures: no distillation, PKD, the best of the search's other references, and its finalists.
+def entrants(spec: Mapping[str, Any], evolution: Evolution, resolved: Mapping[int, dict[str, Any]]) -> list[Entrant]:
+    """Whom the confirmation measures: no distillation, the distillers that the specification names, the best of the search's other
+    references, and its finalists; each policy once. resolved: policies with the weights that their first training found, by candidate.
 
     Raises NothingToConfirmError when no searched candidate could be trained.
     """
-    index_of = {canonical_json(proposal.policy): proposal.index for proposal in evolution.proposals}
-    chosen: dict[str, tuple[str, str, Policy]] = {}  # canonical text -> name, role, policy
-    for name, role in ALWAYS.items():
-        policy = canonical(named_policies()[name].policy)
-        chosen[canonical_json(policy)] = (name, role, policy)
-    references = [
-        (-fitness, proposal.index)
-        for proposal in evolution.proposals
-        if proposal.stage == "reference"
-        and canonical_json(proposal.policy) not in chosen
-        and (fitness := evolution.results[proposal.index].fitness) is not None
-    ]
-    if references:
-        policy = evolution.proposals[min(references)[1]].policy
+    index_of = {canonical_json(one.policy): one.index for one in evolution.candidates}
+    chosen: dict[str, tuple[str, str, int | None, Policy]] = {}  # canonical text -> name, role, candidate, policy
+
+    def take(name: str, role: str, index: int | None, policy: Policy) -> None:
+        if index is not None and index in resolved:
+            policy = canonical(from_json(resolved[index]))
         key = canonical_json(policy)
-        chosen[key] = (name_of(policy) or f"reference {index_of[key]}", "reference", policy)
-    wanted = max(1, int(spec.get("confirmation", {}).get("finalists", 2)))
-    finalists = 0
-    for proposal in evolution.best(len(evolution.proposals)):
-        key = canonical_json(proposal.policy)
-        if finalists < wanted and key not in chosen:
-            chosen[key] = (f"candidate {proposal.index}", "searched", proposal.policy)
-            finalists += 1
-    if not finalists:
+        chosen.setdefault(key, (name, role, index_of.get(key) if index is None else index, policy))
+
+    take("none", "alone", None, canonical(named_policies()["none"].policy))
+    for name, policy in distillers(spec):
+        take(name, "reference", None, policy)
+    references = (one for one in sorted(evolution.history().measured, key=lambda one: one.rank) if one.candidate.stage == "reference")
+    other = next((one.candidate for one in references if canonical_json(one.candidate.policy) not in chosen), None)
+    if other is not None:
+        take(name_of(other.policy) or f"reference {other.index}", "reference", other.index, other.policy)
+    known = len(chosen)
+    wanted = max(1, int(spec.get("confirmation", {}).get("finalists", FINALISTS)))
+    for measured in evolution.best(len(evolution.candidates)):
+        if len(chosen) < known + wanted:
+            index = measured.candidate.index
+            take(f"candidate {index}", "searched", index, measured.candidate.policy)
+    if len(chosen) == known:
         raise NothingToConfirmError("no searched candidate could be trained; " + first_failure(evolution))
-    return [
-        Entrant(number, index_of.get(key), name, role, to_json(policy)) for number, (key, (name, role, policy)) in enumerate(chosen.items())
-    ]
+    return [Entrant(number, index, name, role, to_json(policy)) for number, (name, role, index, policy) in enumerate(chosen.values())]
+
+
+def distillers(spec: Mapping[str, Any]) -> Iterator[tuple[str, Policy]]:
+    """Names and policies of the hand-designed distillers of a confirmation; PKD where a specification of before them has none."""
+    named = named_policies()
+    for one in spec.get("confirmation", {}).get("distillers", ["pkd"]):
+        if isinstance(one, str):
+            yield one, canonical(named[one].policy)
+        else:
+            yield str(one["name"]), canonical(from_json(one["policy"]))
 
 
 def first_failure(evolution: Evolution) -> str:
-    failed = next(((index, result.failure) for index, result in evolution.results.items() if result.fitness is None), None)
-    return f"candidate {failed[0]}: {failed[1]}" if failed else "all of them are hand-designed policies"
+    """Which candidate failed first, and why."""
+    outcomes = ((index, outcome) for told in evolution.results.values() for index, outcome in told.items())
+    failed = next(((index, outcome.failure) for index, outcome in outcomes if outcome.failure is not None), None)
+    if failed is not None:
+        return f"candidate {failed[0]}: {failed[1]}"
+    refused = sum(outcome.rejected is not None for told in evolution.results.values() for outcome in told.values())
+    return f"{refused} were refused by a gate" if refused else "all of them are hand-designed policies"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +108,34 @@ class Outcome:
 def conclude(
     search: Search,
     candidates: Sequence[Candidate],
+    trials: Sequence[Trial],
     confirmations: Sequence[Confirmation],
     summary: Mapping[str, Any],
     environments: Sequence[Mapping[str, Any]],
+    drawn: Mapping[tuple[int, int], Sequence[float | None]],
 ) -> Outcome:
     """The winner, what it is worth, and the evidence.
 
-    The winner is chosen by its mean AP on the selection images alone, so that its AP on the report images has chosen nothing.
+    All of it is decided on the report images, which the search never saw, with seeds that it never used: the best finalist is the result if
+    it beats the best hand-designed distiller beyond noise, else that distiller is (docs/adr/0007). drawn: the AP on every draw of the
+    report images, by entrant and seed.
     Raises NothingToConfirmError when no finalist could be trained with every seed.
     """
     # Imported here: the report draws pictures, and its libraries take two seconds that only the end of a search needs.
-    from detkds_core.report import Row, verdict
+    from detkds_core.report import Row, insight, verdict
 
+    of_candidate: dict[int, list[Trial]] = {}
+    for trial in trials:
+        of_candidate.setdefault(trial.candidate, []).append(trial)
     by_entrant: dict[int, list[Confirmation]] = {}
     for one in sorted(confirmations, key=lambda one: (one.entrant, one.seed)):
         by_entrant.setdefault(one.entrant, []).append(one)
-    lines = {entrant: line(group) for entrant, group in by_entrant.items()}
     whole = {entrant: group for entrant, group in by_entrant.items() if all(one.ap is not None for one in group)}
-    finalists = {
-        entrant: mean([one.selection_ap for one in group])
-        for entrant, group in whole.items()
-        if group[0].role == "searched" and all(one.selection_ap is not None for one in group)
-    }
-    if not finalists:
+    if not any(group[0].role == "searched" for group in whole.values()):
         failed = next((one for one in confirmations if one.role == "searched" and one.failure), None)
-        why = f"{failed.name}, seed {failed.seed}: {failed.failure}" if failed else "the trainer gave no AP on the selection images"
+        why = f"{failed.name}, seed {failed.seed}: {failed.failure}" if failed else "none was measured"
         raise NothingToConfirmError(f"no finalist could be trained with every seed; {why}")
-    winner = min(finalists, key=lambda entrant: (-(finalists[entrant] or 0.0), entrant))
+    everybody_drawn = all((one.entrant, one.seed) in drawn for group in whole.values() for one in group)
     rows = [
         Row(
             name=group[0].name,
@@ -132,36 +146,71 @@ def conclude(
             ap75=numbers(group, "ap75"),
             parameters=0,  # the verdict compares APs; a confirmation exports nothing that could be counted
             images=group[0].images or 0,
+            resamples=tuple(tuple(drawn[one.entrant, one.seed]) for one in group) if everybody_drawn else (),
         )
-        for entrant, group in whole.items()
-        if group[0].role != "searched" or entrant == winner
+        for group in whole.values()
     ]
     judged = verdict(rows)
-    best = lines[winner]
+    row_of = {row.name: row for row in rows}
+    lines = {
+        entrant: line(group, row_of.get(group[0].name) if entrant in whole else None, judged.choices.get(group[0].name, 1))
+        for entrant, group in by_entrant.items()
+    }
+    by_name = {one["name"]: one for one in lines.values()}
+    best = by_name[judged.searched if judged.returned == "searched" else judged.reference]
     metrics = {
-        "verdict": judged.sentence,
-        "against_alone": comparison_json(judged.against_alone),
-        "against_reference": comparison_json(judged.against_reference),
-        "winner": {"entrant": winner, "candidate": best["candidate"]},
+        **judged.to_json(),
+        "winner": {"entrant": best["entrant"], "candidate": best["candidate"]},
+        **{kind: brief(by_name[name]) if name else None for kind, name in (("searched", judged.searched), ("reference", judged.reference))},
         **{name: best[f"mean_{name}"] for name in ("ap", "ap50", "ap75")},
+        "interval": best["interval"],
         "rows": list(lines.values()),
     }
+    draws = max((len(row) for row in drawn.values()), default=0) if everybody_drawn else 0
     return Outcome(
-        policy=by_entrant[winner][0].policy,
+        policy=best["policy"],
         ap=best["mean_ap"],
         metrics=metrics,
-        evidence=evidence(search, candidates, confirmations, summary),
+        evidence=evidence(search, candidates, confirmations, summary)
+        | {"draws": draws, "insight": insight([insight_row(one, of_candidate.get(one.index, [])) for one in candidates])},
         environment=dict(environments[0]) if environments else {},
     )
 
 
-def line(group: Sequence[Confirmation]) -> dict[str, Any]:
-    """One policy over its seeds, as JSON. AP in percent; the interval is that of the mean over the seeds that were measured."""
-    from detkds_core.report import mean_interval
+def brief(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The best of its kind, in short: what it is and what it is worth, whether or not it is the result."""
+    return {name: line[name] for name in ("entrant", "candidate", "name", "formula", "mean_ap", "interval", "choices")}
+
+
+def insight_row(one: Candidate, trials: Sequence[Trial]) -> dict[str, Any]:
+    """A candidate as `report.insight` takes it. trials: its own."""
+    return {
+        "index": one.index,
+        "policy": one.policy,
+        "stage": one.stage,
+        "island": one.island,
+        "operator": one.operator,
+        "ap": one.ap,
+        "rung": one.rung,
+        "trials": [{"rung": trial.rung, "replicate": trial.replicate, "ap": trial.ap} for trial in trials if trial.ap is not None],
+        "rejected": one.rejected,
+        "failure": one.failure,
+        "cost": {name: value for name, value in (("iterations", one.iterations), ("seconds", one.seconds)) if value is not None},
+    }
+
+
+def line(group: Sequence[Confirmation], row: Any, choices: int) -> dict[str, Any]:
+    """One policy over its seeds, as JSON. AP in percent; row: that of the report, None where a seed failed.
+
+    The interval is that of the mean over seeds and images, one that allows for the choice among so many; it has no bounds for one seed.
+    """
+    from detkds_core.report import ap_interval, mean_interval
 
     first = group[0]
     measured = [one for one in group if one.ap is not None]
     interval = mean_interval([one.ap for one in measured if one.ap is not None]) if measured else None
+    if row is not None:
+        interval = ap_interval(row, choices)
     return {
         "entrant": first.entrant,
         "candidate": first.candidate,
@@ -173,11 +222,11 @@ def line(group: Sequence[Confirmation]) -> dict[str, Any]:
         "ap": [one.ap for one in measured],
         "ap50": [one.ap50 for one in measured],
         "ap75": [one.ap75 for one in measured],
-        "selection_ap": [one.selection_ap for one in measured],
         "mean_ap": interval.mean if interval else None,
         "mean_ap50": mean([one.ap50 for one in measured]),
         "mean_ap75": mean([one.ap75 for one in measured]),
         "interval": [finite(interval.low), finite(interval.high)] if interval else None,
+        "choices": choices,
         "images": first.images,
         "failures": [{"seed": one.seed, **(one.failure or {})} for one in group if one.ap is None],
     }
@@ -203,6 +252,7 @@ def evidence(
         "recipe": spec.get("recipe"),
         "confirmation": spec.get("confirmation"),
         "candidates": {
+            "proposed": len(candidates),
             "measured": sum(one.state == "MEASURED" for one in candidates),
             "infeasible": sum(one.state == "INFEASIBLE" for one in candidates),
         },
@@ -214,22 +264,6 @@ def evidence(
             "confirmation_seconds": total(confirmations, "seconds"),
         },
         "versions": {name: version(name) for name in ("detkds_core", "detkds_evolver")},
-    }
-
-
-def comparison_json(comparison: Any) -> dict[str, Any] | None:
-    """A comparison of the report as JSON; its interval has no bounds where one seed allows none."""
-    if comparison is None:
-        return None
-    mean_difference, low, high = comparison.difference
-    return {
-        "first": comparison.first,
-        "second": comparison.second,
-        "seeds": list(comparison.seeds),
-        "differences": list(comparison.differences),
-        "mean": mean_difference,
-        "interval": [finite(low), finite(high)],
-        "outcome": comparison.outcome,
     }
 
 

@@ -1,27 +1,28 @@
-"""One step of one search: what has been measured is told to the evolution, what it proposes becomes jobs, in one transaction.
+"""One step of one search: what has been measured is told to the evolution, what it asks for becomes jobs, in one transaction.
 
 A step reads all it needs from the database and leaves nothing anywhere else, so a process may die at any point of it: the transaction is
-gone, and the next one does the same again. Proposals do not depend on when results come (`detkds_core.evolution`), groups are fixed by
-index, and an outcome is counted once. So the result of a search is the same whatever happened on its way.
+gone, and the next one does the same again. What is asked for does not depend on when results come (`detkds_core.evolution`), and an outcome
+is counted once. So the result of a search is the same whatever happened on its way, and so is its ledger, byte for byte.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from detkds_core.evolution import Evolution, Proposal, Result, Spec
-from detkds_core.policy import canonical_json
+from detkds_core.evolution import Evolution, Job, Outcome, Spec, dumped
+from detkds_core.policy import canonical_json, to_json
 from detkds_core.store import events, jobs, results, searches
-from detkds_core.store.models import Candidate, Job, Search
+from detkds_core.store.models import Job as StoredJob
+from detkds_core.store.models import Search, Trial
 from detkds_evolver.confirmation import NothingToConfirmError, conclude, entrants, first_failure, fresh_seeds
-from detkds_evolver.groups import group_size, job_spec, ready_groups
+from detkds_evolver.groups import job_spec, replicate_seed, shared_out
 
 SPEC_KEYS = tuple(Spec.__dataclass_fields__)
-HOPELESS_GROUPS = 2  # when nothing in the first two groups could be trained, not even the references, the rest cannot either
+HOPELESS_JOBS = 2  # when nothing in the first two jobs could be trained, not even the references, the rest cannot either
 
 
 class SearchError(Exception):
@@ -31,15 +32,11 @@ class SearchError(Exception):
 def recall(session: Session, search_id: str) -> Evolution | None:
     """The evolution of a search as the database has it; None: there is no such search.
 
-    Only reads: repeating hundreds of proposals takes seconds, in which a step would keep every other writer waiting.
+    Only reads: repeating hundreds of decisions takes seconds, in which a step would keep every other writer waiting.
     Raises SearchError as `step` does.
     """
     search = searches.get(session, search_id)
-    if search is None:
-        return None
-    evolution = Evolution(evolution_spec(search.spec))
-    catch_up(evolution, searches.all_candidates(session, search_id))
-    return evolution
+    return None if search is None else catch_up(session, search, None)
 
 
 def step(session: Session, search_id: str, known: Evolution | None = None) -> Evolution | None:
@@ -54,106 +51,135 @@ def step(session: Session, search_id: str, known: Evolution | None = None) -> Ev
         return None
     if search.state == "QUEUED":
         searches.start(session, search)
-    evolution = known or Evolution(evolution_spec(search.spec))
     for job in jobs.uncollected(session, search_id):
         if jobs.collect(session, job):
             collect(session, search, job)
+    evolution = catch_up(session, search, known)
     if search.state == "RUNNING":
-        candidates = searches.all_candidates(session, search_id)
-        catch_up(evolution, candidates)
-        check_hope(search, evolution)
-        propose(session, search, evolution, candidates)
+        check_hope(evolution)
+        propose(session, search, evolution)
         if evolution.finished:
             searches.confirm(session, search)
             enter(session, search, evolution)
     if search.state == "CONFIRMING" and all(one.state != "PROPOSED" for one in searches.confirmations(session, search_id)):
-        catch_up(evolution, searches.all_candidates(session, search_id))
         end(session, search, evolution)
         return None
-    if not jobs.under_way(session, search_id):
+    # In this order: a job that ends between the two is uncollected then, and the next step counts it.
+    if not jobs.under_way(session, search_id) and not jobs.uncollected(session, search_id):
         raise SearchError("nothing is under way and nothing can be proposed")
     searches.clear_errors(session, search)
     return evolution
 
 
 def evolution_spec(spec: Mapping[str, Any]) -> Spec:
-    """The part of a search's specification that decides its proposals."""
+    """The part of a search's specification that decides its course."""
     try:
         return Spec.from_json({key: spec[key] for key in SPEC_KEYS if key in spec})
     except (ValueError, TypeError, KeyError) as error:
         raise SearchError(f"the specification cannot be read: {error}") from error
 
 
-def catch_up(evolution: Evolution, candidates: Sequence[Candidate]) -> None:
-    """Bring an evolution to where the database is: ask for what was proposed, tell what was measured.
+def catch_up(session: Session, search: Search, known: Evolution | None) -> Evolution:
+    """The evolution where the database is: the ledger repeated, from where it is known, and all told that has been measured since.
 
-    Raises SearchError when the evolution proposes now what it did not propose then.
+    Raises SearchError when a decision comes out differently from the ledger's.
     """
-    for candidate in candidates:
-        if candidate.index >= len(evolution.proposals):
-            proposal = evolution.ask()
-            if proposal is None or policy_key(proposal) != candidate.policy_key:
-                raise SearchError(
-                    f"candidate {candidate.index} cannot be proposed again: the search was begun by another version of this program"
-                )
-        if candidate.state == "MEASURED":
-            evolution.tell(candidate.index, Result(candidate.ap))
-        elif candidate.state == "INFEASIBLE":
-            failure = candidate.failure or {}
-            evolution.tell(candidate.index, Result(None, jobs.readable(failure)))
+    evolution = known or Evolution(evolution_spec(search.spec), logged=search.spec.get("mode") == "logged")
+    try:
+        evolution.repeat(searches.ledger(session, search.id, len(evolution.ledger)))
+    except (ValueError, TypeError, KeyError) as error:
+        raise SearchError(f"the search was begun by another version of this program: {error}") from error
+    told = evolution.results
+    for number, members in groupby(searches.trials(session, search.id), key=lambda one: one.number):
+        group = list(members)
+        if number not in told and all(one.state != "PROPOSED" for one in group):
+            evolution.tell(number, {one.candidate: outcome_of(one) for one in group})
+    return evolution
 
 
-def policy_key(proposal: Proposal) -> str:
-    return hashlib.sha256(canonical_json(proposal.policy).encode()).hexdigest()
+def outcome_of(trial: Trial) -> Outcome:
+    """What a trial tells the evolution."""
+    failure = jobs.readable(trial.failure) if trial.failure else None
+    gate = trial.rejected["gate"] if trial.rejected else None
+    return Outcome(trial.ap, failure, gate, trial.same_as, tuple(trial.sketch or ()), trial.ratio)
 
 
-def check_hope(search: Search, evolution: Evolution) -> None:
+def check_hope(evolution: Evolution) -> None:
     """Raises SearchError when none of the first candidates could be trained, whatever their policies: the fault lies elsewhere."""
-    first = min(HOPELESS_GROUPS * group_size(search.spec), evolution.spec.candidates)
-    told = [evolution.results[index] for index in range(first) if index in evolution.results]
-    if len(told) == first and all(result.fitness is None for result in told):
-        raise SearchError(f"none of the first {first} candidates could be trained; {first_failure(evolution)}")
+    first = [outcomes for number, outcomes in evolution.results.items() if number < HOPELESS_JOBS]
+    outcomes = [one for group in first for one in group.values()]
+    if len(first) == HOPELESS_JOBS and all(one.failure is not None for one in outcomes):
+        raise SearchError(f"none of the first {len(outcomes)} candidates could be trained; {first_failure(evolution)}")
 
 
-def propose(session: Session, search: Search, evolution: Evolution, candidates: Sequence[Candidate]) -> None:
-    """Store what the evolution proposes now, and a job for every group of candidates that is complete."""
-    new: list[Proposal] = []
-    while (proposal := evolution.ask()) is not None:
-        new.append(proposal)
-    searches.propose(session, search.id, [one.to_json() for one in new], [canonical_json(one.policy) for one in new])
-    policies = {one.index: one.policy for one in candidates if one.job_id is None} | {one.index: one.to_json()["policy"] for one in new}
-    proposed = len(evolution.proposals)
-    complete = evolution.exhausted or proposed == evolution.spec.candidates
-    for members in ready_groups(policies, group_size(search.spec), proposed, complete=complete):
-        enqueue_group(session, search, {index: policies[index] for index in members})
-    if new:
-        events.append(session, "search", search.id, "proposed", {"first": new[0].index, "last": new[-1].index})
+def propose(session: Session, search: Search, evolution: Evolution) -> None:
+    """Store what the evolution asks for now: its new candidates, a job for each of its decisions, and the ledger."""
+    first = len(evolution.candidates)
+    while (job := evolution.ask()) is not None:
+        searches.propose(session, search.id, [one.to_json() for one in job.new], [canonical_json(one.policy) for one in job.new])
+        stored = enqueue_group(session, search, evolution, job, job.members)
+        searches.try_out(
+            session,
+            search.id,
+            job.index,
+            job.members,
+            rung=evolution.spec.rungs[job.rung],
+            replicate=job.replicate,
+            seed=replicate_seed(search.spec, job.replicate),
+            job_id=stored.id,
+        )
+    recorded = searches.count_ledger(session, search.id)
+    searches.record(session, search.id, recorded, map(dumped, evolution.ledger[recorded:]))
+    if len(evolution.candidates) > first:
+        events.append(session, "search", search.id, "proposed", {"first": first, "last": len(evolution.candidates) - 1})
 
 
-def enqueue_group(session: Session, search: Search, policies: Mapping[int, Any]) -> None:
-    spec = job_spec(search.spec, "evaluate", policies, seed=search.spec["seed"])
-    job = jobs.enqueue(session, kind="evaluate", spec=spec, search_id=search.id)
-    searches.assign(session, search.id, list(policies), job.id)
+def enqueue_group(session: Session, search: Search, evolution: Evolution, job: Job, members: Sequence[int]) -> StoredJob:
+    """A job for some candidates of a decision, those with the weights that their first training found."""
+    resolved = searches.resolved_policies(session, search.id, members)
+    candidates = {index: resolved.get(index) or to_json(evolution.candidates[index].policy) for index in members}
+    new = {one.index: one for one in job.new if one.index in members}
+    rung = evolution.spec.rungs[job.rung]
+    spec = job_spec(search.spec, "evaluate", candidates, seed=replicate_seed(search.spec, job.replicate))
+    spec |= {
+        "number": job.index,
+        "rung": rung if job.rung < evolution.spec.top else None,
+        "fork": search.spec.get("fork", 0),
+        "gates": search.spec.get("gates", []) if new else [],
+        "known": [looked(index, one) for index, one in evolution.known(job).items()] if new else [],
+    }
+    for candidate in spec["candidates"]:
+        if (one := new.get(candidate["index"])) is not None and one.audit:
+            candidate["audit"] = True
+    return jobs.enqueue(session, kind="evaluate", spec=spec, search_id=search.id)
+
+
+def looked(index: int, outcome: Outcome) -> dict[str, Any]:
+    """An earlier candidate as a job's `duplicate` gate takes it."""
+    return {"index": index, "sketch": list(outcome.sketch), "ratio": outcome.ratio}
 
 
 def enter(session: Session, search: Search, evolution: Evolution) -> None:
-    """A job for every fresh seed, each with all policies of the confirmation."""
+    """Jobs for every fresh seed, which share out the policies of the confirmation; trained in one job or in several, they see the same."""
     try:
-        chosen = entrants(search.spec, evolution)
+        everybody = [one.index for one in evolution.candidates]
+        chosen = entrants(search.spec, evolution, searches.resolved_policies(session, search.id, everybody))
     except NothingToConfirmError as error:
         raise SearchError(str(error)) from error
     for seed in fresh_seeds(search.spec):
-        job = enqueue_confirmation(session, search, {one.entrant: one.policy for one in chosen}, seed)
-        searches.enter(session, search.id, job_id=job.id, seed=seed, entrants=[one.to_json() for one in chosen])
+        for places in shared_out(len(chosen), int(search.spec.get("group") or 1)):
+            members = [chosen[place] for place in places]
+            job = enqueue_confirmation(session, search, {one.entrant: one.policy for one in members}, seed)
+            searches.enter(session, search.id, job_id=job.id, seed=seed, entrants=[one.to_json() for one in members])
 
 
-def enqueue_confirmation(session: Session, search: Search, policies: Mapping[int, Any], seed: int) -> Job:
+def enqueue_confirmation(session: Session, search: Search, policies: Mapping[int, Any], seed: int) -> StoredJob:
     iterations = search.spec.get("confirmation", {}).get("iterations")
     spec = job_spec(search.spec, "confirm", policies, seed=seed, iterations=iterations)
     return jobs.enqueue(session, kind="confirm", spec=spec, search_id=search.id)
 
 
-def collect(session: Session, search: Search, job: Job) -> None:
+def collect(session: Session, search: Search, job: StoredJob) -> None:
     """Count the outcome of an ended job.
 
     A group whose trainer failed is split: each of its policies gets a job of its own, so that one that crashes a trainer costs itself only.
@@ -166,45 +192,52 @@ def collect(session: Session, search: Search, job: Job) -> None:
         failure = job.failure or {"kind": "lost", "detail": f"job {job.id} was cancelled"}
         if failure["kind"] == "bad_data":
             raise SearchError(jobs.readable(failure))
-        wanted = {row["index"]: row["policy"] for row in job.spec["candidates"]}
-        if len(wanted) > 1:
-            split(session, search, job, wanted)
+        if len(job.spec["candidates"]) > 1:
+            split(session, search, job)
             return
-        rows = {index: {"index": index, "failure": failure} for index in wanted}
+        rows = {row["index"]: {"index": row["index"], "failure": failure} for row in job.spec["candidates"]}
+    if job.kind == "evaluate" and "number" not in job.spec:
+        raise SearchError("the search was begun by another version of this program: its jobs do not say which decision they belong to")
     for candidate in job.spec["candidates"]:
         index = candidate["index"]
         figures = rows.get(index) or {"failure": {"kind": "bug", "detail": f"the result of job {job.id} does not have it"}}
         if job.kind == "evaluate":
-            known = not searches.measure(session, search.id, index, figures)
+            known = not searches.measure(session, search.id, job.spec["number"], index, figures)
         else:
             known = not searches.measure_again(session, search.id, index, job.spec["seed"], figures)
         if not known:
             told = {"index": index, "ap": figures.get("ap"), "failure": figures.get("failure")}
+            if job.kind == "evaluate":
+                told |= {"rung": job.spec["rung"], "rejected": figures.get("rejected"), "same_as": figures.get("same_as")}
             events.append(session, "search", search.id, "measured" if job.kind == "evaluate" else "confirmed", told)
 
 
-def split(session: Session, search: Search, job: Job, policies: Mapping[int, Any]) -> None:
-    for index, policy in sorted(policies.items()):
+def split(session: Session, search: Search, job: StoredJob) -> None:
+    for candidate in job.spec["candidates"]:
+        alone = jobs.enqueue(session, kind=job.kind, spec={**job.spec, "candidates": [candidate]}, search_id=search.id)
         if job.kind == "evaluate":
-            enqueue_group(session, search, {index: policy})
-        else:
-            enqueue_confirmation(session, search, {index: policy}, job.spec["seed"])
+            searches.assign(session, search.id, job.spec["number"], [candidate["index"]], alone.id)
 
 
 def end(session: Session, search: Search, evolution: Evolution) -> None:
     """Write the result and end the search, together."""
-    environments = [
-        job.result["environment"]
-        for job in jobs.of_search(session, search.id)
-        if job.kind == "confirm" and job.result and job.result.get("environment")
-    ]
+    confirmed = [job for job in jobs.of_search(session, search.id) if job.kind == "confirm" and job.result]
+    environments = [job.result["environment"] for job in confirmed if job.result and job.result.get("environment")]
+    drawn = {
+        (row["index"], job.spec["seed"]): row["resampled_ap"]
+        for job in confirmed
+        for row in (job.result or {}).get("candidates", ())
+        if row.get("resampled_ap")
+    }
     try:
         outcome = conclude(
             search,
             searches.all_candidates(session, search.id),
+            searches.trials(session, search.id),
             searches.confirmations(session, search.id),
             evolution.summary(),
             environments,
+            drawn,
         )
     except NothingToConfirmError as error:
         raise SearchError(str(error)) from error

@@ -1,31 +1,32 @@
-"""Which candidates are trained together: consecutive indices, the same groups whatever happens and in whatever order."""
+"""What a job of a search is told: what all jobs share, the candidates and the seed."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 SHARED = ("dataset", "teacher", "student", "inherit", "resize", "recipe")  # what every job of a search has of the search's specification
 
 
-def group_size(spec: Mapping[str, Any]) -> int:
-    """Candidates of one job. Never more than may be under way at once: the group would wait for results of its own."""
-    return max(1, min(int(spec.get("group") or 1), int(spec["parallelism"])))
+REPLICATES_APART = 1_000_003  # between the seeds of a search's replicates; its confirmation's lie beside its first
+LARGEST_SEED = 2**31  # seeds stay below: every generator in use takes them
 
 
-def ready_groups(unassigned: Collection[int], size: int, proposed: int, *, complete: bool) -> list[list[int]]:
-    """The groups of candidates without a job that can become one.
+def replicate_seed(spec: Mapping[str, Any], replicate: int) -> int:
+    """The seed that all candidates of a search train with in their n-th measurement at a rung."""
+    return (int(spec["seed"]) + replicate * REPLICATES_APART) % LARGEST_SEED
 
-    unassigned: indices of proposed candidates without a job. proposed: how many are proposed at all. complete: no more will be, so that
-    the last group may be smaller.
 
-    >>> ready_groups([4, 5, 6, 7, 8], 4, proposed=9, complete=False)
-    [[4, 5, 6, 7]]
+def shared_out(count: int, size: int) -> list[range]:
+    """Places 0 .. count - 1 in as few jobs of at most `size` as it takes, as even as can be.
+
+    >>> shared_out(7, 3)
+    [range(0, 3), range(3, 5), range(5, 7)]
     """
-    groups: dict[int, list[int]] = {}
-    for index in sorted(unassigned):
-        groups.setdefault(index // size, []).append(index)
-    return [members for number, members in sorted(groups.items()) if (number + 1) * size <= proposed or complete]
+    number = -(-count // size)
+    bounds = [-(-count * part // number) for part in range(number + 1)]
+    return [range(first, last) for first, last in pairwise(bounds)]
 
 
 def job_spec(

@@ -95,7 +95,7 @@ def selection_ids(dataset: Dataset, seed: int = 0) -> tuple[int, ...]:
 
 
 def report_ids(dataset: Dataset, seed: int = 0) -> tuple[int, ...]:
-    """The half of val that everything reported is measured on."""
+    """The half of val that everything reported is measured on: sealed, no candidate and no checkpoint of a search is chosen by it."""
     return _halves(dataset.val, seed)[1]
 
 

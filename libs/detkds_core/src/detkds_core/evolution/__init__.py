@@ -1,6 +1,6 @@
-"""What to try next: islands of one knowledge each, then their combinations; ask and tell, reproducible to the byte."""
+"""What to try next: islands of one knowledge each, then their combinations, over rungs; ask and tell, reproducible to the byte."""
 
-from detkds_core.evolution.search import Evolution, replay
-from detkds_core.evolution.spec import Proposal, Result, Spec, Stage
+from detkds_core.evolution.search import Evolution, dumped, replay
+from detkds_core.evolution.spec import ALGORITHMS, Candidate, Job, Outcome, Spec, Stage
 
-__all__ = ["Evolution", "Proposal", "Result", "Spec", "Stage", "replay"]
+__all__ = ["ALGORITHMS", "Candidate", "Evolution", "Job", "Outcome", "Spec", "Stage", "dumped", "replay"]

@@ -1,66 +1,190 @@
-"""What a proposal may look at: everything proposed before it, and only the results that the lag lets through."""
+"""What a decision may look at: everything asked for before it, and only the results that the lag lets through."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Container, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, TypeVar
 
-from detkds_core.evolution.spec import Proposal, Result, Spec
-from detkds_core.policy import Policy, Term, canonical_json
+from detkds_core.evolution.spec import Candidate, Job, Outcome, Spec
+from detkds_core.policy import Policy, Term
 from detkds_core.policy.vocabulary import MAX_WEIGHT
 
+T = TypeVar("T")
 
-@dataclass(frozen=True, slots=True)
+
 class History:
-    """The view of proposal n = len(proposals).
+    """The view of the next job: all jobs and candidates before it, and the results of the jobs that it may see, folded one by one.
 
-    results: those of candidates 0 .. n - parallelism - 1, in index order. keys: the canonical text of every earlier policy.
+    jobs, candidates: all so far. outcomes: by candidate, (rung, replicate, outcome) of every visible measurement. original: whose
+    measurements count for a candidate that turned out to do the same as an earlier one. refused: the candidates that a gate refused, those
+    that an audit measured all the same included, and those that could not be trained. values: by candidate and rung, the AP of each
+    visible replicate; of candidates that are nobody's double and that nothing refused. means: of these, by candidate and rung.
+    entered: by rung, who is or was measured there.
+    spent: student iterations that the jobs cost; of what was refused or a double only the look. drafts: of the job that is being decided.
     """
 
-    spec: Spec
-    proposals: Sequence[Proposal]
-    results: Sequence[Result]
-    keys: Container[str]
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.jobs: list[Job] = []
+        self.candidates: list[Candidate] = []
+        self.drafts: list[Candidate] = []
+        self.outcomes: dict[int, list[tuple[int, int, Outcome]]] = {}
+        self.original: dict[int, int] = {}
+        self.refused: set[int] = set()
+        self.values: dict[int, dict[int, list[float]]] = {}
+        self.means: dict[int, dict[int, float]] = {}
+        self.entered: list[set[int]] = [set() for _ in spec.rungs]
+        self.visible: set[int] = set()
+        self.spent = 0.0
+        self._keys: set[str] = set()
+        self._singles: Counter[str] = Counter()
+        self._measured: dict[int, Measured] = {}
+        self._members: dict[str, dict[int, None]] = {island: {} for island in spec.knowledge}
+        self._cache: dict[Any, Any] = {}
+        self._kept: dict[Any, Any] = {}
+
+    def asked(self, job: Job) -> None:
+        """A job was decided."""
+        self.drafts.clear()
+        self.jobs.append(job)
+        for one in job.new:
+            self.candidates.append(one)
+            self._keys.add(self.spec.space.key(one.policy))
+            if one.stage == "stage1" and one.island is not None:
+                self._singles[one.island] += 1
+        self.entered[job.rung] |= set(job.members)
+        self.spent += self.spec.rungs[job.rung] * len(job.members) + self.spec.look * len(job.new)
+
+    def told(self, number: int, outcomes: Mapping[int, Outcome]) -> None:
+        """The result of a job becomes visible."""
+        job = self.jobs[number]
+        self.visible.add(number)
+        for index, outcome in sorted(outcomes.items()):
+            self.outcomes.setdefault(index, []).append((job.rung, job.replicate, outcome))
+            if outcome.ap is None and outcome.failure is None:
+                self.spent -= self.spec.rungs[job.rung]
+            if outcome.same_as is not None:
+                self.original[index] = self.original.get(outcome.same_as, outcome.same_as)
+            elif outcome.rejected is not None or outcome.ap is None:
+                self.refused.add(index)
+                self.values.pop(index, None)
+                self.means.pop(index, None)
+                self._measured.pop(index, None)
+                for members in self._members.values():
+                    members.pop(index, None)
+            if index not in self.refused and index not in self.original and outcome.ap is not None:
+                mine = self.values.setdefault(index, {})
+                mine.setdefault(job.rung, []).append(outcome.ap)
+                top = max(mine)
+                means = self.means.setdefault(index, {})
+                means[job.rung] = fmean(mine[job.rung])
+                self._measured[index] = Measured(self.candidates[index], top, means[top], len(mine[top]))
+                term = only_term(self.candidates[index])
+                if term is not None and term.knowledge in self._members:
+                    self._members[term.knowledge][index] = None
+        self._cache.clear()
+
+    def remembered(self, what: Any, found: Callable[[], T], *, forever: bool = False) -> T:
+        """What `found` gives, worked out once until another result becomes visible: it follows from visible results alone.
+
+        forever: it follows from the spec alone.
+        """
+        cache = self._kept if forever else self._cache
+        if what not in cache:
+            cache[what] = found()
+        kept: T = cache[what]
+        return kept
+
+    @property
+    def measured(self) -> list[Measured]:
+        """The candidates with a visible measurement, in index order."""
+        return self.remembered("measured", lambda: [one for _, one in sorted(self._measured.items())])
+
+    @property
+    def ranked(self) -> list[Measured]:
+        """The same as they are worth breeding from (`earned`), best first."""
+        return self.remembered("ranked", lambda: sorted(map(self.earned, self.measured), key=lambda one: one.rank))
+
+    def order(self, rung: int) -> list[int]:
+        """The candidates that were measured at a rung, the best first."""
+
+        def found() -> list[int]:
+            at = {index: mine[rung] for index, mine in self.means.items() if rung in mine}
+            return sorted(at, key=lambda index: (-at[index], index))
+
+        return self.remembered(("order", rung), found)
+
+    def earned(self, one: Measured) -> Measured:
+        """A candidate at the highest rung where it belongs: its own, but that a calibrator, which passes all, is among the best there.
+
+        Otherwise a calibrator of no merit would rank before all that have not climbed as high yet, and the islands would breed from it.
+        """
+        index = one.candidate.index
+        if index >= self.spec.calibrators:
+            return one
+        mine = self.means[index]
+
+        def belongs(rung: int) -> bool:
+            others = self.order(rung)
+            return index in others[: len(others) // self.spec.eta]
+
+        rung = next((rung for rung in sorted(mine, reverse=True) if belongs(rung)), min(mine))
+        return Measured(one.candidate, rung, mine[rung], len(self.values[index][rung]))
+
+    def members(self, island: str) -> list[Measured]:
+        """The measured one-term candidates of an island as they are worth breeding from, in the order of their first results."""
+        return self.remembered(("members", island), lambda: [self.earned(self._measured[index]) for index in self._members[island]])
+
+    @property
+    def count(self) -> int:
+        """How many candidates are proposed, those of the job that is being decided included."""
+        return len(self.candidates) + len(self.drafts)
+
+    def singles(self, island: str) -> int:
+        """How many stage 1 candidates of an island have been proposed."""
+        return self._singles[island] + sum(one.stage == "stage1" and one.island == island for one in self.drafts)
+
+    def is_new(self, policy: Policy) -> bool:
+        """Whether no earlier candidate is canonically equal."""
+        key = self.spec.space.key(policy)
+        return key not in self._keys and all(self.spec.space.key(one.policy) != key for one in self.drafts)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the results of all jobs are visible."""
+        return len(self.visible) == len(self.jobs)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A feasible candidate and its fitness."""
+    """A candidate at the highest rung that it was seen at, and its mean AP over the replicates there."""
 
-    proposal: Proposal
+    candidate: Candidate
+    rung: int
     fitness: float
+    replicates: int = 1
 
     @property
-    def rank(self) -> tuple[float, int]:
-        """Sorts best first, ties by the lower index."""
-        return (-self.fitness, self.proposal.index)
+    def rank(self) -> tuple[int, float, int]:
+        """Sorts best first: the higher rung, the higher fitness, the lower index."""
+        return (-self.rung, -self.fitness, self.candidate.index)
 
 
-def measured(history: History) -> list[Measured]:
-    """The feasible candidates whose results are visible, in index order."""
-    return [
-        Measured(proposal, result.fitness)
-        for proposal, result in zip(history.proposals, history.results, strict=False)  # results lag behind
-        if result.fitness is not None
-    ]
-
-
-def only_term(proposal: Proposal) -> Term | None:
+def only_term(candidate: Candidate) -> Term | None:
     """The term of a one-term policy, else None. A one-term reference lives on its island like any other candidate."""
-    policy = proposal.policy
+    policy = candidate.policy
     return policy.terms[0] if len(policy.terms) == 1 and not policy.distillers else None
 
 
-def island_members(history: History, island: str) -> list[Measured]:
-    """The feasible one-term candidates of an island whose results are visible, in index order."""
-    return [one for one in measured(history) if (term := only_term(one.proposal)) is not None and term.knowledge == island]
-
-
-def is_new(history: History, policy: Policy) -> bool:
-    """Whether no earlier candidate is canonically equal."""
-    return canonical_json(policy) not in history.keys
+def no_distillation(history: History, rung: int) -> float | None:
+    """The AP without distillation at a rung, where it was measured."""
+    alone = next((one.index for one in history.candidates if one.policy == Policy(())), None)
+    return history.means.get(alone, {}).get(rung) if alone is not None else None
 
 
 def tournament(rng: random.Random, population: Sequence[Measured], size: int) -> Measured:
@@ -68,9 +192,10 @@ def tournament(rng: random.Random, population: Sequence[Measured], size: int) ->
     return min(rng.sample(population, min(size, len(population))), key=lambda one: one.rank)
 
 
-def generator(seed: int, index: int) -> random.Random:
-    """The random numbers of one proposal: a function of (seed, index) alone, so that no proposal depends on how often another drew."""
-    return random.Random(int.from_bytes(hashlib.sha256(f"detkds evolution {seed} {index}".encode()).digest(), "big"))
+def generator(seed: int, *place: int | str) -> random.Random:
+    """The random numbers of one decision: a function of its place alone, so that none depends on how often another drew."""
+    text = " ".join(map(str, ("detkds evolution", seed, *place)))
+    return random.Random(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))
 
 
 def halved_and_doubled(weight: float) -> Iterator[float]:

@@ -1,132 +1,199 @@
-"""The search itself: a pure fold over (spec, results in index order), asked and told.
+"""The search itself: a pure fold over a ledger of decisions and results, asked and told.
 
-Divide and conquer: the references first, then one-term candidates on islands (`islands`), then combinations of the best terms
-(`combinations`). Nothing here keeps state of its own: proposal n is a function of the spec, of the proposals before n and of the results
-of candidates with index < n - parallelism. So a search that is interrupted, replayed or served by any number of workers at any speed
-proposes the same policies.
+Nothing here keeps state of its own: job n is a function of the spec, of the jobs before it and of the results of the jobs that it may
+see: those with index <= n - parallelism (`strict`), or those that were there when it was decided (`logged`, where the ledger says which).
+So a strict search that is interrupted, replayed or served by any number of workers at any speed asks for the same measurements, and a
+logged one can be replayed to the byte from its ledger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
-from detkds_core.evolution.combinations import propose_combination
-from detkds_core.evolution.history import History
-from detkds_core.evolution.islands import propose_term
-from detkds_core.evolution.spec import Proposal, Result, Spec
+from detkds_core.evolution.history import History, Measured
+from detkds_core.evolution.rungs import shrunken
+from detkds_core.evolution.searchers import plan
+from detkds_core.evolution.spec import Candidate, Job, Outcome, Spec
 from detkds_core.evolution.summary import summarize
-from detkds_core.policy import canonical, canonical_json
 
 
 class Evolution:
-    """A search in progress: `ask` for the next candidate, `tell` what one is worth.
+    """A search in progress: `ask` for the next job, `tell` what its candidates are worth.
 
     >>> evolution = Evolution(spec)
     >>> while not evolution.finished:
-    ...     while (proposal := evolution.ask()) is not None:
-    ...         start(proposal)
-    ...     evolution.tell(*next_result())
+    ...     while (job := evolution.ask()) is not None:
+    ...         start(job)
+    ...     evolution.tell(*next_results())
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, *, logged: bool = False) -> None:
         self.spec = spec
-        self._proposals: list[Proposal] = []
-        self._results: dict[int, Result] = {}
-        self._told = 0  # results 0 .. _told - 1 are there: the prefix that proposals may look at
-        self._keys: set[str] = set()
+        self.logged = logged
+        self._view = History(spec)  # of the next decision
+        self._results: dict[int, dict[int, Outcome]] = {}
+        self._ledger: list[dict[str, Any]] = []
+        self._told = 0  # the results of jobs 0 .. _told - 1 are there
         self._exhausted = False
 
     @property
-    def proposals(self) -> tuple[Proposal, ...]:
-        """All candidates asked for so far, in index order."""
-        return tuple(self._proposals)
+    def jobs(self) -> tuple[Job, ...]:
+        """All jobs asked for so far, in index order."""
+        return tuple(self._view.jobs)
 
     @property
-    def results(self) -> dict[int, Result]:
-        """All results told so far, by index."""
-        return dict(sorted(self._results.items()))
+    def candidates(self) -> tuple[Candidate, ...]:
+        """All candidates proposed so far, in index order."""
+        return tuple(self._view.candidates)
 
     @property
-    def exhausted(self) -> bool:
-        """Whether the search ran out of new policies before its budget was spent. Known once `ask` has come so far."""
-        return self._exhausted
+    def results(self) -> dict[int, dict[int, Outcome]]:
+        """All outcomes told so far, by job and candidate."""
+        return {job: dict(outcomes) for job, outcomes in sorted(self._results.items())}
+
+    @property
+    def ledger(self) -> tuple[dict[str, Any], ...]:
+        """Everything that decided something, in order: {"asked": job} and {"told": job index, "outcomes": {candidate: outcome}}.
+
+        A result stands where it was first looked at, so that the ledger of a strict search does not depend on when results came.
+        """
+        return tuple(self._ledger)
 
     @property
     def finished(self) -> bool:
-        """Whether no candidate is left to ask for, and every result has been told."""
-        return len(self._results) == len(self._proposals) and (self._exhausted or len(self._proposals) == self.spec.candidates)
+        """Whether nothing is left to ask for, and every result has been told. Known once `ask` has come so far."""
+        return self._exhausted and len(self._results) == len(self._view.jobs)
 
-    def ask(self) -> Proposal | None:
-        """The next candidate, or None: results are missing (tell some and ask again), or the search has no more candidates.
+    def ask(self, seen: Iterable[int] | None = None) -> Job | None:
+        """The next job, or None: results are missing (tell some and ask again), or the search has nothing left to measure.
 
-        Candidate n waits until all results with index < n - parallelism have been told, and looks at those only.
+        seen: the jobs whose results are looked at; only a logged search is asked with it, when it is replayed.
         """
-        n = len(self._proposals)
-        visible = max(0, n - self.spec.parallelism)
-        if self._exhausted or n == self.spec.candidates or self._told < visible:
+        if self.finished:
             return None
-        history = History(self.spec, self._proposals, [self._results[index] for index in range(visible)], self._keys)
-        proposal = propose(history)
-        if proposal is None:
-            self._exhausted = True
+        visible = self._visible(seen)
+        if visible is None:
             return None
-        self._proposals.append(proposal)
-        self._keys.add(canonical_json(proposal.policy))
-        return proposal
+        for number in visible:
+            self._look_at(number)
+        self._view.drafts.clear()
+        planned = plan(self._view)
+        if planned is None:
+            if self._view.idle:
+                self._exhausted = True
+            elif len(self._results) == len(self._view.jobs):  # all results are there, and the lag keeps some from being looked at
+                for number in sorted(self._results):
+                    self._look_at(number)
+                return self.ask()
+            return None  # it may only be waiting for results
+        seen_jobs = tuple(sorted(self._view.visible)) if self.logged else ()
+        job = Job(len(self._view.jobs), planned.rung, planned.replicate, planned.members, planned.new, seen_jobs)
+        self._view.asked(job)
+        self._ledger.append({"asked": job.to_json()})
+        return job
 
-    def tell(self, index: int, result: Result) -> None:
-        """Record what a candidate is worth. Any order is fine: a result is looked at once all before it are there.
+    def tell(self, index: int, outcomes: Mapping[int, Outcome]) -> None:
+        """Record what a job found. In a strict search any order is fine: a result is looked at once all before it are there.
 
-        Telling the same again changes nothing. Raises ValueError for a candidate that was not asked for, and for a different result.
+        Telling the same again changes nothing. Raises ValueError for a job that was not asked for, other candidates than its own, and a
+        different result.
         """
-        if not 0 <= index < len(self._proposals):
-            raise ValueError(f"candidate {index} has not been asked for; told so far: {self._told}, asked for: {len(self._proposals)}")
-        if index in self._results and self._results[index] != result:
-            raise ValueError(f"candidate {index} was told {self._results[index]} before, and now {result}; a result does not change")
-        self._results[index] = result
+        if not 0 <= index < len(self._view.jobs):
+            raise ValueError(f"job {index} has not been asked for; asked for so far: {len(self._view.jobs)}")
+        if set(outcomes) != set(self._view.jobs[index].members):
+            raise ValueError(f"job {index} measures the candidates {list(self._view.jobs[index].members)}, told were {sorted(outcomes)}")
+        told = dict(sorted(outcomes.items()))
+        if index in self._results:
+            if self._results[index] != told:
+                raise ValueError(f"job {index} was told {self._results[index]} before, and now {told}; a result does not change")
+            return
+        self._results[index] = told
+        self._exhausted = False
         while self._told in self._results:
             self._told += 1
 
-    def best(self, n: int) -> list[Proposal]:
-        """The n candidates with the highest fitness, ties by the lower index: feasible ones that the search itself proposed."""
-        found = [
-            (-fitness, index)
-            for index, result in self._results.items()
-            if (fitness := result.fitness) is not None and self._proposals[index].stage != "reference"
-        ]
-        return [self._proposals[index] for _, index in sorted(found)[:n]]
+    def repeat(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Do what these further events of the ledger say, each decision anew.
+
+        Raises ValueError when a decision comes out differently from the ledger's, which then belongs to another spec or version.
+        """
+        for event in events:
+            if "asked" in event:
+                job = self.ask(event["asked"]["seen"] if self.logged else None)
+                if job is None or dumped(job.to_json()) != dumped(event["asked"]):
+                    place = len(self._ledger) - (job is not None)
+                    raise ValueError(f"ledger[{place}]: this spec asks for {job and job.to_json()} where the ledger has {event['asked']}")
+            else:
+                self.tell(event["told"], {int(index): Outcome.from_json(one) for index, one in event["outcomes"].items()})
+                self._look_at(event["told"])
+
+    def known(self, job: Job) -> dict[int, Outcome]:
+        """The candidates whose looks a job's new ones are compared with: all that were visible when it was decided and are no doubles."""
+        visible = job.seen if self.logged else range(max(0, job.index - self.spec.parallelism + 1))
+        found: dict[int, Outcome] = {}
+        for number in visible:
+            for index, outcome in self._results[number].items():
+                if outcome.sketch and outcome.same_as is None:
+                    found.setdefault(index, outcome)
+        return dict(sorted(found.items()))
+
+    def history(self) -> History:
+        """The view with everything that has been told."""
+        whole = History(self.spec)
+        for job in self._view.jobs:
+            whole.asked(job)
+        for number, outcomes in sorted(self._results.items()):
+            whole.told(number, outcomes)
+        return whole
+
+    def best(self, n: int) -> list[Measured]:
+        """The n best candidates that the search itself proposed: highest rung first, there by what their measurements say of them."""
+        history = self.history()
+        found = [one for one in history.measured if one.candidate.stage != "reference"]
+
+        def rank(one: Measured) -> tuple[int, float, int]:
+            return (-one.rung, -shrunken(history, one.rung, one.fitness, one.replicates), one.candidate.index)
+
+        return sorted(found, key=rank)[:n]
+
+    def fitness(self, candidate: int) -> float | None:
+        """The mean AP of a candidate at the highest rung that it was seen at; that of its double, where it has one."""
+        history = self.history()
+        mine = history.values.get(history.original.get(candidate, candidate))
+        return fmean(mine[max(mine)]) if mine else None
 
     def summary(self) -> dict[str, Any]:
         """What has happened so far, as JSON; see `summarize`."""
-        return summarize(self.spec, self._proposals, self._results) | {"finished": self.finished, "exhausted": self.exhausted}
+        return summarize(self.history()) | {"finished": self.finished}
+
+    def _look_at(self, number: int) -> None:
+        """Let a result into the view, and into the ledger, once."""
+        if number not in self._view.visible:
+            told = self._results[number]
+            self._view.told(number, told)
+            self._ledger.append({"told": number, "outcomes": {str(one): outcome.to_json() for one, outcome in told.items()}})
+
+    def _visible(self, seen: Iterable[int] | None) -> Iterable[int] | None:
+        """The jobs that the next decision looks at; None where it has to wait for results."""
+        count, parallelism = len(self._view.jobs), self.spec.parallelism
+        if self.logged:
+            if seen is not None:
+                return sorted(seen)
+            return sorted(self._results) if count - len(self._results) < parallelism else None
+        first = max(0, count - parallelism + 1)
+        return range(first) if self._told >= first else None
 
 
-def propose(history: History) -> Proposal | None:
-    """The proposal that follows a history, or None when no new policy is left: the one decision that everything else serves."""
-    spec, n = history.spec, len(history.proposals)
-    if n < len(spec.references):
-        return Proposal(n, canonical(spec.references[n]), "reference")
-    stages = [propose_term, propose_combination]
-    if n >= len(spec.references) + spec.stage1_candidates:
-        stages.reverse()
-    # A stage with nothing new left hands its budget to the other one.
-    return stages[0](history) or stages[1](history)
-
-
-def replay(spec: Spec, results: Mapping[int, Result], asked: int) -> Evolution:
-    """The search as it stood after `asked` candidates were asked for and `results` were told: how a process resumes one.
-
-    Raises ValueError when the results could not have led to so many candidates, or belong to one that was not asked for.
-    """
-    evolution = Evolution(spec)
-    for index in sorted(results):
-        while len(evolution.proposals) <= index and evolution.ask() is not None:
-            pass
-        evolution.tell(index, results[index])
-    while len(evolution.proposals) < asked:
-        if evolution.ask() is None:
-            raise ValueError(
-                f"{asked} candidates cannot have been asked for: with {len(results)} results only {len(evolution.proposals)} can"
-            )
+def replay(spec: Spec, ledger: Iterable[Mapping[str, Any]], *, logged: bool = False) -> Evolution:
+    """The search as it stood after the events of a ledger, each decision made again. Raises ValueError as `Evolution.repeat` does."""
+    evolution = Evolution(spec, logged=logged)
+    evolution.repeat(ledger)
     return evolution
+
+
+def dumped(value: Any) -> str:
+    """JSON as it is compared, byte for byte."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

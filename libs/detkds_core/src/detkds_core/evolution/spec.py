@@ -1,40 +1,57 @@
-"""What a search is asked to do, what it proposes, and what it is told back."""
+"""What a search is asked to do, what it asks to be measured, and what it is told back."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from detkds_core.policy import Policy, SearchSpace, canonical_json
+from detkds_core.evolution.space import Space
+from detkds_core.policy import Policy, SearchSpace
 from detkds_core.policy import from_json as policy_from_json
 from detkds_core.policy import to_json as policy_to_json
 
 Stage = Literal["reference", "stage1", "stage2"]
+Algorithm = Literal["detkds", "random", "random_halving", "evolution", "genetic", "tpe", "nsga2"]
+ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
+ETA = 3  # one of so many is promoted
+CALIBRATION_SHARE = 0.25  # of the budget, at most
+HALVING = ("detkds", "random_halving")  # the algorithms that start candidates at the lowest rung
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Everything that decides the course of a search; two equal specs propose the same policies.
+    """Everything that decides the course of a search; two equal specs ask for the same measurements.
 
-    knowledge: one island each, in this order. candidates: how many policies are measured, references included.
-    parallelism: proposal n sees the results of candidates with index < n - parallelism, whatever else is known.
-    references: measured first, under the same budget (no distillation, hand-designed policies).
-    stage2_share: part of what the references leave that goes to combining terms. floor: part of stage 1 that every island gets.
-    population: how many of its last results an island breeds from. tournament: how many of them compete to be a parent.
+    knowledge: one island each, in this order. budget: student iterations that the search may spend; rungs: student iterations of each
+    rung, rising, the last the full proxy. candidates: the most policies that are proposed, references included; None: as many as the
+    budget pays for. group: the most candidates of one job. parallelism: job n sees the results of jobs with index <= n - parallelism.
+    references: proposed first, under the same budget (no distillation, hand-designed policies). eta: one of so many is promoted.
+    look: what a candidate costs that is refused before its training, in iterations. stage2_share: part of the budget that goes to
+    combining terms. floor: part of stage 1 that every island gets. population: how many of its last results an island breeds from.
+    tournament: how many of them compete to be a parent. audit: share of the candidates that are trained even if a gate refuses them.
+    calibration: how many of the first candidates pass every rung when that costs at most a quarter of the budget.
     """
 
     knowledge: tuple[str, ...]
-    candidates: int
-    parallelism: int
+    budget: int
     seed: int
     references: tuple[Policy, ...]
-    space: SearchSpace
+    space: Space
+    rungs: tuple[int, ...]
+    algorithm: Algorithm = "detkds"
+    candidates: int | None = None
+    group: int = 1
+    parallelism: int = 1
+    eta: int = ETA
+    look: float = 0.0
     stage2_share: float = 0.35
     floor: float = 0.08
     population: int = 24
     tournament: int = 5
+    audit: float = 0.05
+    calibration: int = 30
 
     def __post_init__(self) -> None:
         if not self.knowledge:
@@ -44,68 +61,77 @@ class Spec:
                 raise ValueError(f"spec.knowledge[{place}]: {name!r} is not in the search space; one of {', '.join(self.space.knowledge)}")
             if name in self.knowledge[:place]:
                 raise ValueError(f"spec.knowledge[{place}]: {name!r} appears twice")
-        keys = [canonical_json(policy) for policy in self.references]
+        keys = [self.space.key(policy) for policy in self.references]
         for place, key in enumerate(keys):
             if key in keys[:place]:
                 raise ValueError(f"spec.references[{place}]: the same policy as references[{keys.index(key)}]")
-        if self.candidates <= len(self.references):
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"spec.algorithm: {self.algorithm!r} is not known; one of {', '.join(ALGORITHMS)}")
+        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
+            raise ValueError(f"spec.rungs: {list(self.rungs)} are not rising numbers of iterations from 1 on")
+        if self.candidates is not None and self.candidates <= len(self.references):
             raise ValueError(
                 f"spec.candidates: {self.candidates} leaves nothing to search after {len(self.references)} references;"
                 f" at least {len(self.references) + 1}"
             )
-        if self.parallelism < 1:
-            raise ValueError(f"spec.parallelism: at least 1, got {self.parallelism}")
+        if self.budget < self.rungs[-1]:
+            raise ValueError(f"spec.budget: {self.budget} iterations are less than one full proxy of {self.rungs[-1]}")
+        for name in ("group", "parallelism", "population", "tournament"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"spec.{name}: at least 1, got {getattr(self, name)}")
+        if self.eta < 2:
+            raise ValueError(f"spec.eta: at least 2, got {self.eta}")
         if not 0 <= self.stage2_share < 1:
             raise ValueError(f"spec.stage2_share: at least 0 and below 1, got {self.stage2_share}")
+        if not 0 <= self.audit <= 1:
+            raise ValueError(f"spec.audit: from 0 to 1, got {self.audit}")
         if not 0 <= self.floor * len(self.knowledge) <= 1:
             raise ValueError(f"spec.floor: {self.floor} for each of {len(self.knowledge)} islands is more than the whole")
-        if self.population < 1 or self.tournament < 1:
-            raise ValueError(f"spec.population and spec.tournament: at least 1, got {self.population} and {self.tournament}")
 
     @property
-    def stage2_candidates(self) -> int:
-        """How many candidates combine terms: the share of what the references leave, and one single term before them."""
-        searched = self.candidates - len(self.references)
-        return min(round(self.stage2_share * searched), searched - 1)
+    def top(self) -> int:
+        """The rung of the full proxy."""
+        return len(self.rungs) - 1
 
     @property
-    def stage1_candidates(self) -> int:
-        """How many candidates are single terms of an island."""
-        return self.candidates - len(self.references) - self.stage2_candidates
+    def halves(self) -> bool:
+        """Whether candidates start at the lowest rung."""
+        return self.algorithm in HALVING and len(self.rungs) > 1
+
+    @property
+    def calibrators(self) -> int:
+        """How many of the first candidates pass every rung; 0 where the budget does not allow it."""
+        wanted = self.calibration if self.halves else 0
+        return wanted if wanted * sum(self.rungs) <= CALIBRATION_SHARE * self.budget else 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` gives an equal spec back."""
-        return {
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        assert isinstance(self.space, SearchSpace), "only a pair's own space is stored"
+        return values | {
             "knowledge": list(self.knowledge),
-            "candidates": self.candidates,
-            "parallelism": self.parallelism,
-            "seed": self.seed,
+            "rungs": list(self.rungs),
             "references": [policy_to_json(policy) for policy in self.references],
             "space": self.space.to_json(),
-            "stage2_share": self.stage2_share,
-            "floor": self.floor,
-            "population": self.population,
-            "tournament": self.tournament,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Spec:
         """Read what `to_json` wrote. Raises ValueError that names a key that is missing or not known."""
-        fields = _keys(
-            data, "spec", required=("knowledge", "candidates", "parallelism", "seed", "references", "space"), known=cls.__slots__
-        )
-        fields["knowledge"] = tuple(fields["knowledge"])
-        fields["references"] = tuple(policy_from_json(policy) for policy in fields["references"])
-        fields["space"] = SearchSpace.from_json(fields["space"])
-        return cls(**fields)
+        values = _keys(data, "spec", required=("knowledge", "budget", "seed", "references", "space", "rungs"), known=cls.__slots__)
+        values["knowledge"], values["rungs"] = tuple(values["knowledge"]), tuple(values["rungs"])
+        values["references"] = tuple(policy_from_json(policy) for policy in values["references"])
+        values["space"] = SearchSpace.from_json(values["space"])
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
-    """One candidate: its policy in canonical form, and where it comes from.
+class Candidate:
+    """A proposed policy in canonical form, and where it comes from.
 
-    island: the knowledge that a stage 1 candidate belongs to. parents: indices of the candidates it was made of.
-    operator: how (`reference`, `seed`, `sample`, `mutate`, `weight`, `migrate`, `enumerate`, `combine`, `toggle`, `swap`, `scale`).
+    island: the knowledge that a stage 1 candidate belongs to. parents: indices of the candidates it was made of. operator: how
+    (`reference`, `seed`, `sample`, `mutate`, `weight`, `migrate`, `enumerate`, `combine`, `toggle`, `swap`, `scale`, `crossover`).
+    audit: whether it is trained even if a gate refuses it.
     """
 
     index: int
@@ -114,49 +140,77 @@ class Proposal:
     island: str | None = None
     parents: tuple[int, ...] = ()
     operator: str = "reference"
+    audit: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` gives an equal proposal back."""
-        return {
-            "index": self.index,
-            "policy": policy_to_json(self.policy),
-            "stage": self.stage,
-            "island": self.island,
-            "parents": list(self.parents),
-            "operator": self.operator,
-        }
+        """Plain JSON values; `from_json` gives an equal candidate back."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return values | {"policy": policy_to_json(self.policy), "parents": list(self.parents)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Proposal:
+    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
         """Read what `to_json` wrote. Raises ValueError that names a key that is missing, not known, or a stage that is none."""
-        fields = _keys(data, "proposal", required=("index", "policy", "stage"), known=cls.__slots__)
-        if fields["stage"] not in get_args(Stage):
-            raise ValueError(f"proposal.stage: {fields['stage']!r} is not a stage; one of {', '.join(get_args(Stage))}")
-        fields["policy"] = policy_from_json(fields["policy"])
-        fields["parents"] = tuple(fields.get("parents", ()))
-        return cls(**fields)
+        values = _keys(data, "candidate", required=("index", "policy", "stage"), known=cls.__slots__)
+        if values["stage"] not in get_args(Stage):
+            raise ValueError(f"candidate.stage: {values['stage']!r} is not a stage; one of {', '.join(get_args(Stage))}")
+        values["policy"] = policy_from_json(values["policy"])
+        values["parents"] = tuple(values.get("parents", ()))
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What a candidate is worth: its fitness (AP, 0-100), or None with the failure that made it infeasible."""
+class Job:
+    """One decision: these candidates are measured together at a rung, with the seed of a replicate.
 
-    fitness: float | None
+    new: the members that nobody proposed before, in the order of members. known: earlier candidates whose looks were visible when it was
+    decided, among which a new one may turn out to have a double. seen: the jobs whose results were looked at.
+    """
+
+    index: int
+    rung: int
+    replicate: int
+    members: tuple[int, ...]
+    new: tuple[Candidate, ...] = ()
+    seen: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return values | {"members": list(self.members), "new": [one.to_json() for one in self.new], "seen": list(self.seen)}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a job tells of a candidate. ap: on the selection images (0-100); None where it was not trained or could not be.
+
+    failure: why it could not. rejected: the gate that refused it, also where an audit measured it all the same. same_as: the earlier
+    candidate that does the same, whose measurements count for both. sketch, ratio: of its gradient at the fork, direction and length over
+    the task's.
+    """
+
+    ap: float | None
     failure: str | None = None
+    rejected: str | None = None
+    same_as: int | None = None
+    sketch: tuple[float, ...] = ()
+    ratio: float | None = None
 
     def __post_init__(self) -> None:
         # NaN compares false with everything: a ranking with one in it would depend on the order of comparisons.
-        if self.fitness is not None and not math.isfinite(self.fitness):
-            raise ValueError(f"result.fitness: {self.fitness} is not finite; an infeasible candidate has fitness None and a failure")
+        if self.ap is not None and not math.isfinite(self.ap):
+            raise ValueError(f"outcome.ap: {self.ap} is not finite; an infeasible candidate has ap None and a failure")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` gives an equal result back."""
-        return {"fitness": self.fitness, "failure": self.failure}
+        """Plain JSON values; `from_json` gives an equal outcome back."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return values | {"sketch": list(self.sketch)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Result:
+    def from_json(cls, data: Mapping[str, Any]) -> Outcome:
         """Read what `to_json` wrote. Raises ValueError that names a key that is missing or not known."""
-        return cls(**_keys(data, "result", required=("fitness",), known=cls.__slots__))
+        values = _keys(data, "outcome", required=("ap",), known=cls.__slots__)
+        values["sketch"] = tuple(values.get("sketch", ()))
+        return cls(**values)
 
 
 def _keys(data: Mapping[str, Any], where: str, *, required: tuple[str, ...], known: tuple[str, ...]) -> dict[str, Any]:

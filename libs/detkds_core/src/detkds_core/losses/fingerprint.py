@@ -33,11 +33,11 @@ def fingerprint(of: Term | Policy) -> str:
     is added as it is written.
     """
     terms = of.terms if isinstance(of, Policy) else (replace(of, weight=1.0),)
-    policy = Policy(tuple(replace(term, warm_up=0, stop=1.0, decay=1.0, auto=False) for term in terms))
+    policy = Policy(tuple(replace(term, warm_up=0, stop=1.0, decay=1.0, auto=False, balanced=False) for term in terms))
     numbers = [number for place in range(len(SHIFTS)) for number in _figures(policy, place)]
     whole = numbers[0]  # the value on the first tensors, which everything is relative to
     texts = [_rounded(number / whole if whole else number) for number in numbers]
-    when = sorted((term.warm_up, term.stop, term.decay, term.auto) for term in terms)
+    when = sorted((term.warm_up, term.stop, term.decay, term.auto, term.balanced) for term in terms)
     if isinstance(of, Policy) and len(set(when)) > 1:  # then it matters which term waits
         texts += sorted(f"{fingerprint(term)}*{_rounded(term.weight / terms[0].weight)}" for term in terms)
     return hashlib.sha256(repr((texts, when)).encode()).hexdigest()[:16]

@@ -60,7 +60,8 @@ def policy_losses(
     """The weighted loss of each term of the policy, {"distill/0_global": scalar, ...}. Their sum is the distillation loss.
 
     Levels are summed within a term. Computed in float32 whatever comes in, also under autocast. The teacher gets no gradient. The gradient
-    of the sum is computed here, see `slopes`. scales: what multiplies the weight of an `auto` term, by its loss's name; 1 where missing.
+    of the sum is computed here, see `slopes`. scales: what multiplies the weight of an `auto` or `balanced` term, by its loss's
+    name; 1 where missing.
     Where there is nothing to compare (no boxes, no proposals, no assigned cell) a term is 0 and still a function of the student; so it is
     at the start of its warm-up and after its stop.
     Raises ValueError, which names the term, when signals are missing or do not fit each other, or when an operation cannot act on them.
@@ -74,11 +75,12 @@ def policy_losses(
     for index, (name, term) in enumerate(zip(names, policy.terms, strict=True)):
         with _naming(index, term):
             compared = _compared(term, student, teacher)
-            weight = term.weight * schedule(term, scene.step, scene.total_steps)
-            if weight > 0 and _has_something(term, student, scene):
+            now = schedule(term, scene.step, scene.total_steps)
+            if term.weight * now > 0 and _has_something(term, student, scene):
                 parts += parts_of(index, term, compared, student, teacher, scene)
             keys |= dict.fromkeys(compared)
-            weights.append(weight * (scales or {}).get(name, 1.0) if term.auto else weight)
+            scale = (scales or {}).get(name, 1.0) if term.auto or term.balanced else 1.0
+            weights.append(term.weight * scale * now)  # as if the weight were fixed at the first product
     sources = [read(student, *key) for key in keys]
     device = sources[0].device
 

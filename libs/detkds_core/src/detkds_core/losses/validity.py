@@ -58,7 +58,7 @@ def claims_images(term: Term) -> bool:
 
 def classify(term: Term, images: int = 2) -> Verdict:
     """Try a formula on batches of so many images. Options that wait or end are left out: a term in warm-up is nothing yet."""
-    term = replace(term, warm_up=0, stop=1.0, decay=1.0, auto=False)
+    term = replace(term, warm_up=0, stop=1.0, decay=1.0, auto=False, balanced=False)
     student, teacher, halves = _toys(images)
     scene = toy_scene(images)
     try:

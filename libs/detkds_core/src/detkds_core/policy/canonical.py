@@ -56,8 +56,8 @@ def canonical_distiller(distiller: Distiller) -> Distiller:
 
 
 def _order(term: Term) -> tuple[object, ...]:
-    options = (term.temperature, term.shared_attention, term.background, term.warm_up, term.stop, term.decay, term.reduction, term.auto)
-    return (KNOWLEDGE.index(term.knowledge), term.region, term.transforms, term.distance, *options)
+    options = (term.temperature, term.shared_attention, term.background, term.warm_up, term.stop, term.decay, term.reduction)
+    return (KNOWLEDGE.index(term.knowledge), term.region, term.transforms, term.distance, *options, term.auto, term.balanced)
 
 
 def _plain_numbers(term: Term) -> Term:

@@ -55,11 +55,11 @@ def fold_options(term: Term) -> Term:
 
 
 def _with(term: Term, *transforms: str, factor: float = 1.0, distance: str | None = None, temperature: float | None = None) -> Term:
-    """The term with other transforms and the weight times factor; the weight of an `auto` term is a ratio that no factor changes.
+    """The term with other transforms and the weight times factor; a weight that is a ratio (`auto`, `balanced`) stays.
 
     The same term where its weight would be too small to be one.
     """
-    weight = term.weight if term.auto else term.weight * factor
+    weight = term.weight if term.auto or term.balanced else term.weight * factor
     if weight == 0:
         return term
     return replace(

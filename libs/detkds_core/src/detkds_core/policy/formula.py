@@ -5,7 +5,8 @@
     distiller = name [ "[" setting "=" number { "," setting "=" number } "]" ]
     term      = [ weight ("·" | "*") ] distance [ "[" option { "," option } "]" ] "(" operand ")"
     operand   = knowledge | transform "(" operand ")"
-    option    = "shared" | "auto" | ("T" | "background" | "warm_up" | "stop" | "decay") "=" number | ("region" | "reduction") "=" name
+    option    = "shared" | "auto" | "balanced"
+              | ("T" | "background" | "warm_up" | "stop" | "decay") "=" number | ("region" | "reduction") "=" name
 
 The innermost transform acts first. Distillers are written before terms. Transforms that are `none`, a weight of 1, and options and settings
 at their default are not written.
@@ -21,7 +22,7 @@ from detkds_core.policy.schema import OPTIONS
 from detkds_core.policy.terms import Distiller, Policy, PolicyError, Term
 from detkds_core.policy.vocabulary import KNOWLEDGE, MAX_TERMS, SLOTS
 
-FLAGS = {"shared": "shared_attention", "auto": "auto"}  # what stands alone in brackets, and the option that it sets
+FLAGS = {"shared": "shared_attention", "auto": "auto", "balanced": "balanced"}  # what stands alone in brackets, and the option that it sets
 NUMBERS = {"T": "temperature", "background": "background", "warm_up": "warm_up", "stop": "stop", "decay": "decay"}
 WORDS = {"region": "region", "reduction": "reduction"}
 WRITTEN = {**FLAGS, **WORDS, **NUMBERS}  # in this order

@@ -244,6 +244,42 @@ def name_of(policy: Policy) -> str | None:
     return _first_names().get(canonical(policy))
 
 
+# Of the named policies: the stages of the students, and their families, that each was given its weights for; a name that is not here, any.
+STAGES: Mapping[str, int] = MappingProxyType(
+    {name: stages for base in ("pkd", "fgd", "mgd", "maskd") for name, stages in ((base, 1), (f"{base}_two_stage", 2))}
+)
+NOT_GFL = ("retinanet", "atss", "fcos")
+FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "maskd_boxes": ("retinanet",),
+        "crosskd": NOT_GFL,
+        "crosskd_pkd": NOT_GFL,
+        "crosskd_gfl": ("gfl",),
+        "detkds_retinanet": ("retinanet",),
+        "detkds_retinanet_x101": ("retinanet",),
+        "detkds_faster_rcnn": ("faster_rcnn",),
+        "detkds_fcos": ("fcos",),
+        "detkds_gfl": ("gfl",),
+        "detkds_reppoints": ("reppoints",),
+        "detkds_cascade_faster_rcnn": ("faster_rcnn",),
+        "detkds_cascade_mask_rcnn": ("mask_rcnn",),
+    }
+)
+
+
+def suiting(offer: Offer, facts: PairFacts, families: tuple[str, str], stages: int) -> tuple[str, ...]:
+    """The named distillers to compare a search on a pair with: those that the pair can train with and that are meant for its student.
+
+    families: of teacher and student; stages: of the student. Each loss once, under its first name that fits; no distillation is not one.
+    """
+    chosen: dict[Policy, str] = {}
+    for name, one in named_policies().items():
+        meant = STAGES.get(name, stages) == stages and families[1] in FAMILIES.get(name, families[1:])
+        if meant and one.policy != Policy(()) and not cannot_run(one.policy, offer, facts, families):
+            chosen.setdefault(canonical(one.policy), name)
+    return tuple(chosen.values())
+
+
 def cannot_run(policy: Policy, offer: Offer, facts: PairFacts, families: tuple[str, str] | None = None) -> list[tuple[str, str]]:
     """Why a pair cannot train with a legal policy, as (path, reason); empty if it can.
 

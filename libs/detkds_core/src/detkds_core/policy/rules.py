@@ -129,3 +129,5 @@ def _option_rules(term: Term) -> Iterator[Reason]:
         yield Reason("stop", f"{term.stop!r} is not a share of the training, above 0 and at most 1")
     if not 0 <= term.decay <= 1:
         yield Reason("decay", f"{term.decay!r} is not a share of the weight, from 0 to 1")
+    if term.auto and term.balanced:
+        yield Reason("balanced", "'auto' compares losses and 'balanced' gradients; a weight is one ratio, leave one of them out")

@@ -146,6 +146,7 @@ WANTED: Mapping[str, str] = {
     "region": "the name of a region",
     "reduction": f"one of {', '.join(REDUCTIONS)}",
     "auto": "true or false",
+    "balanced": "true or false",
 }
 
 
@@ -154,7 +155,7 @@ def _has_type(key: str, value: object) -> bool:
         return isinstance(value, str)
     if key == "transforms":
         return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-    if key in ("shared_attention", "auto"):
+    if key in ("shared_attention", "auto", "balanced"):
         return isinstance(value, bool)
     if key == "warm_up":
         return isinstance(value, int) and not isinstance(value, bool)
@@ -253,6 +254,7 @@ def _term_schema(kind: str) -> dict[str, Any]:
         "region": {"enum": list(REGIONS[kind])},
         "reduction": {"enum": list(REDUCTIONS)},
         "auto": {"type": "boolean"},
+        "balanced": {"type": "boolean"},
     }
     for name, default in OPTIONS.items():
         properties[name]["default"] = default

@@ -7,10 +7,11 @@ from itertools import combinations, product
 from random import Random
 from typing import Any, Self
 
-from detkds_core.policy.canonical import canonical_term
+from detkds_core.policy.canonical import canonical, canonical_term
 from detkds_core.policy.pair import EVERYWHERE, PairFacts, pair_legality
-from detkds_core.policy.rules import legality, unknown
-from detkds_core.policy.terms import Reason, Term
+from detkds_core.policy.rules import check, legality, unknown
+from detkds_core.policy.schema import canonical_json
+from detkds_core.policy.terms import Policy, Reason, Term
 from detkds_core.policy.vocabulary import (
     BREADTHS,
     DISTANCES,
@@ -33,8 +34,8 @@ class SearchSpace:
     """The legal terms of a pair. Every term that it gives is legal and canonical.
 
     knowledge: what the pair can exchange. breadth: what may be tried of it, "published" (the official names, `standardize` and `ssim`, each
-    at its own place) or "full" (everything that the language has, at every region that the pair can look at). The other fields are the
-    facts of the pair, see `PairFacts`.
+    at its own place) or "full" (everything that the language has, at every region that the pair can look at). balanced: weights are
+    ratios of gradients, see `Term`. The other fields are the facts of the pair, see `PairFacts`.
     """
 
     knowledge: tuple[str, ...] = KNOWLEDGE
@@ -48,6 +49,7 @@ class SearchSpace:
     roi_channels: int | None = None
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lacking: Mapping[str, str] = field(default_factory=dict)
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         for place, name in enumerate(self.knowledge):
@@ -91,6 +93,20 @@ class SearchSpace:
             return [Reason("knowledge", f"this pair cannot exchange {term.knowledge!r}; one of {', '.join(self.knowledge)}")]
         return legality(term) or pair_legality(term, self.facts)
 
+    def has(self, term: Term) -> bool:
+        """Whether this pair can train with the term."""
+        return not self.contains(term)
+
+    def admits(self, policy: Policy) -> Policy | None:
+        """The policy in canonical form, if it is legal and this pair can train with all of its terms; else None."""
+        if check(policy) or not all(map(self.has, policy.terms)):
+            return None
+        return canonical(policy)
+
+    def key(self, policy: Policy) -> str:
+        """Equal for equal policies."""
+        return canonical_json(policy)
+
     def formulas(self, knowledge: str) -> tuple[Term, ...]:
         """All terms of a knowledge that are different losses, with weight 1 and in a fixed order. Raises ValueError if it has none here."""
         if knowledge not in self.knowledge:
@@ -106,11 +122,11 @@ class SearchSpace:
         """Every formula with every weight, in a fixed order."""
         for term in self.formulas(knowledge):
             for weight in self.weights(knowledge):
-                yield replace(term, weight=weight)
+                yield replace(term, weight=weight, balanced=self.balanced)
 
     def sample(self, rng: Random, knowledge: str) -> Term:
         """A formula and a weight, each as likely as any other."""
-        return replace(rng.choice(self.formulas(knowledge)), weight=rng.choice(self.weights(knowledge)))
+        return replace(rng.choice(self.formulas(knowledge)), weight=rng.choice(self.weights(knowledge)), balanced=self.balanced)
 
     def mutate(self, rng: Random, term: Term) -> Term:
         """Change one gene (80 %) or two (20 %) of a term that the pair can train with: transforms, distance, region, weight.
@@ -119,6 +135,7 @@ class SearchSpace:
 
         Raises ValueError when the space holds no other term.
         """
+        term = self._own(term)
         genes, old = _genes(term), canonical_term(term)
         alternatives = [[other for other in choices if other != gene] for gene, choices in zip(genes, self._choices(term), strict=True)]
         changes: list[tuple[int, ...]] = [(place,) for place in range(len(genes))]
@@ -143,11 +160,16 @@ class SearchSpace:
         """
         if a.knowledge != b.knowledge:
             raise ValueError(f"a child of {a.knowledge!r} and {b.knowledge!r} has no knowledge; both parents need the same")
+        a, b = self._own(a), self._own(b)
         children = [child for genes in product(*zip(_genes(a), _genes(b), strict=True)) if (child := self._legal(a, genes)) is not None]
         if not children:
             raise ValueError(f"neither parent is legal: {'; '.join(str(reason) for reason in self.contains(a))}")
         parents = (canonical_term(a), canonical_term(b))
         return rng.choice([child for child in children if child not in parents] or children)
+
+    def _own(self, term: Term) -> Term:
+        """The term with a weight of this space's kind: one of another kind says nothing of its children's weights."""
+        return term if term.balanced == self.balanced else replace(term, weight=1.0, balanced=self.balanced, auto=False)
 
     def _choices(self, term: Term) -> list[Sequence[str | float]]:
         """What each gene of a term can be."""

@@ -24,6 +24,7 @@ class Term:
     region: str = "all"  # where it looks; `all` is the knowledge's own place, see `vocabulary.REGIONS`
     reduction: str = "mean"  # over elements; `sum`: over all but the images, mean over images
     auto: bool = False  # the weight is the ratio to the task's loss at the term's first step, and is turned into a weight there
+    balanced: bool = False  # the same with the lengths of both gradients on backbone and neck, where the training starts
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ BREADTHS = ("published", "full")
 UNPUBLISHED = frozenset({"drop", *GRAMS, *POINTWISE, "pear_HW", "pear_N", "kl_sigmoid", "diou", "points", "deltas"})
 
 MAX_TERMS = 20
-MAX_WEIGHT = 1000.0
+MAX_WEIGHT = 1e9  # a loss that is small by nature (of squares of a softmax) may need much to weigh as the task does
 MAX_BACKGROUND = 1000.0
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 MAX_WARM_UP = 10_000_000  # training steps

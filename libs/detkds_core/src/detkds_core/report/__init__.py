@@ -1,10 +1,11 @@
 """Tables and pictures: what a search found, and how sure that is."""
 
 from detkds_core.report.data import Box, CandidatePoint, ImagePanel, ReportData, Row
+from detkds_core.report.insight import insight
 from detkds_core.report.page import write_report
 from detkds_core.report.statistics import Interval, mean_interval, paired_difference
 from detkds_core.report.text import text_table
-from detkds_core.report.verdict import Comparison, Verdict, compare, verdict
+from detkds_core.report.verdict import Comparison, Verdict, ap_interval, compare, verdict
 
 __all__ = [
     "Box",
@@ -15,7 +16,9 @@ __all__ = [
     "ReportData",
     "Row",
     "Verdict",
+    "ap_interval",
     "compare",
+    "insight",
     "mean_interval",
     "paired_difference",
     "text_table",

@@ -1,11 +1,11 @@
-"""The search as a picture: the fitness of every candidate in the order they were proposed."""
+"""The search as pictures: the fitness of every candidate in the order they were proposed, and what each operation adds to it."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -85,6 +85,40 @@ def fitness_chart(candidates: Sequence[CandidatePoint], theme: Theme) -> bytes:
     )
     for text in legend.get_texts():
         text.set_color(palette.text)
+    return png(figure)
+
+
+def effects_chart(effects: Sequence[Mapping[str, Any]], theme: Theme) -> bytes:
+    """A PNG with a transparent ground: the effect of each gene (of `insight`) with its interval, the largest on top.
+
+    What is surely above or below 0 is drawn strong, the rest faint. Raises ValueError without any effect.
+    """
+    if not effects:
+        raise ValueError("there is no effect, so there is nothing to draw")
+    palette = PALETTES[theme]
+    figure = Figure(figsize=(8.4, 1.1 + 0.27 * len(effects)), dpi=160)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.axvline(0, color=palette.faint, linewidth=1.2, zorder=1)
+    for place, one in enumerate(effects):
+        low, high = one["interval"]
+        kind, _, name = str(one["gene"]).partition(" ")
+        colour = palette.islands.get(name, palette.text) if kind == "knowledge" else palette.text
+        strength = 1.0 if low > 0 or high < 0 else 0.4
+        axes.plot([low, high], [place, place], color=colour, alpha=strength, linewidth=2.2, zorder=2)
+        axes.scatter([one["effect"]], [place], color=colour, alpha=strength, s=42, linewidths=0, zorder=3)
+    axes.set_yticks(range(len(effects)), [str(one["gene"]) for one in effects])
+    axes.set_ylim(len(effects) - 0.5, -0.5)
+    axes.set_xlabel("effect on AP, the others held, with its 95 % interval")
+    style(axes, palette)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=palette.line, linewidth=0.8)
+    for label in axes.get_yticklabels():
+        label.set_color(palette.text)
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", transparent=True, bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
     return buffer.getvalue()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
+
+from detkds_core.report.statistics import Interval
+
+if TYPE_CHECKING:
+    from detkds_core.report.verdict import Verdict
 
 Role = Literal["teacher", "alone", "reference", "searched"]
 
@@ -19,6 +25,8 @@ class Row:
     role: `teacher`, `alone` (the student without distillation), `reference` (a hand-designed policy, PKD) or `searched`.
     seeds: the training seeds; ap, ap50, ap75: one value a seed, in the same order, in percent (0-100).
     parameters: of the detector as it ships. images: how many the figures were measured on.
+    resamples: the AP on every draw of these images, a row a seed, the same draws in every row of a table; empty: not drawn.
+    interval: of the mean AP, where whoever judged the row has said it; else it follows from ap and resamples.
     """
 
     name: str
@@ -29,6 +37,8 @@ class Row:
     ap75: tuple[float, ...]
     parameters: int
     images: int
+    resamples: tuple[tuple[float | None, ...], ...] = ()
+    interval: Interval | None = None
 
     def __post_init__(self) -> None:
         for name in ("ap", "ap50", "ap75"):
@@ -37,6 +47,12 @@ class Row:
                 raise ValueError(
                     f"row {self.name!r}: {name} has {len(values)} values for {len(self.seeds)} seeds; one each, and at least one"
                 )
+        if self.resamples and len(self.resamples) != len(self.seeds):
+            raise ValueError(f"row {self.name!r}: resamples has {len(self.resamples)} rows for {len(self.seeds)} seeds; one each, or none")
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.ap) / len(self.ap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +96,9 @@ class ImagePanel:
 class ReportData:
     """All of a report.
 
-    rows: as they shall stand in the table. formula and policy: the searched policy as text and as JSON (`{"terms": [...]}`).
+    rows: as they shall stand in the table. formula and policy: of the result, as text and as JSON (`{"terms": [...]}`).
     panels: detections below `score_threshold` are not drawn. evidence: label -> value, in the order of the page (dataset digest,
-    counts, seeds, versions, times).
+    counts, seeds, versions, times). verdict: as the service judged the confirmation; None: from the rows. insight: of `insight`, or empty.
     """
 
     title: str
@@ -95,3 +111,5 @@ class ReportData:
     panels: Sequence[ImagePanel] = ()
     evidence: Mapping[str, str] = field(default_factory=dict)
     score_threshold: float = 0.3
+    verdict: Verdict | None = None
+    insight: Mapping[str, Any] = field(default_factory=dict)

@@ -13,12 +13,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from detkds_core.report.charts import MARKERS, PALETTES, fitness_chart
+from detkds_core.report.charts import MARKERS, PALETTES, effects_chart, fitness_chart
 from detkds_core.report.data import CandidatePoint, ReportData, Row
 from detkds_core.report.pictures import draw_detections, draw_truth
 from detkds_core.report.statistics import mean_interval
 from detkds_core.report.text import millions, seeds, spread
-from detkds_core.report.verdict import Comparison, compare, describe, verdict
+from detkds_core.report.verdict import Comparison, ap_intervals, describe, verdict
 
 TOP = 10
 STAGES = {"reference": "reference", "stage1": "stage 1", "stage2": "stage 2"}
@@ -37,7 +37,7 @@ def render(data: ReportData) -> str:
     """The report as HTML text; everything that was measured or named elsewhere is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    judged = verdict(data.rows)
+    judged = data.verdict or verdict(data.rows)
     feasible = [one for one in data.candidates if one.fitness is not None]
     best_first = sorted(feasible, key=lambda one: (-(one.fitness or 0.0), one.index))
     return template.render(
@@ -45,7 +45,7 @@ def render(data: ReportData) -> str:
         verdict=judged,
         outcome=judged.against_alone.outcome if judged.against_alone else "not measured",
         rows=table_rows(data.rows),
-        comparisons=[comparison_line(comparison) for comparison in comparisons(data.rows)],
+        comparisons=[comparison_line(comparison) for comparison in judged.comparisons],
         terms=[term_cells(term) for term in data.policy.get("terms", [])],
         chart={theme: data_uri(fitness_chart(data.candidates, theme)) for theme in PALETTES} if feasible else None,
         top=[candidate_cells(one) for one in best_first[:TOP]],
@@ -56,6 +56,7 @@ def render(data: ReportData) -> str:
             "references": sum(one.stage == "reference" for one in data.candidates),
         },
         panels=panel_cells(data),
+        insight=insight_cells(data.insight) if data.insight else None,
     )
 
 
@@ -65,7 +66,7 @@ def data_uri(png: bytes) -> Markup:
 
 def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The result table: figures as text, and the places (in percent of the widest) of each AP's bar, interval and seeds."""
-    intervals = [mean_interval(row.ap) for row in rows]
+    intervals = ap_intervals(rows)
     widest = max(
         (max([*row.ap, interval.high if math.isfinite(interval.high) else 0.0]) for row, interval in zip(rows, intervals, strict=True)),
         default=0.0,
@@ -78,9 +79,9 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
             {
                 "name": row.name,
                 "role": row.role,
-                "ap": spread(row.ap),
-                "ap50": spread(row.ap50),
-                "ap75": spread(row.ap75),
+                "ap": spread(interval),
+                "ap50": spread(mean_interval(row.ap50)),
+                "ap75": spread(mean_interval(row.ap75)),
                 "parameters": millions(row.parameters),
                 "images": row.images,
                 "seeds": seeds(row),
@@ -92,23 +93,13 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return table
 
 
-def comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """Every distilled student against the student alone, then the searched policy against every reference, where seeds are shared."""
-    alone = [row for row in rows if row.role == "alone"]
-    references = [row for row in rows if row.role == "reference"]
-    searched = [row for row in rows if row.role == "searched"]
-    pairs = [(row, other) for row in [*searched, *references] for other in alone] + [
-        (row, other) for row in searched for other in references
-    ]
-    return [comparison for first, second in pairs if (comparison := compare(first, second)) is not None]
-
-
 def comparison_line(comparison: Comparison) -> dict[str, Any]:
     return {
         "names": f"{comparison.first} − {comparison.second}",
         "figures": describe(comparison),
         "each": ", ".join(f"{value:+.1f}" for value in comparison.differences),
         "outcome": comparison.outcome,
+        "p": "–" if math.isnan(comparison.p) else f"{comparison.p:.3f}" if comparison.p >= 0.001 else "< 0.001",
     }
 
 
@@ -157,6 +148,64 @@ def island_cells(candidates: Sequence[CandidatePoint]) -> list[dict[str, str]]:
             }
         )
     return lines
+
+
+def insight_cells(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The five parts of `insight` as text, and the picture of the effects."""
+
+    def signed(value: float | None) -> str:
+        return "–" if value is None else f"{value:+.1f}"
+
+    def between(interval: Sequence[float] | None) -> str:
+        return "–" if interval is None else f"{interval[0]:+.1f} to {interval[1]:+.1f}"
+
+    return {
+        "measured": f"{found['measured']} of {found['candidates']}",
+        "shared": [
+            {
+                "gene": one["gene"],
+                "top": f"{one['top']} of {one['top_of']}",
+                "all": f"{one['all']} of {one['all_of']}",
+                "p": f"{one['p']:.3f}" if one["p"] >= 0.001 else "< 0.001",
+            }
+            for one in found["shared"][:TOP]
+        ],
+        "knowledge": [
+            {
+                "name": one["knowledge"],
+                "count": str(one["candidates"]),
+                "gain": signed(one["gain"]),
+                "interval": between(one["interval"]),
+                "best": signed(one["best_gain"]),
+            }
+            for one in found["knowledge"]
+        ],
+        "effects": [
+            {"gene": one["gene"], "count": str(one["candidates"]), "effect": f"{one['effect']:+.2f}", "interval": between(one["interval"])}
+            for one in found["effects"]
+        ],
+        "chart": {theme: data_uri(effects_chart(found["effects"], theme)) for theme in PALETTES} if found["effects"] else None,
+        "rejected": [
+            {
+                "gate": one["gate"],
+                "count": f"{one['candidates']} ({100 * one['share']:.0f} %)",
+                "knowledge": ", ".join(f"{name} {number}" for name, number in one["knowledge"].items()),
+                "examples": "; ".join(f"{example['index']}: {example['detail']}" for example in one["examples"]),
+            }
+            for one in found["rejected"]
+        ],
+        "cost": [
+            {
+                "stage": STAGES.get(one["stage"], one["stage"]),
+                "count": str(one["candidates"]),
+                "measured": str(one["measured"]),
+                "cost": ", ".join(
+                    f"{number:.3g} {name}" if number < 10 else f"{number:,.0f} {name}" for name, number in one["cost"].items()
+                ),
+            }
+            for one in found["cost"]
+        ],
+    }
 
 
 def colour_of(one: CandidatePoint) -> str:

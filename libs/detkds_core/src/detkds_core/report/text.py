@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from detkds_core.report.data import Row
-from detkds_core.report.statistics import mean_interval
+from detkds_core.report.statistics import Interval, mean_interval
+from detkds_core.report.verdict import ap_intervals
 
 HEADINGS = ("", "AP", "AP50", "AP75", "parameters", "images", "seeds")
+UNEVEN = 0.05  # AP between the two halves of an interval: less is not seen in what is printed
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """The result table for a terminal: names to the left, figures to the right, `mean ±half interval` from two seeds on.
+    """The result table for a terminal: names to the left, figures to the right, with their 95 % intervals from two seeds on.
 
     No line ends in a space, nor the text in a newline. Without rows only the headings are left.
     """
     cells = [
         HEADINGS,
         *(
-            (row.name, spread(row.ap), spread(row.ap50), spread(row.ap75), millions(row.parameters), str(row.images), seeds(row))
-            for row in rows
+            (
+                row.name,
+                spread(interval),
+                spread(mean_interval(row.ap50)),
+                spread(mean_interval(row.ap75)),
+                millions(row.parameters),
+                str(row.images),
+                seeds(row),
+            )
+            for row, interval in zip(rows, ap_intervals(rows), strict=True)
         ),
     ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
@@ -30,10 +41,13 @@ def text_table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def spread(values: Sequence[float]) -> str:
-    """`34.5 ±1.2`: the mean and half of its 95 % t interval; one value stands alone."""
-    mean, _, high = mean_interval(values)
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ±{high - mean:.1f}"
+def spread(interval: Interval) -> str:
+    """`34.5 ±1.2`: a mean and half of its interval; `34.5 (32.1 to 35.6)` where that is not even; a mean without an interval alone."""
+    mean, low, high = interval
+    if math.isnan(low):
+        return f"{mean:.1f}"
+    even = abs((high - mean) - (mean - low)) < UNEVEN
+    return f"{mean:.1f} ±{(high - low) / 2:.1f}" if even else f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 def millions(count: int) -> str:

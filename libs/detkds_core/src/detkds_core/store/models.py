@@ -14,7 +14,17 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from .clock import Moment, db_time
 from .ids import new_id
-from .vocabulary import CandidateState, DistillationState, JobKind, JobState, ResultKind, Role, SearchState
+from .vocabulary import (
+    CandidateState,
+    ConfirmationState,
+    DistillationState,
+    JobKind,
+    JobState,
+    ResultKind,
+    Role,
+    SearchState,
+    TrialState,
+)
 
 ID = String(36)
 NAME = String(200)
@@ -153,7 +163,12 @@ class Job(Times, Base):
 
 
 class Candidate(Times, Base):
-    """A proposed policy, and what it was worth on the selection images (AP in percent; NULL where infeasible or not yet known)."""
+    """A proposed policy, and what is known of it.
+
+    ap: on the selection images at the highest rung that it was measured at, the mean over its seeds there (percent); NULL where it is not
+    known. rung: the iterations of that rung. resolved: the policy with the weights that its first training found. rejected: {"gate",
+    "detail"} that refused it. same_as: the earlier candidate that does the same. iterations, seconds: all that it cost.
+    """
 
     __tablename__ = "candidates"
     __table_args__ = (
@@ -162,7 +177,7 @@ class Candidate(Times, Base):
         one_of("state", get_args(CandidateState)),
         CheckConstraint("(state = 'MEASURED') = (ap IS NOT NULL)", name="measured_has_ap"),
         CheckConstraint("(state = 'INFEASIBLE') = (failure IS NOT NULL)", name="infeasible_has_failure"),
-        Index(None, "search_id", "state", "ap"),
+        Index(None, "search_id", "state", "rung", "ap"),
     )
 
     id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
@@ -174,8 +189,46 @@ class Candidate(Times, Base):
     island: Mapped[str | None] = mapped_column(WORD)
     operator: Mapped[str] = mapped_column(WORD)
     parents: Mapped[list[Any]]
+    audit: Mapped[bool] = mapped_column(default=False)
     state: Mapped[str] = mapped_column(WORD, default="PROPOSED")
-    job_id: Mapped[str | None] = mapped_column(ID, ForeignKey("jobs.id"), index=True)  # the latest that measures it
+    ap: Mapped[float | None]
+    ap50: Mapped[float | None]
+    ap75: Mapped[float | None]
+    images: Mapped[int | None]
+    rung: Mapped[int | None]
+    iterations: Mapped[int | None]
+    seconds: Mapped[float | None]
+    failure: Mapped[dict[str, Any] | None]
+    rejected: Mapped[dict[str, Any] | None]
+    same_as: Mapped[int | None]
+    resolved: Mapped[dict[str, Any] | None]
+    look: Mapped[dict[str, Any] | None]
+
+
+class Trial(Times, Base):
+    """One measurement of one candidate: at a rung (iterations), with the seed of a replicate, as a decision of the search asked for.
+
+    number: of the decision (`evolution.Job.index`); the candidates of one decision are trained together. ap: percent, on the selection
+    images. job_id: the latest job that measures it.
+    """
+
+    __tablename__ = "trials"
+    __table_args__ = (
+        UniqueConstraint("search_id", "number", "candidate"),
+        one_of("state", get_args(TrialState)),
+        CheckConstraint("(state = 'INFEASIBLE') = (failure IS NOT NULL)", name="infeasible_has_failure"),
+        CheckConstraint("state <> 'MEASURED' OR ap IS NOT NULL", name="measured_has_ap"),
+    )
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
+    search_id: Mapped[str] = mapped_column(ID, ForeignKey("searches.id", ondelete="CASCADE"))
+    number: Mapped[int] = mapped_column(Integer)
+    candidate: Mapped[int] = mapped_column(Integer)
+    rung: Mapped[int] = mapped_column(Integer)
+    replicate: Mapped[int] = mapped_column(Integer)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(WORD, default="PROPOSED")
+    job_id: Mapped[str | None] = mapped_column(ID, ForeignKey("jobs.id"), index=True)
     ap: Mapped[float | None]
     ap50: Mapped[float | None]
     ap75: Mapped[float | None]
@@ -183,6 +236,20 @@ class Candidate(Times, Base):
     iterations: Mapped[int | None]
     seconds: Mapped[float | None]
     failure: Mapped[dict[str, Any] | None]
+    rejected: Mapped[dict[str, Any] | None]
+    same_as: Mapped[int | None]
+    sketch: Mapped[list[Any] | None]
+    ratio: Mapped[float | None]
+
+
+class Decision(Base):
+    """The ledger of a search: what was decided and what was told, in order, as text that is compared byte for byte. Only ever appended."""
+
+    __tablename__ = "ledger"
+
+    search_id: Mapped[str] = mapped_column(ID, ForeignKey("searches.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    event: Mapped[str] = mapped_column(Text)
 
 
 class Confirmation(Times, Base):
@@ -191,7 +258,7 @@ class Confirmation(Times, Base):
     __tablename__ = "confirmations"
     __table_args__ = (
         UniqueConstraint("search_id", "entrant", "seed"),
-        one_of("state", get_args(CandidateState)),
+        one_of("state", get_args(ConfirmationState)),
         one_of("role", get_args(Role)),
         CheckConstraint("(state = 'MEASURED') = (ap IS NOT NULL)", name="measured_has_ap"),
         CheckConstraint("(state = 'INFEASIBLE') = (failure IS NOT NULL)", name="infeasible_has_failure"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, exists, func, or_, select, update
@@ -12,10 +14,11 @@ from sqlalchemy.orm import Session
 
 from . import events, jobs, pages
 from .clock import db_time
-from .models import Candidate, Confirmation, Job, Search
+from .models import Candidate, Confirmation, Decision, Job, Search, Trial
 from .states import active, move, terminal
 
 REASON_LENGTH = 2000
+RECENT = 50  # searches in which the pace of a pair is looked for
 
 
 def create(
@@ -154,19 +157,39 @@ def count_candidates(session: Session, search_id: str) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(query)}
 
 
+def spent(session: Session, search_id: str) -> int:
+    """Student iterations that the candidates of a search were trained for so far."""
+    return session.scalar(select(func.sum(Candidate.iterations)).where(Candidate.search_id == search_id)) or 0
+
+
+def seconds_an_iteration(session: Session, shared: Mapping[str, Any]) -> float | None:
+    """Seconds that a student iteration took in the newest searches with this teacher, student and recipe; None: there were none.
+
+    shared: what all jobs of a search have of its specification. A candidate's part of its group's time, measuring included.
+    """
+    newest = select(Search).order_by(Search.created_at.desc(), Search.id.desc()).limit(RECENT)
+    for search in session.scalars(newest):
+        if all(search.spec.get(name) == shared[name] for name in ("teacher", "student", "recipe")):
+            total = select(func.sum(Candidate.seconds), func.sum(Candidate.iterations)).where(Candidate.search_id == search.id)
+            seconds, iterations = session.execute(total).one()
+            if seconds and iterations:
+                return float(seconds) / int(iterations)
+    return None
+
+
 def best_candidate(session: Session, search_id: str) -> Candidate | None:
-    """The candidate with the highest AP so far, ties by the lower index; references count too."""
+    """The candidate with the highest AP at the highest rung so far, ties by the lower index; references count too."""
     query = (
         select(Candidate)
         .where(Candidate.search_id == search_id, Candidate.state == "MEASURED")
-        .order_by(Candidate.ap.desc(), Candidate.index)
+        .order_by(Candidate.rung.desc(), Candidate.ap.desc(), Candidate.index)
         .limit(1)
     )
     return session.scalar(query)
 
 
 def propose(session: Session, search_id: str, proposals: Sequence[Mapping[str, Any]], canonical: Sequence[str]) -> None:
-    """Store proposals (`Proposal.to_json`), each with its canonical text.
+    """Store proposals (`evolution.Candidate.to_json`), each with its canonical text.
 
     Raises IntegrityError for an index or a policy that the search has already.
     """
@@ -175,15 +198,110 @@ def propose(session: Session, search_id: str, proposals: Sequence[Mapping[str, A
     session.flush()
 
 
-def assign(session: Session, search_id: str, indices: Sequence[int], job_id: str) -> None:
-    """Note which job measures these candidates."""
-    session.execute(update(Candidate).where(Candidate.search_id == search_id, Candidate.index.in_(indices)).values(job_id=job_id))
+def resolved_policies(session: Session, search_id: str, indices: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """The policies of these candidates with the weights that their first training found; those that have none yet are left out."""
+    query = select(Candidate.index, Candidate.resolved).where(
+        Candidate.search_id == search_id, Candidate.index.in_(indices), Candidate.resolved.is_not(None)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
 
 
-def measure(session: Session, search_id: str, index: int, figures: Mapping[str, Any]) -> bool:
-    """Store what a candidate was worth (a row of an `evaluate` result). False: it was known before."""
+def ledger(session: Session, search_id: str, first: int = 0) -> builtins.list[dict[str, Any]]:
+    """The events of a search's ledger from number `first` on, in order."""
+    return [json.loads(line) for line in ledger_lines(session, search_id, first)]
+
+
+def ledger_lines(session: Session, search_id: str, first: int = 0) -> builtins.list[str]:
+    """The same as they are stored."""
+    query = select(Decision.event).where(Decision.search_id == search_id, Decision.number >= first).order_by(Decision.number)
+    return builtins.list(session.scalars(query))
+
+
+def record(session: Session, search_id: str, first: int, events_: Iterable[str]) -> None:
+    """Append events to the ledger from number `first` on. Raises IntegrityError when somebody else has."""
+    for number, event in enumerate(events_, first):
+        session.add(Decision(search_id=search_id, number=number, event=event))
+    session.flush()
+
+
+def count_ledger(session: Session, search_id: str) -> int:
+    """How many events the ledger of a search has."""
+    return session.scalar(select(func.count()).select_from(Decision).where(Decision.search_id == search_id)) or 0
+
+
+def trials(session: Session, search_id: str) -> builtins.list[Trial]:
+    """Every measurement of a search by decision and candidate."""
+    query = select(Trial).where(Trial.search_id == search_id).order_by(Trial.number, Trial.candidate)
+    return builtins.list(session.scalars(query))
+
+
+def try_out(
+    session: Session, search_id: str, number: int, candidates: Iterable[int], *, rung: int, replicate: int, seed: int, job_id: str
+) -> None:
+    """Store that a job measures these candidates, as decision `number` asked. rung: iterations."""
+    for candidate in candidates:
+        session.add(
+            Trial(search_id=search_id, number=number, candidate=candidate, rung=rung, replicate=replicate, seed=seed, job_id=job_id)
+        )
+    session.flush()
+
+
+def assign(session: Session, search_id: str, number: int, candidates: Sequence[int], job_id: str) -> None:
+    """Note which job measures these candidates of a decision now."""
+    place = (Trial.search_id == search_id, Trial.number == number, Trial.candidate.in_(candidates))
+    session.execute(update(Trial).where(*place).values(job_id=job_id))
+
+
+def measure(session: Session, search_id: str, number: int, index: int, figures: Mapping[str, Any]) -> bool:
+    """Store what a candidate was worth in decision `number` (a row of an `evaluate` result). False: it was known before."""
+    place = (Trial.search_id == search_id, Trial.number == number, Trial.candidate == index)
+    names = ("ap", "ap50", "ap75", "images", "iterations", "seconds", "rejected", "same_as")
+    values = {name: figures.get(name) for name in names}
+    look = figures.get("look") or {}
+    values |= {"sketch": look.get("sketch") or None, "ratio": look.get("ratio")}
+    if figures.get("failure") is not None or (values["ap"] is None and values["rejected"] is None and values["same_as"] is None):
+        failure = figures.get("failure") or {"kind": "bug", "detail": "the trainer gave neither an AP nor a failure"}
+        known = not move(session, Trial, *place, source="PROPOSED", target="INFEASIBLE", failure=failure, **values | {"ap": None})
+    else:
+        target = "DUPLICATE" if values["same_as"] is not None else "REJECTED" if values["rejected"] is not None else "MEASURED"
+        known = not move(session, Trial, *place, source="PROPOSED", target=target, **values)
+    if not known:
+        _update_candidate(session, search_id, index, figures)
+    return not known
+
+
+def _update_candidate(session: Session, search_id: str, index: int, figures: Mapping[str, Any]) -> None:
+    """Bring a candidate up to date with its trials."""
+    query = select(Trial).where(Trial.search_id == search_id, Trial.candidate == index, Trial.state != "PROPOSED")
+    known = builtins.list(session.scalars(query.order_by(Trial.number).execution_options(populate_existing=True)))
+    cost: dict[str, Any] = {
+        "iterations": sum(one.iterations or 0 for one in known),
+        "seconds": math.fsum(one.seconds or 0.0 for one in known),
+    }
+    values: dict[str, Any] = {}
+    if figures.get("policy") is not None:
+        values["resolved"] = figures["policy"]
+    if figures.get("look") is not None:
+        values["look"] = {name: value for name, value in figures["look"].items() if name not in ("sketch", "failure")}
+    failed = next((one for one in known if one.state == "INFEASIBLE"), None)
+    settled = next((one for one in known if one.state in ("REJECTED", "DUPLICATE")), None)
     place = (Candidate.search_id == search_id, Candidate.index == index)
-    return _measure(session, Candidate, place, figures, ("ap", "ap50", "ap75", "images", "iterations", "seconds"))
+    # In whatever state: a measurement that was under way when another one failed has cost its time all the same.
+    session.execute(update(Candidate).where(*place).values(**cost))
+    if failed is not None:
+        values |= dict.fromkeys(("ap", "ap50", "ap75", "rung"))
+        move(session, Candidate, *place, source=("PROPOSED", "MEASURED"), target="INFEASIBLE", failure=failed.failure, **values)
+    elif settled is not None:
+        values |= {"rejected": settled.rejected, "same_as": settled.same_as}
+        move(session, Candidate, *place, source="PROPOSED", target=settled.state, **values)
+    else:
+        rung = max(one.rung for one in known)
+        best = [one for one in known if one.rung == rung]
+        for name in ("ap", "ap50", "ap75"):
+            figures_there = [value for one in best if (value := getattr(one, name)) is not None]
+            values[name] = math.fsum(figures_there) / len(figures_there) if figures_there else None
+        values |= {"rung": rung, "images": best[-1].images}
+        move(session, Candidate, *place, source=("PROPOSED", "MEASURED"), target="MEASURED", **values)
 
 
 def confirmations(session: Session, search_id: str) -> builtins.list[Confirmation]:

@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 
 from .clock import db_time
-from .models import Candidate, Confirmation, Distillation, Job, Search
-from .vocabulary import CandidateState, DistillationState, JobState, SearchState
+from .models import Candidate, Confirmation, Distillation, Job, Search, Trial
+from .vocabulary import CandidateState, ConfirmationState, DistillationState, JobState, SearchState, TrialState
 
 Machine = Mapping[str, frozenset[str]]
 
@@ -39,14 +39,21 @@ DISTILLATION: Machine = _machine(
     QUEUED=("RUNNING", "CANCELLED"),
     RUNNING=("SUCCEEDED", "FAILED", "DEAD", "QUEUED", "CANCELLED"),
 )
-CANDIDATE: Machine = _machine(CandidateState, PROPOSED=("MEASURED", "INFEASIBLE"))
+TRIAL: Machine = _machine(TrialState, PROPOSED=("MEASURED", "INFEASIBLE", "REJECTED", "DUPLICATE"))
+CANDIDATE: Machine = _machine(
+    CandidateState,
+    PROPOSED=("MEASURED", "INFEASIBLE", "REJECTED", "DUPLICATE"),
+    MEASURED=("MEASURED", "INFEASIBLE"),  # at a higher rung, or with another seed
+)
+CONFIRMATION: Machine = _machine(ConfirmationState, PROPOSED=("MEASURED", "INFEASIBLE"))
 
 MACHINES: Mapping[type[Any], Machine] = {
     Job: JOB,
     Search: SEARCH,
     Distillation: DISTILLATION,
     Candidate: CANDIDATE,
-    Confirmation: CANDIDATE,
+    Trial: TRIAL,
+    Confirmation: CONFIRMATION,
 }
 
 # What a failure of an attempt means: worth another one, or final.

@@ -7,7 +7,9 @@ from typing import Literal
 JobState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "LOST", "DEAD"]
 SearchState = Literal["QUEUED", "RUNNING", "CONFIRMING", "SUCCEEDED", "FAILED", "CANCELLED"]
 DistillationState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD"]
-CandidateState = Literal["PROPOSED", "MEASURED", "INFEASIBLE"]
+CandidateState = Literal["PROPOSED", "MEASURED", "INFEASIBLE", "REJECTED", "DUPLICATE"]
+TrialState = CandidateState
+ConfirmationState = Literal["PROPOSED", "MEASURED", "INFEASIBLE"]
 JobKind = Literal["evaluate", "confirm", "distill"]
 ResultKind = Literal["search", "distill"]
 Role = Literal["searched", "alone", "reference"]

@@ -4,8 +4,9 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from detkds_core.policy import Policy
 from detkds_core.training import parallel
 from detkds_core.training.batches import Batch, Batches, ahead
 from detkds_core.training.learner import Learner, make_learner
-from detkds_core.training.steps import in_precision, study, update
+from detkds_core.training.pull import BATCHES, Pull, balance, names_of, parts_of, pulls, undisturbed
+from detkds_core.training.steps import ROI_NEEDS, in_precision, seed_step, study, total_loss, update
 from detkds_core.training.tokens import cached_tokens, learn_tokens
 
 Progress = Callable[[int, int], None]
@@ -36,6 +38,14 @@ SHARES_APART = 1_000_003  # between the seeds of two forwards of one step, so th
 
 class DoesNotFitError(RuntimeError):
     """The first step of a training did not fit in the accelerator's memory; nothing has been learnt."""
+
+
+class TrainingError(RuntimeError):
+    """A training that could not end. kind: the failure kind of the job."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,8 @@ def train(
 ) -> None:
     """Train every learner from `first_step` to before `last_step`, or to the end of the recipe. One that fails leaves the others alone.
 
+    The weights of `balanced` terms that have none yet are found first (`balance_weights`).
+
     Among several processes each takes its share of every batch, and gradients are averaged. Where losses are means over images and no
     normalisation layer learns statistics, the weights are those of one process up to the order of sums. What differs otherwise:
     - batch normalisation in training sees the local share only, and the first process's statistics are kept;
@@ -186,8 +198,9 @@ def train(
     """
     recipe, parts = batches.recipe, batches.recipe.accumulate
     preprocess = learners[0].student.model.data_preprocessor
-    # a convolution takes the format of its input even if its weights have another
     fast = all(safe_channels_last(learner.student.model) for learner in learners)
+    with fitting():
+        balance_weights(learners, start, batches)
     threads = min(8, os.cpu_count() or 1) if start.device.type == "cuda" else 0  # on a CPU they would take the time of training
     end = recipe.iterations if last_step is None else last_step
     coming = ahead(batches, first_step * parts, end * parts, threads=threads)
@@ -195,18 +208,10 @@ def train(
         alive = [learner for learner in learners if learner.failure is None]
         if not alive:
             return
-        try:
+        with fitting(first=step == first_step):
             for part in range(parts):
                 batch = next(coming)
-                inputs, samples = model_inputs(preprocess, batch, start.device)
-                inputs = inputs.contiguous(memory_format=torch.channels_last if fast else torch.contiguous_format)
-                scene = Scene(
-                    boxes=tuple(sample.gt_instances.bboxes for sample in samples),
-                    batch_shape=tuple(inputs.shape[-2:]),
-                    step=step,
-                    seed=batches.seed + SHARES_APART * (part * parallel.devices() + parallel.rank()),
-                    total_steps=recipe.iterations,
-                )
+                inputs, samples, scene = shown(start, preprocess, batches, batch, step, part, fast)
                 needs = frozenset().union(*(learner.needs for learner in alive))
                 with in_precision(recipe, start.device):
                     said = teacher_signals(start, preprocess, batch, inputs, needs) if needs else Signals(features=())
@@ -214,12 +219,114 @@ def train(
                     study(learner, inputs, copy.deepcopy(samples), said, scene, recipe, start.teacher, part)
                     if part == parts - 1:
                         update(learner, step, recipe)
-        except torch.OutOfMemoryError as error:
-            if step > first_step:
-                raise
-            raise DoesNotFitError(str(error).splitlines()[0]) from error
         if on_step is not None:
             on_step(step + 1, recipe.iterations)
+
+
+@contextmanager
+def fitting(first: bool = True) -> Iterator[None]:
+    """Say of what does not fit in memory before anything is learnt that it does not."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if not first:
+            raise
+        raise DoesNotFitError(str(error).splitlines()[0]) from error
+
+
+def shown(
+    start: Start, preprocess: nn.Module, batches: Batches, batch: Batch, step: int, part: int, fast: bool
+) -> tuple[Tensor, list[Any], Scene]:
+    """What a student sees of a batch: its inputs (B, 3, H, W), MMDetection's samples, and the scene of this part of a step.
+
+    fast: whether inputs are channels last; a convolution takes the format of its input even if its weights have another.
+    """
+    inputs, samples = model_inputs(preprocess, batch, start.device)
+    inputs = inputs.contiguous(memory_format=torch.channels_last if fast else torch.contiguous_format)
+    scene = Scene(
+        boxes=tuple(sample.gt_instances.bboxes for sample in samples),
+        batch_shape=tuple(inputs.shape[-2:]),
+        step=step,
+        seed=batches.seed + SHARES_APART * (part * parallel.devices() + parallel.rank()),
+        total_steps=batches.recipe.iterations,
+    )
+    return inputs, samples, scene
+
+
+@dataclass(frozen=True)
+class View:
+    """A batch as a student and its teacher see it where a training starts, with the graph of the student's forward."""
+
+    inputs: Tensor
+    samples: list[Any]
+    scene: Scene
+    task: Tensor
+    signals: Signals
+    said: Signals
+
+
+def view(start: Start, student: Student, batches: Batches, index: int, needs: frozenset[str]) -> View:
+    """One forward of both on the batch of an index, as in the training; to be used within `undisturbed`."""
+    preprocess, batch = student.model.data_preprocessor, batches[index]
+    inputs, samples, scene = shown(start, preprocess, batches, batch, index, 0, safe_channels_last(student.model))
+    seed_step(scene.seed, scene.step)
+    with in_precision(batches.recipe, start.device):
+        said = teacher_signals(start, preprocess, batch, inputs, needs) if needs else Signals(features=())
+        task, signals = student.losses(inputs, copy.deepcopy(samples), needs)
+        if signals.rois is not None and start.teacher is not None and needs & ROI_NEEDS:
+            said = replace(said, rois=start.teacher.regard(signals.rois, needs))
+    return View(inputs, samples, scene, total_loss(task), signals, said)
+
+
+def balance_weights(learners: Sequence[Learner], start: Start, batches: Batches) -> None:
+    """Turn the ratio of each `balanced` term without a weight into one, where its learner stands; nothing else is changed.
+
+    The factor, kept in `scales`, makes the term's gradient on backbone and neck as long as the task's, over the mean of the first two
+    batches. Learners that stand at the same weights share a forward. A term without a gradient there ends its learner with a failure.
+    """
+    waiting = [learner for learner in learners if learner.failure is None and _without_weight(learner)]
+    while waiting:
+        first = waiting[0]
+        alike = [learner for learner in waiting if learner is first or _same_weights(learner, first)]
+        waiting = [learner for learner in waiting if not any(learner is one for one in alike)]
+        parts = [parts_of(learner.policy, all_terms=False) for learner in alike]
+        found: list[list[Pull]] = [[] for _ in alike]
+        needs = frozenset().union(*(learner.needs for learner in alike))
+        with undisturbed(first.student.model):
+            for index in range(BATCHES):
+                seen = view(start, first.student, batches, index, needs)
+                wanted = [[part for _, part in one] for one in parts]
+                half = batches.recipe.precision == "fp16"
+                pulled = pulls(first.student, seen.task, seen.signals, seen.said, seen.scene, wanted, half=half)
+                for pull, own in zip(pulled, found, strict=True):
+                    own.append(pull)
+        for learner, one, own in zip(alike, parts, found, strict=True):
+            learner.scales |= balance(one, own)
+            fail_unbalanced(learner, own)
+
+
+def fail_unbalanced(learner: Learner, pulled: Sequence[Pull]) -> None:
+    """End a learner one of whose terms got no weight."""
+    if missing := _without_weight(learner):
+        why = next((pull.error for pull in pulled if pull.error), "it has no gradient on the student, or one that is not finite")
+        learner.failure = {"kind": "bad_data", "detail": f"{missing[0]} cannot be balanced with the task: {why}"}
+
+
+def _without_weight(learner: Learner) -> list[str]:
+    terms = zip(names_of(learner.policy), learner.policy.terms, strict=True)
+    return [name for name, term in terms if term.balanced and name not in learner.scales]
+
+
+def _same_weights(a: Learner, b: Learner) -> bool:
+    """Whether two learners' detectors and adapters hold the same numbers."""
+    for one, other in ((a.student.model, b.student.model), (a.student.adapters, b.student.adapters)):
+        if (one is None) != (other is None):
+            return False
+        if one is not None and other is not None:
+            ours, theirs = one.state_dict(), other.state_dict()
+            if ours.keys() != theirs.keys() or not all(torch.equal(value, theirs[name]) for name, value in ours.items()):
+                return False
+    return True
 
 
 def teacher_signals(start: Start, student_preprocess: nn.Module, batch: Batch, inputs: Tensor, needs: frozenset[str]) -> Signals:
@@ -269,8 +376,13 @@ def _same_normalisation(a: nn.Module, b: nn.Module) -> bool:
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over names and bytes of the weights, for tests and evidence."""
+    return state_digest(model.state_dict())
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes of a detector's state."""
     digest = hashlib.sha256()
-    for key, value in model.state_dict().items():
+    for key, value in state.items():
         digest.update(json.dumps([key, list(value.shape)]).encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

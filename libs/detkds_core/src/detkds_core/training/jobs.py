@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,76 +12,102 @@ from torch import nn
 
 from detkds_core.catalogue import Recipe
 from detkds_core.datasets import Dataset, report_ids, selection_ids
-from detkds_core.detectors.pair import PairError
+from detkds_core.detectors.pair import PairError, check_policy
 from detkds_core.evaluation.coco import Metrics
 from detkds_core.evaluation.predict import detect, draws_masks, metrics_of
-from detkds_core.policy import from_json
+from detkds_core.evaluation.resampling import image_weights, resampled_ap
+from detkds_core.policy import Policy, from_json, to_json
 from detkds_core.training import parallel
-from detkds_core.training.group import batches_for, new_learner, prepare, train
-from detkds_core.training.learner import Learner, final_weights
-
-Report = Callable[..., None]  # done, total, message, best_ap
+from detkds_core.training.ground import Ground, Looked, Report, ground_of, looked_at
+from detkds_core.training.group import Start, batches_for, prepare, train
+from detkds_core.training.group import TrainingError as TrainingError
+from detkds_core.training.learner import Learner, final_weights, resolved
 
 
 def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Train the candidates of an `evaluate` or `confirm` job as one group from one start and measure each.
 
-    `evaluate` measures on the selection images; `confirm` on the report images, and gives `selection_ap` as well, by which the winner
-    is chosen, so that what is reported was not what was chosen by. A candidate that fails says why and costs the others nothing.
+    `evaluate` measures on the selection images; `confirm` on the report images, which no search sees, and gives `resampled_ap` as well:
+    the APs on images drawn anew from them, the same draws for every policy and seed. A candidate that fails says why and costs the
+    others nothing.
     The last weights are measured (their average where the recipe keeps one); `eval_every` is for the training of one student.
+
+    With `fork` the candidates are looked at where a trunk of so many steps stands, and with `rung` they are branches of so many steps from
+    there. With `gates`, a candidate that does not pass them is not trained, unless it is to be audited.
     """
     dataset = Dataset.from_json(spec["dataset"])
     recipe, warnings = resolved_recipe(spec, dataset)
     start = prepare(spec, spec["seed"])
+    candidates = {candidate["index"]: candidate for candidate in spec["candidates"]}
+    policies = {index: from_json(candidate["policy"]) for index, candidate in candidates.items()}
+    rows: dict[int, dict[str, Any]] = {}
+    for index, policy in policies.items():
+        try:
+            check_policy(policy, start.teacher_entry, start.student_entry, resize=bool(start.levels.strides))
+        except PairError as error:
+            rows[index] = _row(index, policy, failure={"kind": "bad_data", "detail": str(error)})
+    able = {index: policy for index, policy in policies.items() if index not in rows}
+    ground, trunk = ground_of(spec, start, recipe, report)
+    looked = looked_at(spec, start, ground, able, report)
+    trained = {index: policy for index, policy in able.items() if index not in looked.refused or candidates[index].get("audit")}
+    measured = _measured(spec, start, ground, trained, looked, dataset, report)
+    for index, policy in able.items():
+        rows[index] = measured[index] if index in measured else _row(index, looked.resolved(index, policy))
+        looked.tell(index, rows[index])
+    found = [rows[index] for index in candidates]
+    return {"candidates": found, "warnings": warnings, "environment": environment(), **({"fork": trunk} if trunk else {})}
+
+
+def _measured(
+    spec: Mapping[str, Any],
+    start: Start,
+    ground: Ground,
+    policies: Mapping[int, Policy],
+    looked: Looked,
+    dataset: Dataset,
+    report: Report,
+) -> dict[int, dict[str, Any]]:
+    """The rows of the candidates, trained side by side and measured one after the other."""
+    recipe = ground.recipe
+    total = recipe.iterations + len(policies)
     began = time.monotonic()
     learners: dict[int, Learner] = {}
-    rows: dict[int, dict[str, Any]] = {}
 
     def learning_tokens(done: int, of: int) -> None:
-        report(0, recipe.iterations + len(spec["candidates"]), f"the teacher learns MasKD's tokens: step {done} of {of}")
+        report(0, total, f"the teacher learns MasKD's tokens: step {done} of {of}")
 
-    for candidate in spec["candidates"]:
-        index = candidate["index"]
-        try:
-            learners[index] = new_learner(start, from_json(candidate["policy"]), recipe, spec["seed"], learning_tokens)
-        except PairError as error:
-            rows[index] = _row(index, None, 0, 0.0, {"kind": "bad_data", "detail": str(error)})
-    total = recipe.iterations + len(learners)
+    for index, policy in policies.items():
+        learners[index] = ground.learner(start, policy, learning_tokens)
+        if index in looked.findings:
+            learners[index].scales |= looked.findings[index].scales
+    lasted = dict.fromkeys(learners, 0)
+
+    def after_step(done: int, _of: int) -> None:
+        lasted.update({index: done for index, learner in learners.items() if learner.failure is None})
+        report(done, total, f"training {len(learners)} candidates together")
+
     if learners:
-        batches = batches_for(next(iter(learners.values())), spec["dataset"]["train"], recipe, spec["seed"])
-        train(
-            list(learners.values()),
-            start,
-            batches,
-            on_step=lambda done, _: report(done, total, f"training {len(learners)} candidates together"),
-        )
-    trained = time.monotonic() - began
+        batches = batches_for(next(iter(learners.values())), spec["dataset"]["train"], recipe, ground.seed)
+        train(list(learners.values()), start, batches, on_step=after_step)
+    trained = (time.monotonic() - began) / max(1, len(learners))
     confirming = spec["kind"] == "confirm"
     ids = list(report_ids(dataset)) if confirming else selection(dataset, recipe)
     best: float | None = None
+    rows: dict[int, dict[str, Any]] = {}
     for done, (index, learner) in enumerate(learners.items()):
         measuring = time.monotonic()
         metrics = None
         if learner.failure is None:
             with final_weights(learner) as model:
-                metrics, _ = measure_together(model, dataset, ids, recipe)
-                chosen_by = measure_together(model, dataset, selection_ids(dataset), recipe)[0] if confirming else None
+                metrics, detections = measure_together(model, dataset, ids, recipe)
             best = metrics.ap if best is None else max(best, metrics.ap)
-        seconds = trained / len(learners) + time.monotonic() - measuring
-        rows[index] = _row(index, metrics, recipe.iterations, seconds, learner.failure)
-        if metrics is not None and chosen_by is not None:
-            rows[index]["selection_ap"] = chosen_by.ap
+        cost = {"iterations": lasted[index], "train_seconds": trained, "measure_seconds": time.monotonic() - measuring}
+        rows[index] = _row(index, resolved(learner), metrics, recipe.iterations, cost, learner.failure)
+        if metrics is not None and confirming:
+            drawn = resampled_ap(dataset.val.load(), detections, ids, image_weights(len(ids)))
+            rows[index]["resampled_ap"] = [None if ap is None else round(ap, 3) for ap in drawn]
         report(recipe.iterations + done + 1, total, f"measuring candidate {index} on {len(ids)} images", best)
-    found = [rows[candidate["index"]] for candidate in spec["candidates"]]
-    return {"candidates": found, "warnings": warnings, "environment": environment()}
-
-
-class TrainingError(RuntimeError):
-    """A training that could not end. kind: the failure kind of the job."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
+    return rows
 
 
 def resolved_recipe(spec: Mapping[str, Any], dataset: Dataset) -> tuple[Recipe, list[str]]:
@@ -123,6 +149,25 @@ def environment() -> dict[str, str]:
     return {**packages, "python": platform.python_version(), "device": device, **threads}
 
 
-def _row(index: int, metrics: Metrics | None, iterations: int, seconds: float, failure: dict[str, str] | None) -> dict[str, Any]:
+def _row(
+    index: int,
+    policy: Policy,
+    metrics: Metrics | None = None,
+    iterations: int = 0,
+    cost: Mapping[str, float] | None = None,
+    failure: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """A candidate's row. policy: with the weights that were found. cost: what its training and its measurement took."""
     found = figures(metrics) if metrics is not None else dict.fromkeys(("ap", "ap50", "ap75", "images"))
-    return {"index": index, **found, "iterations": iterations, "seconds": seconds, "failure": failure}
+    costs = {"iterations": 0, "probe_seconds": 0.0, "train_seconds": 0.0, "measure_seconds": 0.0} | dict(cost or {})
+    return {
+        "index": index,
+        **found,
+        "iterations": iterations,
+        "seconds": costs["train_seconds"] + costs["measure_seconds"],
+        "failure": failure,
+        "policy": to_json(policy),
+        "look": None,
+        "rejected": None,
+        "cost": costs,
+    }

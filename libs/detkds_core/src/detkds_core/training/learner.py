@@ -13,6 +13,7 @@ from detkds_core.detectors.pair import Student
 from detkds_core.losses.policy import needs
 from detkds_core.policy import Policy
 from detkds_core.training import parallel
+from detkds_core.training.pull import fixed
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -23,7 +24,7 @@ class Learner:
     """A student under a policy.
 
     distillers: the policy's losses with learned parts; they learn with the student and are never exported.
-    scales: factors of `auto` terms by loss name, each fixed at the term's first step with a loss.
+    scales: factors of `auto` terms by loss name, each fixed at the term's first step with a loss, and of `balanced` ones, before the first.
     averaged: moving average of the student's state, None without. losses: of the last step, means over its forwards, on the device.
     failure: why it stopped learning, None while it does. finite: whether every loss of the step so far is, on the device.
     """
@@ -54,6 +55,11 @@ class Learner:
         named = dict(zip(self.losses, values.tolist(), strict=True))
         distill = [value for name, value in named.items() if name.startswith("distill/")]
         return named | ({"ratio": sum(distill) / named["task"]} if distill and named["task"] else {})
+
+
+def resolved(learner: Learner) -> Policy:
+    """The policy with the weights that were found: it trains the same from the same start, an `auto` term up to rounding."""
+    return fixed(learner.policy, learner.scales)
 
 
 def make_learner(student: Student, policy: Policy, recipe: Recipe, distillers: nn.ModuleList | None = None) -> Learner:

@@ -1,34 +1,30 @@
-"""What a formula does at a fork, before anything is trained under it: its loss, its gradient beside the task's, and how to tell it apart.
+"""What a policy does where its training would start, before anything is trained under it: its loss, its gradient beside the task's.
 
-All formulas are looked at on the same few batches from one forward a batch, so that a look costs a backward pass.
+All policies are looked at on the same few batches from one forward a batch, so that a look costs a backward pass a part.
 """
 
-import copy
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detkds_core.catalogue import Recipe
-from detkds_core.losses.policy import needs, policy_losses
-from detkds_core.losses.signals import Scene
+from detkds_core.losses.policy import needs
+from detkds_core.losses.signals import Rois, Scene, Signals
 from detkds_core.policy import Policy
-from detkds_core.training.forks import Fork, branch
-from detkds_core.training.group import Start, batches_for, model_inputs, teacher_signals
-from detkds_core.training.steps import ROI_NEEDS, in_precision, seed_step, total_loss
-
-BATCHES = 4  # that a formula is looked at on
-BUCKETS = 64  # of the sketch of a gradient
-NO_GRADIENT = 1e-12  # of the task's: below it a term does nothing, whatever its weight
+from detkds_core.training.batches import Batches
+from detkds_core.training.group import Start, view
+from detkds_core.training.learner import Learner
+from detkds_core.training.pull import BATCHES, NO_GRADIENT, Pull, balance, fixed, names_of, parts_of, pulls, undisturbed
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen of a policy at a fork; means over the batches.
+    """What was seen of a policy where its training would start; means over the batches.
 
     loss: the policy's, in the student's training mode. ratio: the length of its gradient on the shared parameters (backbone and neck)
     over that of the task's. agreement: the cosine between the two. sketch: the direction of its gradient, squeezed to a few numbers
@@ -49,79 +45,122 @@ class Look:
         return cls(**{**data, "sketch": tuple(data["sketch"])})
 
 
-def probe(start: Start, fork: Fork, policies: Sequence[Policy], recipe: Recipe, seed: int, batches: int = BATCHES) -> list[Look]:
-    """Look at policies of terms (none with distillers) at a fork, on the first batches of `seed`. Nothing is changed by it.
+@dataclass(frozen=True)
+class Finding:
+    """A look at a policy and what followed from it. scales: of its `balanced` terms. first_loss: its loss on the first batch.
 
-    Terms count with their weights and without their warm-up. The student runs in training mode, as it will.
+    seconds: what the look cost, an equal share of what the looks at all policies did.
     """
-    learner = branch(start, fork, Policy(()), recipe, seed)
+
+    policy: Policy
+    look: Look
+    scales: Mapping[str, float]
+    first_loss: float
+    seconds: float
+
+    @property
+    def resolved(self) -> Policy:
+        """The policy with the weights that were found."""
+        return fixed(self.policy, self.scales)
+
+
+@dataclass(frozen=True)
+class Still:
+    """A batch that was looked at, without its graph. pyramid: the student's own maps, all levels, before any adapter."""
+
+    inputs: Tensor
+    samples: list[Any]
+    scene: Scene
+    signals: Signals
+    said: Signals
+    pyramid: tuple[Tensor, ...]
+
+
+def probe(start: Start, learner: Learner, batches: Batches, policies: Sequence[Policy]) -> tuple[list[Finding], list[Still]]:
+    """Look at policies of terms (none with distillers) where a learner stands, on the first batches. Nothing is changed by it.
+
+    Terms count with their weights and without their schedules. The student runs in training mode, as it will.
+    """
+    began = time.monotonic()
+    wanted = frozenset().union(*map(needs, policies))
+    parts = [parts_of(policy) for policy in policies]
+    found: list[list[Pull]] = [[] for _ in policies]
+    stills: list[Still] = []
     student = learner.student
-    assert start.train is not None
-    stream = batches_for(learner, start.train, recipe, seed)
-    preprocess = student.model.data_preprocessor
-    shared = shared_parameters(student.model)
-    wanted = frozenset().union(*map(needs, policies)) if policies else frozenset()
-    policies = [Policy(tuple(replace(term, warm_up=0, stop=1.0, decay=1.0, auto=False) for term in one.terms)) for one in policies]
-    seen: list[list[tuple[float, float, float, Tensor]]] = [[] for _ in policies]
-    failures: dict[int, dict[str, str]] = {}
-    for step in range(batches):
-        batch = stream[step]
-        inputs, samples = model_inputs(preprocess, batch, start.device)
-        scene = Scene(
-            tuple(one.gt_instances.bboxes for one in samples), tuple(inputs.shape[-2:]), step=step, seed=seed, total_steps=batches
-        )
-        seed_step(seed, step)
-        with in_precision(recipe, start.device):
-            said = teacher_signals(start, preprocess, batch, inputs, wanted)
-            task, signals = student.losses(inputs, copy.deepcopy(samples), wanted)
-            if signals.rois is not None and start.teacher is not None and wanted & ROI_NEEDS:
-                said = replace(said, rois=start.teacher.regard(signals.rois, wanted))
-        own = flat_gradient(total_loss(task), shared)
-        for place, policy in enumerate(policies):
-            if place in failures:
-                continue
-            try:
-                loss = torch.stack(list(policy_losses(policy, signals, said, scene).values())).sum()
-            except ValueError as error:
-                failures[place] = {"kind": "not_computable", "detail": str(error)}
-                continue
-            gradient = flat_gradient(loss, shared) if loss.requires_grad else torch.zeros_like(own)
-            length, value = gradient.norm().item(), loss.item()
-            if not (math.isfinite(value) and math.isfinite(length)):
-                failures[place] = {"kind": "not_finite", "detail": f"the loss is {value} and its gradient {length} at the first batches"}
-                continue
-            agreement = torch.dot(gradient, own).item() / (length * own.norm().item()) if length else 0.0
-            seen[place].append((value, length / own.norm().item(), agreement, sketch(gradient)))
-    return [_summed(rows, failures.get(place)) for place, rows in enumerate(seen)]
+    pyramids: list[tuple[Tensor, ...]] = []
+    source = student.model.neck if getattr(student.model, "with_neck", False) else student.model.backbone
+    hook = source.register_forward_hook(lambda _module, _inputs, output: pyramids.append(tuple(level.detach() for level in output)))
+    half = batches.recipe.precision == "fp16"
+    try:
+        with undisturbed(student.model):
+            for index in range(BATCHES):
+                seen = view(start, student, batches, index, wanted)
+                stills.append(Still(seen.inputs, seen.samples, seen.scene, _detached(seen.signals), seen.said, pyramids[-1]))
+                own = [[part for _, part in one] for one in parts]
+                for pull, pulled in zip(pulls(student, seen.task, seen.signals, seen.said, seen.scene, own, half=half), found, strict=True):
+                    pulled.append(pull)
+    finally:
+        hook.remove()
+    seconds = (time.monotonic() - began) / max(1, len(policies))
+    return [_finding(policy, one, pulled, seconds) for policy, one, pulled in zip(policies, parts, found, strict=True)], stills
 
 
-def shared_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What both losses move: the student's backbone and neck."""
-    parts = [getattr(model, name) for name in ("backbone", "neck") if getattr(model, name, None) is not None]
-    return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
-
-
-def flat_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The gradient of a loss as one vector; zeros where it does not depend on a parameter. The graph is kept."""
-    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    flat = [torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, found, strict=True)]
-    return torch.cat(flat).float()
-
-
-def sketch(gradient: Tensor) -> Tensor:
-    """The gradient added up in BUCKETS places with fixed random signs, in float64 on the CPU."""
-    flat = gradient.cpu().double()
-    generator = torch.Generator().manual_seed(0)
-    places = torch.randint(BUCKETS, (len(flat),), generator=generator)
-    signs = torch.randint(2, (len(flat),), generator=generator).double() * 2 - 1
-    return torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, places, flat * signs)
-
-
-def _summed(rows: Sequence[tuple[float, float, float, Tensor]], failure: dict[str, str] | None) -> Look:
-    if failure is not None or not rows:
-        return Look(0.0, 0.0, 0.0, (), failure)
+def _finding(policy: Policy, parts: Sequence[tuple[str | None, Policy]], pulled: Sequence[Pull], seconds: float) -> Finding:
+    terms = dict(zip(names_of(policy), policy.terms, strict=True))
+    scales = {name: scale for name, scale in balance(parts, pulled).items() if terms[name].balanced}
+    failure = _failure([name for name, _ in parts], [name for name, term in terms.items() if term.balanced and name not in scales], pulled)
+    if failure is not None:
+        return Finding(policy, Look(0.0, 0.0, 0.0, (), failure), scales, 0.0, seconds)
+    weights = torch.tensor([_weight(name, place, terms, scales, pulled) for place, (name, _) in enumerate(parts)], dtype=torch.float64)
+    rows = [_summed(weights, pull) for pull in pulled]
     loss, ratio, agreement = (fmean(row[place] for row in rows) for place in range(3))  # type: ignore[misc]
+    if not (math.isfinite(loss) and math.isfinite(ratio)):
+        detail = f"the loss is {loss} and its gradient {ratio} times the task's at the first batches"
+        return Finding(policy, Look(0.0, 0.0, 0.0, (), {"kind": "not_finite", "detail": detail}), scales, 0.0, seconds)
     if ratio < NO_GRADIENT:
-        return Look(loss, ratio, agreement, (), {"kind": "no_gradient", "detail": "the policy does not move the student"})
-    whole = torch.stack([row[3] / row[3].norm() for row in rows if row[1] > 0]).sum(0)
-    return Look(loss, ratio, agreement, tuple(round(x, 6) for x in (whole / whole.norm()).tolist()))
+        no_gradient = {"kind": "no_gradient", "detail": "the policy does not move the student"}
+        return Finding(policy, Look(loss, ratio, agreement, (), no_gradient), scales, rows[0][0], seconds)
+    whole = torch.stack([row[3] / row[3].norm() for row in rows if row[3].norm() > 0]).sum(0)
+    direction = tuple(round(x, 6) for x in (whole / whole.norm()).tolist())
+    return Finding(policy, Look(loss, ratio, agreement, direction), scales, rows[0][0], seconds)
+
+
+def _failure(names: Sequence[str | None], missing: Sequence[str], pulled: Sequence[Pull]) -> dict[str, str] | None:
+    """Why a policy cannot be trained with, as far as one of its parts alone tells."""
+    for pull in pulled:
+        if pull.error is not None:
+            return {"kind": "not_computable", "detail": pull.error}
+        for name, loss, square in zip(names, pull.losses, pull.products.diagonal().tolist(), strict=True):
+            if not (math.isfinite(loss) and math.isfinite(square)):
+                what = name or "the policy"
+                return {"kind": "not_finite", "detail": f"{what}: the loss is {loss} and its gradient {square**0.5} at the first batches"}
+    if missing:
+        return {"kind": "no_gradient", "detail": f"{missing[0]} does not move the student, so that no weight balances it with the task"}
+    return None
+
+
+def _weight(name: str | None, place: int, terms: Mapping[str, Any], scales: Mapping[str, float], pulled: Sequence[Pull]) -> float:
+    """What a part's loss is multiplied by: weights that are known are in it; an `auto` term's is its ratio to the task's first loss."""
+    if name is None:
+        return 1.0
+    if name in scales:
+        return terms[name].weight * scales[name]
+    return next((terms[name].weight * pull.task[0] / pull.losses[place] for pull in pulled if pull.losses[place] > 0), 0.0)
+
+
+def _summed(weights: Tensor, pull: Pull) -> tuple[float, float, float, Tensor]:
+    """Loss, length over the task's, cosine with it and sketch of the whole policy's gradient on a batch."""
+    loss = torch.dot(weights, torch.tensor(pull.losses, dtype=torch.float64)).item()
+    length = max(0.0, (weights @ pull.products @ weights).item()) ** 0.5
+    own = pull.task[1]
+    agreement = torch.dot(weights, pull.along).item() / (length * own) if length and own else 0.0
+    return loss, length / own if own else math.nan, agreement, weights @ pull.sketches
+
+
+def _detached(signals: Signals) -> Signals:
+    levels = {name: tuple(x.detach() for x in getattr(signals, name)) for name in ("features", "logits", "boxes", "edges", "points")}
+    rois = signals.rois
+    if rois is not None:
+        own = {one.name: getattr(rois, one.name) for one in fields(Rois)}
+        rois = Rois(**{name: None if x is None else x.detach() for name, x in own.items()})
+    return replace(signals, **levels, towers=(), rois=rois)

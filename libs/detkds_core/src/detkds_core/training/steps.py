@@ -73,7 +73,7 @@ def study(
         for distiller in learner.distillers:
             distill |= distiller(signals, said, scene)
     own = total_loss(task)
-    distill = balanced(learner, own, distill, scene)
+    distill = scaled(learner, own, distill, scene)
     total = own + sum(distill.values(), torch.zeros((), device=inputs.device))
     learner.scaler.scale(total / recipe.accumulate).backward()
     finite, losses = torch.isfinite(total), {"task": own, **distill}
@@ -84,7 +84,7 @@ def study(
         learner.losses = {name: learner.losses[name] + value.detach() / recipe.accumulate for name, value in losses.items()}
 
 
-def balanced(learner: Learner, task: Tensor, distill: Mapping[str, Tensor], scene: Scene) -> dict[str, Tensor]:
+def scaled(learner: Learner, task: Tensor, distill: Mapping[str, Tensor], scene: Scene) -> dict[str, Tensor]:
     """The losses with each `auto` term scaled; a term without a scale yet gets it here, once its loss is positive and finite.
 
     The scale makes weight * scale * raw equal weight * task at that step, before the term's own schedule; over all devices' means.

@@ -63,7 +63,7 @@ function searchCard(search) {
       make("span", { class: "quiet" }, `${search.teacher} → ${search.student} on ${search.dataset}`),
       make("span", { class: "end" }, search.best ? make("b", {}, `AP ${percent(search.best.ap)}`) : "")),
     BUSY.includes(search.state) ? bar(search.progress) : make("div", { class: "row quiet" },
-      make("span", {}, search.reason || `${search.progress.done} of ${search.progress.total} candidates`),
+      make("span", {}, search.reason || `${Math.round(100 * search.progress.fraction)} %`),
       make("span", { class: "end" }, time(search.created_at))),
     search.best ? make("div", { class: "formula" }, search.best.formula) : null);
 }
@@ -141,9 +141,10 @@ async function search(id) {
   const [one, candidates] = await Promise.all([ask(`/searches/${id}`), allCandidates(id)]);
   const measured = candidates.filter((candidate) => candidate.ap !== null);
   const alone = measured.find((candidate) => candidate.stage === "reference" && !candidate.policy.terms.length);
-  const best = [...measured].sort((a, b) => b.ap - a.ap || a.index - b.index);
+  const best = [...measured].sort((a, b) => b.rung - a.rung || b.ap - a.ap || a.index - b.index);
   const busy = BUSY.includes(one.state);
   const failed = candidates.filter((candidate) => candidate.failure).length;
+  const refused = candidates.filter((candidate) => candidate.rejected || candidate.same_as !== null).length;
   const view = [
     make("h1", {}, one.name),
     make("div", { class: "row" }, badge(one.state),
@@ -153,10 +154,10 @@ async function search(id) {
     one.reason ? make("p", { class: "quiet" }, one.reason) : null,
     busy ? make("div", {}, bar(one.progress)) : null,
     make("div", { class: "tiles" },
-      tile("best AP", percent(one.best && one.best.ap), one.best && alone && one.best.index !== alone.index
+      tile("best AP", percent(one.best && one.best.ap), one.best && alone && one.best.index !== alone.index && best[0].rung === alone.rung
         ? `${(one.best.ap - alone.ap >= 0 ? "+" : "−")}${Math.abs(one.best.ap - alone.ap).toFixed(1)} over no distillation` : null),
       tile("no distillation", percent(alone && alone.ap), "the same student alone"),
-      tile("candidates", `${measured.length}`, `of ${one.progress.total}${failed ? `, ${failed} not possible` : ""}`)),
+      tile("candidates", `${candidates.length}`, `${measured.length} measured${refused ? `, ${refused} refused` : ""}${failed ? `, ${failed} not possible` : ""}`)),
     one.best ? make("p", { class: "formula" }, one.best.formula) : null,
     measured.length ? [make("h2", {}, "Fitness over candidates"), make("div", { class: "card" }, chart(measured, alone), legend())] : [],
     make("h2", {}, "Best candidates"),
@@ -175,16 +176,18 @@ async function cancel(one) {
 
 const candidateColumns = [
   { title: "#", kind: "number", of: (one) => `${one.index}` },
+  { title: "rung", kind: "number", of: (one) => `${one.rung}` },
   { title: "AP", kind: "number", of: (one) => percent(one.ap) },
   { title: "AP50", kind: "number", of: (one) => percent(one.ap50) },
   { title: "AP75", kind: "number", of: (one) => percent(one.ap75) },
   { title: "from", kind: "when", of: (one) => (one.stage === "reference" ? "reference" : `${one.island || "combination"}, ${one.operator}`) },
-  { title: "policy", kind: "formula", of: (one) => one.formula },
+  { title: "policy", kind: "formula", of: (one) => one.resolved || one.formula },
 ];
 
 function legend() {
   return make("p", { class: "legend" }, make("span", { class: "reference" }, "reference"), make("span", { class: "stage1" }, "single term"),
-    make("span", { class: "stage2" }, "combination"), make("span", { class: "running" }, "best so far"));
+    make("span", { class: "stage2" }, "combination"), make("span", { class: "running" }, "best so far of the full proxy"),
+    "a larger point was trained longer");
 }
 
 function chart(measured, alone) {
@@ -202,17 +205,19 @@ function chart(measured, alone) {
   }
   picture.append(make("text", { x: left, y: height - 8 }, "candidate 0"), make("text", { x: width - right, y: height - 8, "text-anchor": "end" }, `${last}`));
   if (alone) picture.append(make("line", { class: "level", x1: left, x2: width - right, y1: y(alone.ap), y2: y(alone.ap) }));
+  const rungs = [...new Set(measured.map((one) => one.rung))].sort((a, b) => a - b);
   let best = -Infinity, path = "";
   for (const one of [...measured].sort((a, b) => a.index - b.index)) {
-    if (one.ap > best) {
+    if (one.rung === rungs[rungs.length - 1] && one.ap > best) {
       path += path ? `H${x(one.index)}V${y(one.ap)}` : `M${x(one.index)} ${y(one.ap)}`;
       best = one.ap;
     }
   }
-  picture.append(make("path", { class: "running", d: `${path}H${x(last)}` }));
+  if (path) picture.append(make("path", { class: "running", d: `${path}H${x(last)}` }));
   for (const one of measured) {
-    picture.append(make("circle", { class: `point ${one.stage}`, cx: x(one.index), cy: y(one.ap), r: 4.5 },
-      make("title", {}, `#${one.index}  AP ${percent(one.ap)}\n${one.formula}`)));
+    picture.append(make("circle", { class: `point ${one.stage}`, cx: x(one.index), cy: y(one.ap),
+      r: rungs.length > 1 ? 2.5 + 3 * rungs.indexOf(one.rung) / (rungs.length - 1) : 4.5 },
+      make("title", {}, `#${one.index}  AP ${percent(one.ap)} after ${one.rung} iterations\n${one.resolved || one.formula}`)));
   }
   if (alone) picture.append(make("text", { class: "over", x: width - right, y: y(alone.ap) + 16, "text-anchor": "end" }, "no distillation"));
   return picture;
@@ -239,8 +244,9 @@ async function result(id) {
     warnings(one.metrics),
     comparison(one.metrics),
     lossCurves(one.evidence.curve),
+    lesson(one.evidence.insight),
     make("h2", {}, "Evidence"),
-    make("pre", {}, JSON.stringify({ metrics: one.metrics, evidence: { ...one.evidence, curve: undefined }, environment: one.environment }, null, 1)),
+    make("pre", {}, JSON.stringify({ metrics: one.metrics, evidence: { ...one.evidence, curve: undefined, insight: undefined }, environment: one.environment }, null, 1)),
   ];
   return { view, busy: false };
 }
@@ -248,11 +254,27 @@ async function result(id) {
 // Who was measured beside whom: the entrants of a search over its seeds, or the student of a distillation and its teacher.
 function comparison(metrics) {
   if (metrics.rows && metrics.rows.length) {
-    return [make("h2", {}, "Measured again"), table(entrantColumns(metrics.winner), metrics.rows)];
+    return [make("h2", {}, "Measured again"), table(entrantColumns(metrics.winner), metrics.rows),
+      ...(metrics.comparisons && metrics.comparisons.length ? [make("h2", {}, "Compared, seed by seed"), table(pairColumns, metrics.comparisons)] : [])];
   }
   const rows = ["teacher", "student"].filter((who) => metrics[who]).map((who) => ({ who, ...metrics[who] }));
   return rows.length ? [make("h2", {}, "Measured"), table(detectorColumns, rows)] : [];
 }
+
+// What a search teaches beside its winner; the whole of it is in the evidence of the result.
+function lesson(insight) {
+  if (!insight || !insight.effects.length) {
+    return [];
+  }
+  return [make("h2", {}, "What the search teaches"), table(effectColumns, insight.effects)];
+}
+
+const effectColumns = [
+  { title: "", of: (one) => one.gene },
+  { title: "candidates", kind: "number", of: (one) => `${one.candidates}` },
+  { title: "effect on AP", kind: "number", of: (one) => one.effect.toFixed(2) },
+  { title: "95 % interval", kind: "number", of: (one) => between(one.interval) },
+];
 
 const warnings = (metrics) => (metrics.warnings || []).map((text) => make("p", { class: "problem" }, text));
 
@@ -288,11 +310,24 @@ function lossChart(points, of, name) {
 const entrantColumns = (winner) => [
   { title: "policy", of: (one) => (winner && one.entrant === winner.entrant ? make("b", {}, `${one.name} (winner)`) : one.name) },
   { title: "AP", kind: "number", of: (one) => percent(one.mean_ap) },
+  { title: "95 % interval", kind: "number", of: (one) => between(one.interval) },
   { title: "AP50", kind: "number", of: (one) => percent(one.mean_ap50) },
   { title: "AP75", kind: "number", of: (one) => percent(one.mean_ap75) },
   { title: "AP of every seed", kind: "number", of: (one) => (one.ap || []).map(percent).join("  ") },
   { title: "images", kind: "number", of: (one) => `${one.images}` },
   { title: "formula", kind: "formula", of: (one) => one.formula },
+];
+
+const between = (interval) => (interval && interval[0] !== null ? `${percent(interval[0])} to ${percent(interval[1])}` : "–");
+
+const pairColumns = [
+  { title: "", of: (one) => `${one.first} − ${one.second}` },
+  { title: "AP", kind: "number", of: (one) => percent(one.mean) },
+  { title: "95 % interval", kind: "number", of: (one) => between(one.interval) },
+  { title: "p (Holm)", kind: "number", of: (one) => (one.p === null ? "–" : one.p < 0.001 ? "< 0.001" : one.p.toFixed(3)) },
+  { title: "seeds", kind: "number", of: (one) => `${one.seeds.length}` },
+  { title: "images", kind: "number", of: (one) => (one.images ? `${one.images}` : "not drawn") },
+  { title: "", of: (one) => one.outcome },
 ];
 
 const detectorColumns = [

@@ -1,0 +1,237 @@
+"""What a search finds for its budget, beside other searches: on synthetic landscapes, and on the measured table where it is complete.
+
+`python benchmarks/searchers.py compare` (every algorithm at several budgets), `reach` (what it costs to find as much as the naive
+algorithms do with 300 full proxies), `ablation` (one lever at a time switched off) and `table` (`compare` on `data/table.json`).
+A budget is in full proxies; a figure is the true worth of the recommended policy, the mean of the repeats with a 95 % bootstrap
+interval. Repeat s is a search with seed s on landscape s, the same for all: differences are paired. `detkds` and `random_halving` have
+rungs, gates and doubles told; the others train every candidate in full, as they were published. The search's constants were chosen on
+landscapes from 1000 on, never on those that are reported.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detkds_core.evolution import Spec, islands, rungs, searchers
+from detkds_core.evolution.landscapes import Landscape, World, found, search
+from detkds_core.evolution.searchers import ALGORITHMS
+from detkds_core.evolution.spec import HALVING
+from detkds_core.evolution.table import Table
+from detkds_core.policy import Policy
+
+FULL = 27  # iterations of a landscape's full proxy
+RUNGS = (1, 3, 9, FULL)
+GROUP = 4  # candidates of a job, where candidates share a teacher
+LOOK = 1 / 135  # of a full proxy: what a candidate costs that a gate refuses
+BUDGETS = (10, 30, 100, 300)
+TABLE_BUDGETS = (5, 10, 20, 40, 80)
+GRID = (3, 5, 10, 20, 30, 60, 100)
+TARGETS = {"genetic": 0.1, "random": 0.2}  # what a naive algorithm finds with 300 full proxies: at most so much of that
+TARGET_BUDGET = 300
+RESAMPLES = 4000
+FILE = Path(__file__).parent / "data" / "table.json"
+
+
+def nothing(*_: Any) -> None:
+    """No proposal."""
+
+
+LEVERS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "gates": {"gates": False},
+    "doubles": {"doubles": False},
+    "rungs": {"rungs": False},
+    "islands and combinations": {"algorithm": "random_halving"},
+    "combinations (stage 2)": {"spec": {"stage2_share": 0.0}, "patch": [(searchers, "propose_combination", nothing)]},
+    "migration": {"patch": [(islands, "MIGRATE", 0.0)]},
+    "replication": {"patch": [(rungs, "REPLICATES", 1)]},
+    "cap on promotions": {"patch": [(rungs, "CAPPED", False)]},
+}
+
+
+@contextmanager
+def patched(changes: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Constants of modules changed for a while."""
+    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
+    try:
+        for module, name, value in changes:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+@cache
+def measured_table() -> Table:
+    if not FILE.is_file():
+        raise SystemExit(f"{FILE}: not there; `python benchmarks/tabular.py make` and `merge` write it")
+    return Table(json.loads(FILE.read_text()))
+
+
+def one(kind: str, algorithm: str, budget: float, seed: int, lever: str, options: tuple[tuple[str, Any], ...]) -> float:
+    """The worth of what one search recommends. options: of its landscape."""
+    off = LEVERS[lever]
+    algorithm = off.get("algorithm", algorithm)
+    halves = algorithm in HALVING
+    world: World = measured_table() if kind == "table" else Landscape(seed, **dict(options))
+    ladder = world.rungs if isinstance(world, Table) else RUNGS
+    full = ladder[-1]
+    spec = Spec(
+        knowledge=tuple(world.knowledge),
+        budget=int(budget * full),
+        seed=seed,
+        references=(Policy(()),),
+        space=world,
+        rungs=ladder if halves and off.get("rungs", True) else (full,),
+        algorithm=algorithm,
+        group=GROUP if halves else 1,
+        look=LOOK * full if halves else 0.0,
+        **off.get("spec", {}),
+    )
+    seeds_of_table = [(rungs, "REPLICATES", min(rungs.REPLICATES, len(world.seeds)))] if isinstance(world, Table) else []
+    with patched([*seeds_of_table, *off.get("patch", [])]):
+        evolution = search(world, spec, gates=halves and off.get("gates", True), doubles=halves and off.get("doubles", True))
+    return found(world, evolution)
+
+
+class Runs:
+    """Searches by (algorithm, budget, lever), each once; the repeats of one in the order of their seeds."""
+
+    def __init__(self, kind: str, seeds: Sequence[int], workers: int, options: dict[str, Any]) -> None:
+        self.kind, self.seeds, self.options = kind, seeds, tuple(sorted(options.items()))
+        self.pool = ProcessPoolExecutor(workers) if workers > 1 else None
+        self.known: dict[tuple[str, float, str], np.ndarray] = {}
+
+    def of(self, algorithm: str, budget: float, lever: str = "nothing") -> np.ndarray:
+        """(repeats,) worths."""
+        key = (algorithm, budget, lever)
+        if key not in self.known:
+            work = [(self.kind, algorithm, budget, seed, lever, self.options) for seed in self.seeds]
+            mapped = self.pool.map(one, *zip(*work, strict=True)) if self.pool else map(one, *zip(*work, strict=True))
+            self.known[key] = np.array(list(mapped))
+        return self.known[key]
+
+
+# --- figures
+
+
+def interval(statistic: Callable[[np.ndarray], float], repeats: int) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a statistic of the repeats' places."""
+    rng = np.random.default_rng(0)
+    values = np.sort([statistic(rng.integers(repeats, size=repeats)) for _ in range(RESAMPLES)])
+    return float(values[int(0.025 * RESAMPLES)]), float(values[int(0.975 * RESAMPLES) - 1])
+
+
+def mean(values: np.ndarray, digits: int = 2, sign: str = "") -> str:
+    """`1.34 (1.30 to 1.38)`."""
+    low, high = interval(lambda places: float(values[places].mean()), len(values))
+    return f"{values.mean():{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+
+
+def cost(curve: Sequence[float], target: float, grid: Sequence[float] = GRID) -> float:
+    """The budget at which a curve over the grid first reaches a target, between two of them by logarithm; infinite if it never does.
+
+    >>> round(cost([1.0, 2.0, 3.0], 2.5, grid=[1, 10, 100]), 1)
+    31.6
+    """
+    for place, value in enumerate(curve):
+        if value >= target:
+            if place == 0:
+                return grid[0]
+            part = (target - curve[place - 1]) / (value - curve[place - 1])
+            return math.exp(math.log(grid[place - 1]) * (1 - part) + math.log(grid[place]) * part)
+    return math.inf
+
+
+def compare(runs: Runs, algorithms: Sequence[str], budgets: Sequence[float]) -> None:
+    """A row an algorithm, and what detkds has more than random halving."""
+    print("| algorithm | " + " | ".join(f"{budget:g}" for budget in budgets) + " |")
+    print("|---" * (len(budgets) + 1) + "|")
+    digits = 1 if runs.kind == "table" else 2
+    for algorithm in algorithms:
+        print(f"| {algorithm} | " + " | ".join(mean(runs.of(algorithm, budget), digits) for budget in budgets) + " |", flush=True)
+    if {"detkds", "random_halving"} <= set(algorithms):
+        differences = [mean(runs.of("detkds", budget) - runs.of("random_halving", budget), digits, "+") for budget in budgets]
+        print("| detkds - random_halving | " + " | ".join(differences) + " |", flush=True)
+
+
+def reach(runs: Runs) -> None:
+    """What the search costs that finds as much as a naive one with 300 full proxies."""
+    curves = np.stack([runs.of("detkds", budget) for budget in GRID])  # (budgets, repeats)
+    print("detkds at " + ", ".join(f"{budget}: {row.mean():.2f}" for budget, row in zip(GRID, curves, strict=True)))
+    for algorithm, bar in TARGETS.items():
+        theirs = runs.of(algorithm, TARGET_BUDGET)
+
+        def fraction(places: np.ndarray, theirs: np.ndarray = theirs) -> float:
+            return cost(curves[:, places].mean(axis=1).tolist(), float(theirs[places].mean())) / TARGET_BUDGET
+
+        whole = fraction(np.arange(len(theirs)))
+        low, high = interval(fraction, len(theirs))
+        print(
+            f"{algorithm} with {TARGET_BUDGET}: {mean(theirs)}; detkds reaches it with {whole * TARGET_BUDGET:.1f},"
+            f" {whole:.3f} of that ({low:.3f} to {high:.3f}; bar {bar:g})",
+            flush=True,
+        )
+
+
+def ablation(runs: Runs, budgets: Sequence[float]) -> None:
+    """What is lost when one lever is switched off."""
+    print("| without | " + " | ".join(f"{budget:g} | lost" for budget in budgets) + " |")
+    print("|---" * (2 * len(budgets) + 1) + "|")
+    for lever in LEVERS:
+        cells = []
+        for budget in budgets:
+            whole, without = runs.of("detkds", budget), runs.of("detkds", budget, lever)
+            cells += [f"{without.mean():.2f}", mean(whole - without, sign="+") if lever != "nothing" else ""]
+        print(f"| {lever} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("compare", "reach", "ablation", "table"))
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="the first repeat's seed; 1000 and on are for choosing constants")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--budgets", type=float, nargs="+", default=None, help="in full proxies")
+    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
+    parser.add_argument("--taus", type=float, nargs=3, default=None, help="rank correlations of the three rungs with the full proxy")
+    parser.add_argument("--not-adding", action="store_true", help="landscapes where a combination is worth what its best term is")
+    arguments = parser.parse_args()
+    options: dict[str, Any] = {"taus": tuple(arguments.taus)} if arguments.taus else {}
+    if arguments.not_adding:
+        options["adding"] = False
+    seeds = range(arguments.first, arguments.first + arguments.repeats)
+    runs = Runs("table" if arguments.command == "table" else "landscape", seeds, arguments.workers, options)
+    try:
+        report(arguments, runs)
+    finally:
+        if runs.pool:
+            runs.pool.shutdown(cancel_futures=True)
+
+
+def report(arguments: argparse.Namespace, runs: Runs) -> None:
+    """Print what was asked for."""
+    if arguments.command == "compare":
+        compare(runs, arguments.algorithms, arguments.budgets or BUDGETS)
+    elif arguments.command == "reach":
+        reach(runs)
+    elif arguments.command == "ablation":
+        ablation(runs, arguments.budgets or (30, 100))
+    else:
+        table = measured_table()
+        best = max(map(table.worth, table.policies))
+        print(f"{len(table.policies)} policies: no distillation {table.worth(Policy(())):.1f}, the best {best:.1f}")
+        compare(runs, arguments.algorithms, arguments.budgets or TABLE_BUDGETS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""The algorithms of a search: what each has measured next, given its history. All share the evaluator, its cache and the budget.
+
+`detkds` is the search of this project; the others are what it is compared with: random policies, the same with successive halving and
+the same gates, plain regularized evolution, and the genetic algorithm of the authors' sibling project, which scores its whole population
+anew in every iteration. Optuna's samplers are in `optuna_searchers`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from detkds_core.evolution.combinations import propose_combination
+from detkds_core.evolution.history import History, generator, tournament
+from detkds_core.evolution.islands import propose_term
+from detkds_core.evolution.optuna_searchers import sampled_policy
+from detkds_core.evolution.rungs import CLIMB_SHARE, calibrating, climbed, promotion, replication
+from detkds_core.evolution.spec import Candidate, Stage
+from detkds_core.policy import Policy
+
+Propose = Callable[[History, random.Random], Candidate | None]
+ATTEMPTS = 50
+STARTUP = 10  # random policies before the Parzen estimator, Optuna's own number
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure next: candidates at a rung with the seed of a replicate. `new` of them nobody proposed before."""
+
+    rung: int
+    replicate: int
+    members: tuple[int, ...]
+    new: tuple[Candidate, ...] = ()
+
+
+def plan(history: History) -> Plan | None:
+    """What the search's algorithm has measured next; None when it has nothing left, or not the budget."""
+    return ALGORITHMS[history.spec.algorithm](history)
+
+
+# --- candidates by proposal -------------------------------------------------------------------------------------------
+
+
+def newcomers(history: History, propose: Propose, rung: int, count: int | None = None) -> Plan | None:
+    """New candidates at a rung: the references first, then what is proposed. None when nothing new is left or may be."""
+    spec = history.spec
+    wanted = min(count or spec.group, spec.candidates - history.count if spec.candidates is not None else spec.group)
+    most = affordable(history, rung, look=True)
+    while len(history.drafts) < min(wanted, most):
+        rng = generator(spec.seed, history.count)
+        candidate = reference(history) or propose(history, rng)
+        if candidate is None:
+            break
+        audit = spec.halves and generator(spec.seed, "audit", history.count).random() < spec.audit
+        history.drafts.append(replace(candidate, audit=audit))
+    new = tuple(history.drafts)
+    return Plan(rung, 0, tuple(one.index for one in new), new) if new else None
+
+
+def affordable(history: History, rung: int, *, look: bool = False) -> int:
+    """How many candidates the rest of the budget pays for at a rung, and a look at each."""
+    spec = history.spec
+    return max(0, int((spec.budget - history.spent) // (spec.rungs[rung] + look * spec.look)))
+
+
+def reference(history: History) -> Candidate | None:
+    """The reference whose turn it is."""
+    references = history.spec.references
+    return Candidate(history.count, references[history.count], "reference") if history.count < len(references) else None
+
+
+def random_policy(history: History, rng: random.Random) -> Candidate | None:
+    """One to three terms of different knowledge, each any formula and weight."""
+    spec = history.spec
+    for _ in range(ATTEMPTS):
+        size = min(rng.choice((1, 1, 1, 2, 2, 3)), len(spec.knowledge))
+        islands = rng.sample(spec.knowledge, size)
+        policy = spec.space.admits(Policy(tuple(spec.space.sample(rng, island) for island in islands)))
+        if policy is not None and history.is_new(policy):
+            return Candidate(history.count, policy, stage_of(policy), island_of(policy), (), "sample")
+    return None
+
+
+def stage_of(policy: Policy) -> Stage:
+    return "stage1" if len(policy.terms) == 1 else "stage2"
+
+
+def island_of(policy: Policy) -> str | None:
+    return policy.terms[0].knowledge if len(policy.terms) == 1 else None
+
+
+# --- the search of this project ---------------------------------------------------------------------------------------
+
+
+def divide_and_conquer(history: History, rng: random.Random) -> Candidate | None:
+    """Single terms on islands, then their combinations. A stage with nothing new left hands its budget to the other one."""
+    stages = [propose_term, propose_combination]
+    if history.spent >= (1 - history.spec.stage2_share) * new_budget(history):
+        stages.reverse()
+    return stages[0](history, rng) or stages[1](history, rng)
+
+
+def new_budget(history: History) -> float:
+    """The part of the budget within which new candidates are begun; the rest is for those that climb."""
+    return history.spec.budget * (1 - CLIMB_SHARE) if history.spec.halves else history.spec.budget
+
+
+def climbing(history: History, *, closing: bool) -> Plan | None:
+    """Those that are promoted and paid for, a rung higher."""
+    climb = promotion(history, closing=closing) if history.spec.halves else None
+    if climb is None:
+        return None
+    rung, members = climb
+    members = members[: affordable(history, rung)]
+    return Plan(rung, 0, tuple(members)) if members else None
+
+
+def halving(propose: Propose) -> Callable[[History], Plan | None]:
+    """Successive halving over what is proposed; without rungs below the full proxy, full proxies."""
+
+    def planned(history: History) -> Plan | None:
+        spec = history.spec
+        full = spec.candidates is not None and history.count >= spec.candidates
+        closing = full or history.spent >= new_budget(history)
+        if (climb := climbing(history, closing=closing)) is not None:
+            return climb
+        if not closing or history.count < calibrating(history):
+            if (new := newcomers(history, propose, climbed(history)[0])) is not None:
+                return new
+            if (climb := climbing(history, closing=True)) is not None:  # nothing new is left: too few to share a job climb now
+                return climb
+        if spec.halves and (again := replication(history)) is not None:
+            replicate, members = again
+            members = members[: affordable(history, spec.top)]
+            if members:
+                return Plan(spec.top, replicate, tuple(members))
+        # A closed search whose best have climbed spends what is left on new candidates, if nothing is under way any more.
+        if not full and history.idle:
+            return newcomers(history, propose, climbed(history)[0])
+        return None
+
+    return planned
+
+
+# --- what it is compared with -----------------------------------------------------------------------------------------
+
+
+def full_proxies(propose: Propose) -> Callable[[History], Plan | None]:
+    """Every candidate at the full proxy, once."""
+    return lambda history: newcomers(history, propose, history.spec.top)
+
+
+def regularized(history: History, rng: random.Random) -> Candidate | None:
+    """Plain aging evolution over whole policies (Real et al. 2018): mutate the best of a few drawn from the last ones."""
+    spec = history.spec
+    population = [one for one in history.measured if one.candidate.policy.terms and not one.candidate.policy.distillers][-spec.population :]
+    if history.count < len(spec.references) + spec.population or not population:
+        return random_policy(history, rng)
+    parent = tournament(rng, population, spec.tournament).candidate
+    for _ in range(ATTEMPTS):
+        policy = mutated(history, parent.policy, rng)
+        if policy is not None and history.is_new(policy):
+            return Candidate(history.count, policy, stage_of(policy), island_of(policy), (parent.index,), "mutate")
+    return random_policy(history, rng)
+
+
+def mutated(history: History, policy: Policy, rng: random.Random) -> Policy | None:
+    """One change: a term of new knowledge, a term less, or another gene of a term; None if that is not legal."""
+    spec, terms = history.spec, list(policy.terms)
+    place, luck = rng.randrange(len(terms)), rng.random()
+    absent = [island for island in spec.knowledge if island not in {term.knowledge for term in terms}]
+    if luck < 0.2 and absent:
+        terms.append(spec.space.sample(rng, rng.choice(absent)))
+    elif luck < 0.3 and len(terms) > 1:
+        del terms[place]
+    else:
+        try:
+            terms[place] = spec.space.mutate(rng, terms[place])
+        except ValueError:
+            return None
+    return spec.space.admits(Policy(tuple(terms)))
+
+
+def genetic(history: History) -> Plan | None:
+    """The naive genetic algorithm: every iteration scores the whole population anew, then a child and a newcomer; the better replaces the
+    worst (lilujunai/Auto-DAS, `evo_kd_searcher.py`). A population of `spec.population`; an iteration costs two trainings more."""
+    spec = history.spec
+    if affordable(history, spec.top) < 1:
+        return None
+    size = min(spec.population, 20)
+    first = len(spec.references)
+    if history.count < first + size:
+        return newcomers(history, random_policy, spec.top, min(spec.group, first + size - history.count))
+    population = list(range(first, first + size))
+    scores = {index: mine[spec.top] for index, mine in history.values.items() if spec.top in mine}
+    newest = first + size
+    while newest + 1 < history.count and all(
+        one in scores or one in history.refused or one in history.original for one in (newest, newest + 1)
+    ):
+        child = max((newest, newest + 1), key=lambda index: (scores.get(index, [float("-inf")])[-1], -index))
+        worst = min(population, key=lambda index: (scores.get(index, [float("-inf")])[-1], index))
+        population[population.index(worst)] = child
+        newest += 2
+    iteration = (history.count - first - size) // 2
+    rescored = {index: sum(job.rung == spec.top and index in job.members for job in history.jobs) for index in population}
+    behind = [index for index in population if rescored[index] <= max(0, iteration - born(index, first + size))]
+    if behind:
+        members = behind[: min(spec.group, affordable(history, spec.top))]
+        return Plan(spec.top, max(rescored[index] for index in members), tuple(members))
+
+    def bred(now: History, rng: random.Random) -> Candidate | None:
+        if (now.count - first - size) % 2:
+            return random_policy(now, rng)
+        parents = sorted(population, key=lambda index: -scores.get(index, [float("-inf")])[-1])[: size // 2]
+        return crossed(now, rng.choice(parents), rng.choice(parents), rng) or random_policy(now, rng)
+
+    return newcomers(history, bred, spec.top, 2)
+
+
+def sampled(name: str, history: History, rng: random.Random) -> Candidate | None:
+    """A policy from one of Optuna's samplers; a random one at the start, as all others have, and where it finds nothing new."""
+    start = len(history.spec.references) + (STARTUP if name == "tpe" else history.spec.population)
+    policy = sampled_policy(name, history, rng) if history.count >= start else None
+    if policy is None:
+        return random_policy(history, rng)
+    return Candidate(history.count, policy, stage_of(policy), island_of(policy), (), "sample")
+
+
+def born(index: int, first: int) -> int:
+    """The iteration in which a member of the genetic algorithm came."""
+    return 0 if index < first else (index - first) // 2 + 1
+
+
+def crossed(history: History, a: int, b: int, rng: random.Random) -> Candidate | None:
+    """A child of two policies: each knowledge from either, then half of the time a mutation."""
+    mine, other = ({term.knowledge: term for term in history.candidates[index].policy.terms} for index in (a, b))
+    for _ in range(ATTEMPTS):
+        terms = []
+        for island in history.spec.knowledge:
+            pick = rng.choice((mine, other)).get(island)
+            if pick is not None:
+                terms.append(pick)
+        policy = history.spec.space.admits(Policy(tuple(terms))) if terms else None
+        if policy is not None and rng.random() < 0.5:
+            policy = mutated(history, policy, rng)
+        if policy is not None and history.is_new(policy):
+            return Candidate(history.count, policy, stage_of(policy), island_of(policy), tuple(sorted({a, b})), "crossover")
+    return None
+
+
+ALGORITHMS: Mapping[str, Callable[[History], Plan | None]] = {
+    "detkds": halving(divide_and_conquer),
+    "random": full_proxies(random_policy),
+    "random_halving": halving(random_policy),
+    "evolution": full_proxies(regularized),
+    "genetic": genetic,
+    "tpe": full_proxies(partial(sampled, "tpe")),
+    "nsga2": full_proxies(partial(sampled, "nsga2")),
+}

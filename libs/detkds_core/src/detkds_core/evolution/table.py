@@ -1,0 +1,149 @@
+"""A measured table of policies as a space to search: what a search would have found, without a training.
+
+The table is what `benchmarks/tabular.py merge` writes. A term may be proposed if the table has it alone; a combination stands for the
+table's member that it has most in common with, since no table holds all combinations.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from detkds_core.evolution.search import Evolution
+from detkds_core.evolution.spec import Job, Outcome
+from detkds_core.policy import Policy, Term, canonical, canonical_json, from_json
+
+NEAR = 6  # members drawn, of which the one with most genes in common is the mutant
+
+
+class Table:
+    """A space of the table's policies, and what trainings of them showed. Raises ValueError where a measurement is missing."""
+
+    balanced = True
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.rungs: tuple[int, ...] = tuple(data["rungs"])
+        self.seeds: tuple[int, ...] = tuple(data["seeds"])
+        self.policies = [canonical(from_json(row["policy"])) for row in data["policies"]]
+        self.columns: Mapping[str, Sequence[Mapping[str, Any] | None]] = data["runs"]
+        for name in (f"{rung} {seed}" for rung in self.rungs for seed in self.seeds):
+            missing = sum(one is None for one in self.columns.get(name, [None] * len(self.policies)))
+            if missing:
+                raise ValueError(f"runs[{name!r}]: {missing} of {len(self.policies)} measurements are missing")
+        self.rows = {canonical_json(policy): row for row, policy in enumerate(self.policies)}
+        self._islands: dict[str, list[Term]] = {}
+        for row, policy in zip(data["policies"], self.policies, strict=True):
+            if row.get("island"):
+                self._islands.setdefault(row["island"], []).append(policy.terms[0])
+        self._known: WeakKeyDictionary[Evolution, dict[int, int]] = WeakKeyDictionary()
+
+    # --- the space
+
+    @property
+    def knowledge(self) -> tuple[str, ...]:
+        """The islands of the table's single terms, in its order."""
+        return tuple(self._islands)
+
+    def weights(self, knowledge: str) -> Sequence[float]:
+        """Every weight that one of its terms has."""
+        return sorted({term.weight for term in self._islands[knowledge]})
+
+    def terms(self, knowledge: str) -> Iterator[Term]:
+        """The table's single terms, in its order."""
+        return iter(self._islands[knowledge])
+
+    def sample(self, rng: random.Random, knowledge: str) -> Term:
+        """One of them."""
+        return rng.choice(self._islands[knowledge])
+
+    def mutate(self, rng: random.Random, term: Term) -> Term:
+        """Of a few others, the one with most genes in common."""
+        others = [other for other in self._islands[term.knowledge] if other != term]
+        if not others:
+            raise ValueError(f"{term.knowledge}: the table has no other term")
+        return max(rng.sample(others, min(NEAR, len(others))), key=lambda other: in_common(term, other))
+
+    def crossover(self, rng: random.Random, a: Term, b: Term) -> Term:
+        """Of a few others than a, the one with most genes in common with both."""
+        others = [other for other in self._islands[a.knowledge] if other not in (a, b)]
+        if not others:
+            raise ValueError(f"{a.knowledge}: the table has no other term")
+        return max(rng.sample(others, min(NEAR, len(others))), key=lambda other: in_common(a, other) + in_common(b, other))
+
+    def has(self, term: Term) -> bool:
+        """Whether the table has it alone."""
+        return canonical_json(canonical(Policy((term,)))) in self.rows
+
+    def admits(self, policy: Policy) -> Policy | None:
+        """The table's policy: this one, or of the combinations of the same knowledge the one with most genes in common."""
+        islands = [term.knowledge for term in policy.terms]
+        if len(set(islands)) < len(islands):
+            return None
+        policy = canonical(policy)
+        if canonical_json(policy) in self.rows or len(islands) < 2:
+            return policy if canonical_json(policy) in self.rows else None
+        members = self.combinations.get(frozenset(islands), [])
+        wanted = {term.knowledge: term for term in policy.terms}
+
+        def near(member: Policy) -> int:
+            return sum(in_common(term, wanted[term.knowledge]) for term in member.terms)
+
+        return max(members, key=near, default=None)
+
+    def key(self, policy: Policy) -> str:
+        """Its canonical JSON."""
+        return canonical_json(policy)
+
+    @cached_property
+    def combinations(self) -> Mapping[frozenset[str], list[Policy]]:
+        """The table's policies of two and more terms and no distiller, by their knowledge."""
+        found: dict[frozenset[str], list[Policy]] = {}
+        for policy in self.policies:
+            islands = frozenset(term.knowledge for term in policy.terms)
+            if 1 < len(islands) == len(policy.terms) and not policy.distillers:
+                found.setdefault(islands, []).append(policy)
+        return found
+
+    # --- what trainings showed
+
+    def worth(self, policy: Policy) -> float:
+        """Its AP at the full proxy, the mean of all seeds; 0 where it could not be trained."""
+        row = self.rows[canonical_json(canonical(policy))]
+        each = [self._cell(self.rungs[-1], seed, row)["ap"] for seed in self.seeds]
+        return fmean(ap or 0.0 for ap in each)
+
+    def measured(self, evolution: Evolution, job: Job, *, gates: bool, doubles: bool) -> dict[int, Outcome]:
+        """What the table has for a job. Replicate n is the seed n places after the search's own, as often as it takes."""
+        spec = evolution.spec
+        seed = self.seeds[(job.replicate + spec.seed) % len(self.seeds)]
+        known = self._known.setdefault(evolution, {})
+        found = {}
+        for index in job.members:
+            row = self.rows[canonical_json(evolution.candidates[index].policy)]
+            looked = self._cell(self.rungs[0], self.seeds[0], row)
+            first = known.setdefault(row if looked.get("same_as") is None else looked["same_as"], index)
+            ap = self._cell(spec.rungs[job.rung], seed, row)["ap"]
+            refused = looked.get("rejected") if gates and any(one.index == index for one in job.new) else None
+            refused = None if refused == "duplicate" else refused  # that gate is `doubles`
+            if doubles and first != index:
+                found[index] = Outcome(None, same_as=first)
+            elif refused and not evolution.candidates[index].audit:
+                found[index] = Outcome(None, rejected=refused)
+            else:
+                found[index] = Outcome(ap, failure="not_finite" if ap is None else None, rejected=refused)
+        return found
+
+    def _cell(self, rung: int, seed: int, row: int) -> Mapping[str, Any]:
+        cell = self.columns[f"{rung} {seed}"][row]
+        assert cell is not None
+        return cell
+
+
+def in_common(a: Term, b: Term) -> int:
+    """How many genes two terms share: transforms by their place, the distance, the weight."""
+    transforms = sum(one == other for one, other in zip(a.transforms, b.transforms, strict=False))
+    return transforms + (a.distance == b.distance) + (a.weight == b.weight)

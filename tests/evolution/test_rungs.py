@@ -1,0 +1,137 @@
+"""Climbing by hand: who is promoted, which rung misleads, who is measured again."""
+
+import random
+
+import pytest
+
+from detkds_core.evolution import Candidate, Job, Outcome
+from detkds_core.evolution.history import History
+from detkds_core.evolution.rungs import agreement, calibrating, climbed, kendall_tau, promotion, replication, seed_noise, shrunken
+from detkds_core.policy import Policy, Term
+
+from .worlds import make_spec
+
+
+def single(index):
+    return Candidate(index, Policy((Term("global", ("none", "none", "none"), "l2", 1.0 + index),)), "stage1", "global", (), "sample")
+
+
+def history(rows, **changes):
+    """A history of jobs: (rung, replicate, {candidate: ap}); candidates come with their first job."""
+    made = History(make_spec(**{"calibration": 0, "group": 10, **changes}))
+    known = 0
+    for number, (rung, replicate, values) in enumerate(rows):
+        new = tuple(single(index) for index in sorted(values) if index >= known)
+        known += len(new)
+        made.asked(Job(number, rung, replicate, tuple(values), new))
+        made.told(number, {index: Outcome(ap) for index, ap in values.items()})
+    return made
+
+
+def test_the_best_third_is_promoted_best_first():
+    assert promotion(history([(0, 0, {0: 1.0, 1: 5.0, 2: 3.0, 3: 2.0, 4: 4.0, 5: 0.0})], group=4), closing=False) == (1, [1, 4])
+
+
+def test_who_was_promoted_is_not_again():
+    rows = [(0, 0, {0: 1.0, 1: 5.0, 2: 3.0, 3: 2.0, 4: 4.0, 5: 0.0}), (1, 0, {1: 6.0})]
+    assert promotion(history(rows, group=2), closing=False) == (1, [4])
+
+
+def test_no_more_than_a_third_climbs_also_when_better_ones_come_later():
+    rows = [(0, 0, {0: 1.0, 1: 5.0, 2: 3.0}), (1, 0, {1: 6.0}), (0, 0, {3: 7.0, 4: 0.0}), (0, 0, {5: 8.0})]
+    assert promotion(history(rows, group=2), closing=False) == (1, [5])
+
+
+def test_half_a_group_climbs_together():
+    six = [(0, 0, {0: 1.0, 1: 5.0, 2: 3.0, 3: 2.0, 4: 4.0, 5: 0.0})]
+    assert promotion(history(six, group=6), closing=False) is None, "two are less than half of six"
+    assert promotion(history(six, group=6), closing=True) == (1, [1, 4])
+
+
+def test_two_are_too_few_until_the_search_closes():
+    few = history([(0, 0, {0: 1.0, 1: 5.0})])
+    assert promotion(few, closing=False) is None
+    assert promotion(few, closing=True) == (1, [1])
+
+
+def test_the_higher_rung_climbs_first():
+    rows = [(0, 0, {index: float(index) for index in range(9)}), (1, 0, {8: 8.0, 7: 9.0, 6: 7.0})]
+    assert promotion(history(rows, group=2), closing=False) == (2, [7])
+
+
+def test_no_more_than_a_group_climbs_at_once():
+    assert promotion(history([(0, 0, {index: float(index) for index in range(9)})], group=2), closing=False) == (1, [8, 7])
+
+
+def test_kendall_tau_by_hand_and_by_scipy():
+    assert kendall_tau([(1, 1), (2, 2), (3, 3)]) == 1
+    assert kendall_tau([(1, 3), (2, 2), (3, 1)]) == -1
+    assert kendall_tau([(1, 1), (2, 1)]) == 0
+    stats = pytest.importorskip("scipy.stats")
+    rng = random.Random(0)
+    pairs = [(rng.randrange(8), rng.randrange(8)) for _ in range(40)]
+    assert kendall_tau(pairs) == pytest.approx(stats.kendalltau(*zip(*pairs, strict=True)).statistic)
+
+
+def test_calibration_needs_a_quarter_of_the_budget():
+    # 30 through 10 + 30 + 90 iterations are 3,900; a quarter of the budget pays for them from 15,600 on
+    assert calibrating(history([], calibration=30, budget=15_599)) == 0
+    assert calibrating(history([], calibration=30, budget=15_600)) == 30
+
+
+def test_a_rung_that_misleads_is_left_out():
+    rng = random.Random(1)
+    worth = {index: rng.gauss(30, 2) for index in range(30)}
+    noise = {index: rng.gauss(30, 2) for index in range(30)}
+    near = {index: value + rng.gauss(0, 0.3) for index, value in worth.items()}
+    rows = [(0, 0, noise), (1, 0, near), (2, 0, worth)]
+    calibrated = history(rows, calibration=30, budget=100_000, group=30)
+    assert climbed(calibrated) == [1, 2]
+    tau, low, high, count = agreement(calibrated, 1)
+    assert low <= tau <= high
+    assert (tau > 0.7, count) == (True, 30)
+    assert agreement(calibrated, 0)[1] < 0.2
+
+
+def test_calibrators_pass_every_rung_whatever_they_are_worth():
+    made = history([(0, 0, {index: float(index) for index in range(9)})], calibration=9, budget=100_000)
+    assert promotion(made, closing=False) == (1, list(range(8, -1, -1)))
+
+
+def test_the_best_two_are_measured_again_while_the_full_proxy_cannot_tell_them_apart():
+    full = {0: 30.0, 1: 30.1, 2: 20.0, 3: 25.0}
+    rows = [(0, 0, full), (1, 0, full), (2, 0, full)]
+    assert replication(history(rows)) == (1, [1, 0])
+    apart = {0: 30.0, 1: 40.0, 2: 20.0, 3: 25.0}
+    assert replication(history([(0, 0, apart), (1, 0, apart), (2, 0, apart)])) is None
+
+
+def test_noise_is_pooled_over_those_measured_again():
+    full = {0: 30.0, 1: 31.0, 2: 20.0}
+    rows = [(0, 0, full), (1, 0, full), (2, 0, full), (2, 1, {0: 32.0, 1: 31.0})]
+    # deviations of 0: -1, +1; of 1: 0, 0; two degrees of freedom: sqrt(2 / 2)
+    assert seed_noise(history(rows)) == pytest.approx(1.0)
+
+
+def test_a_noisy_measurement_says_less():
+    full = {0: 30.0, 1: 34.0, 2: 26.0}
+    rows = [(0, 0, full), (1, 0, full), (2, 0, full), (2, 1, {0: 32.0, 1: 34.0})]
+    made = history(rows)
+    alone, twice = shrunken(made, 2, 34.0, 1), shrunken(made, 2, 34.0, 2)
+    assert 30 < alone < twice < 34
+
+
+def test_a_search_without_a_full_proxy_ranks_what_there_is():
+    made = history([(0, 0, {0: 1.0, 1: 5.0, 2: 3.0})])
+    assert seed_noise(made) == 0.0
+    assert shrunken(made, 0, 5.0, 1) == 5.0
+
+
+def test_a_calibrator_ranks_where_it_is_among_the_best():
+    # six calibrators pass all rungs; the best third of the full proxy is 5 and 4, of the lowest rung 0 and 3
+    full = {index: float(index) for index in range(6)}
+    rows = [(0, 0, {0: 9.0, 1: 1.0, 2: 0.0, 3: 8.0, 4: 2.0, 5: 3.0}), (1, 0, full), (2, 0, full), (0, 0, {6: 8.5, 7: 0.5})]
+    made = history(rows, calibration=6, budget=100_000)
+    earned = {one.candidate.index: (one.rung, one.fitness) for one in made.ranked}
+    assert [one.candidate.index for one in made.ranked] == [5, 4, 0, 6, 3, 1, 7, 2]
+    assert (earned[5], earned[4], earned[0], earned[3], earned[1]) == ((2, 5.0), (2, 4.0), (0, 9.0), (0, 8.0), (0, 1.0))
