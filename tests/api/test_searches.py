@@ -509,3 +509,20 @@ def test_a_search_from_before_there_were_rungs_can_be_looked_at(service, wanted,
     # 12 candidates of 2 iterations; 3 seeds of no distillation, PKD and two finalists
     assert (progress["done"], progress["total"]) == ((0, 12) if state == "CONFIRMING" else (0, 24))
     assert old.id in [one["id"] for one in service.http.get("/searches").json()["items"]]
+
+
+def test_optunas_algorithms_are_refused_where_it_is_missing(service, wanted, monkeypatch):
+    monkeypatch.setattr("detkds_api.searches.find_spec", lambda name: None)
+    found = errors(service.http.post("/searches", json={**wanted, "algorithm": "tpe"}))
+    assert found == {"/algorithm": "'tpe' needs Optuna, which is not installed here: pip install 'detkds_core[optuna]'"}
+
+
+def test_the_ledger_of_a_search_is_read_as_it_is_stored(service, wanted):
+    made = service.http.post("/searches", json=wanted).json()["id"]
+    answer = service.http.get(f"/searches/{made}/ledger")
+    assert (answer.status_code, answer.text) == (200, "")
+    assert answer.headers["content-type"].startswith("application/x-ndjson")
+    with service.store.begin() as session:
+        stored.record(session, made, 0, ['{"asked":{"index":0}}', '{"told":0}'])
+    assert service.http.get(f"/searches/{made}/ledger").text == '{"asked":{"index":0}}\n{"told":0}\n'
+    assert service.http.get("/searches/0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa/ledger").status_code == 404

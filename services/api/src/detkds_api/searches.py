@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from importlib.util import find_spec
 from typing import Any, Literal, cast
 
 from fastapi import APIRouter, Response
@@ -40,6 +41,7 @@ Knowledge = Literal["global", "fgbg", "instance", "logits", "localization"]
 Algorithm = Literal["detkds", "random", "random_halving", "evolution", "genetic", "tpe", "nsga2"]
 RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)  # of a term's gradient to the task's, that a search begins with
 GATES = ("finite", "gradient", "duplicate", "first_loss", "descent")
+OF_OPTUNA = ("tpe", "nsga2")
 RUNGS = (8, 4, 2)  # parts of the full proxy
 LOOK = 4  # iterations that a look at a candidate costs, about
 DEFAULT_PARALLELISM = 2
@@ -368,6 +370,9 @@ def specification(wanted: SearchRequest, pairing: Pairing, pace: float | None) -
     references = wanted_references(wanted, pairing)
     weights = {"feature_weights": RATIOS, "response_weights": RATIOS, "balanced": True} if wanted.weights == "balanced" else {}
     space = SearchSpace.of(pairing.facts, knowledge=knowledge, breadth=wanted.space, **weights)
+    if wanted.algorithm in OF_OPTUNA and find_spec("optuna") is None:
+        message = f"{wanted.algorithm!r} needs Optuna, which is not installed here: pip install 'detkds_core[optuna]'"
+        raise invalid([FieldError("/algorithm", message)])
     halves = wanted.algorithm in HALVING
     rungs = wanted_rungs(wanted, pairing, halves)
     try:
