@@ -80,6 +80,14 @@ def test_the_budget_is_kept_and_nearly_spent():
         assert 0.85 * 4000 < spent <= 4000 + spec.group * RUNGS[0] * 2, algorithm
 
 
+@pytest.mark.parametrize("budget", [400, 700, 1000, 1440])
+def test_somebody_reaches_the_full_proxy_however_small_the_budget(budget):
+    spec = make_spec(budget=budget, group=8, look=4, rungs=(15, 30, 60, 120))
+    evolution = run(spec, lambda policy, job, earlier: Outcome(uniform(canonical_json(policy)) + job.rung))
+    assert evolution.best(1)[0].rung == 3
+    assert evolution.history().spent <= budget
+
+
 def test_the_number_of_candidates_may_be_limited():
     evolution = run(make_spec(candidates=20), measure(0))
     assert len(evolution.candidates) == 20

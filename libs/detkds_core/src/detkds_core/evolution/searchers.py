@@ -60,9 +60,18 @@ def newcomers(history: History, propose: Propose, rung: int, count: int | None =
 
 
 def affordable(history: History, rung: int, *, look: bool = False) -> int:
-    """How many candidates the rest of the budget pays for at a rung, and a look at each."""
+    """How many candidates the rest of the budget pays for at a rung, and a look at each; a way up to the full proxy is kept for one."""
     spec = history.spec
-    return max(0, int((spec.budget - history.spent) // (spec.rungs[rung] + look * spec.look)))
+    left = spec.budget - history.spent - way_up(history, rung)
+    return max(0, int(left // (spec.rungs[rung] + look * spec.look)))
+
+
+def way_up(history: History, rung: int) -> int:
+    """What one candidate needs from a rung to the full proxy, until somebody has got there: a search without any finds nothing."""
+    spec = history.spec
+    if not spec.halves or history.entered[spec.top]:
+        return 0
+    return sum(spec.rungs[higher] for higher in climbed(history) if higher > rung)
 
 
 def reference(history: History) -> Candidate | None:
