@@ -512,7 +512,7 @@ def test_a_search_from_before_there_were_rungs_can_be_looked_at(service, wanted,
 
 
 def test_optunas_algorithms_are_refused_where_it_is_missing(service, wanted, monkeypatch):
-    monkeypatch.setattr("detkds_api.searches.find_spec", lambda name: None)
+    monkeypatch.setattr("detkds_api.search_request.find_spec", lambda name: None)
     found = errors(service.http.post("/searches", json={**wanted, "algorithm": "tpe"}))
     assert found == {"/algorithm": "'tpe' needs Optuna, which is not installed here: pip install 'detkds_core[optuna]'"}
 
