@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from detkds_core.catalogue import DETECTORS, PAIRS, exchange, pair_facts
 from detkds_core.datasets import default_cache, load_dataset
+from detkds_core.evolution.spec import GATES
 from detkds_core.policy import Policy, SearchSpace, canonical, canonical_json, formula, named_policies, parse_formula, to_json
 from detkds_core.policy.named import cannot_run
 
@@ -44,7 +45,6 @@ VOCABULARY = (
     ("none", "norm_HW", "norm_C", "norm_N", "standardize", "softmax_C", "softmax_HW", "logsoftmax_C"),
 )
 NAMED = {"maskd": "maskd[steps=200]"}  # the small teachers' maps have 32 channels: tokens are learnt in 200 steps
-GATES = ("finite", "gradient", "duplicate", "first_loss", "descent")
 FILE = Path(__file__).parent / "data" / "table.json"
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from detkds_core.catalogue import PAIRS, Recipe
+from detkds_core.evolution.spec import GATES
 from detkds_core.policy import Policy, parse_formula, to_json
 from detkds_core.training import gates, pull
-from detkds_core.training.gates import GATES, Descent, Known, _apart, _unlike, descended, descent, duplicate_of, judge, leads_away
+from detkds_core.training.gates import Descent, Known, _apart, _unlike, descended, descent, duplicate_of, judge, leads_away
 from detkds_core.training.group import batches_for, new_learner, prepare
 from detkds_core.training.jobs import measure_candidates
 from detkds_core.training.probe import Finding, Look, probe

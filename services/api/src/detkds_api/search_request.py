@@ -19,16 +19,13 @@ from detkds_api.problems import FieldError, invalid, pointer, pointer_of_path
 from detkds_api.settings import Settings
 from detkds_core.catalogue import DETECTORS
 from detkds_core.evolution import Evolution, Outcome, Spec
-from detkds_core.evolution.spec import ETA, HALVING
+from detkds_core.evolution.spec import ETA, GATES, HALVING, OF_OPTUNA, Algorithm
 from detkds_core.policy import Policy, SearchSpace, canonical, named_policies, to_json
 from detkds_core.policy.named import name_of, suiting
 from detkds_core.store import searches as stored
 
 Knowledge = Literal["global", "fgbg", "instance", "logits", "localization"]
-Algorithm = Literal["detkds", "random", "random_halving", "evolution", "genetic", "tpe", "nsga2"]
 RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)  # of a term's gradient to the task's, that a search begins with
-GATES = ("finite", "gradient", "duplicate", "first_loss", "descent")
-OF_OPTUNA = ("tpe", "nsga2")
 RUNGS = (8, 4, 2)  # parts of the full proxy
 LOOK = 4  # iterations that a look at a candidate costs, about
 DEFAULT_PARALLELISM = 2

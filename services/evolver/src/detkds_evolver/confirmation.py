@@ -12,9 +12,9 @@ from detkds_core.evolution import Evolution
 from detkds_core.policy import Policy, canonical, canonical_json, formula, from_json, named_policies, to_json
 from detkds_core.policy.named import name_of
 from detkds_core.store.models import Candidate, Confirmation, Search, Trial
+from detkds_evolver.groups import LARGEST_SEED
 
 SEEDS, LEAST_SEEDS, FINALISTS = 5, 3, 2
-LARGEST_SEED = 2**31  # seeds stay below: every generator in use takes them
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ Algorithm = Literal["detkds", "random", "random_halving", "evolution", "genetic"
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 ETA = 3  # one of so many is promoted
 CALIBRATION_SHARE = 0.25  # of the budget, at most
+GATES = ("finite", "gradient", "duplicate", "first_loss", "descent")  # in the order in which a candidate meets them
+OF_OPTUNA = ("tpe", "nsga2")  # the algorithms that need it
 HALVING = ("detkds", "random_halving")  # the algorithms that start candidates at the lowest rung
 
 

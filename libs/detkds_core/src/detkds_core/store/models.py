@@ -253,7 +253,7 @@ class Decision(Base):
 
 
 class Confirmation(Times, Base):
-    """One policy measured again with one fresh seed on the report images; selection_ap: the same student on the selection images."""
+    """One policy measured again with one fresh seed on the report images."""
 
     __tablename__ = "confirmations"
     __table_args__ = (
@@ -277,7 +277,6 @@ class Confirmation(Times, Base):
     ap: Mapped[float | None]
     ap50: Mapped[float | None]
     ap75: Mapped[float | None]
-    selection_ap: Mapped[float | None]
     images: Mapped[int | None]
     iterations: Mapped[int | None]
     seconds: Mapped[float | None]

@@ -320,7 +320,7 @@ def enter(session: Session, search_id: str, *, job_id: str, seed: int, entrants:
 def measure_again(session: Session, search_id: str, entrant: int, seed: int, figures: Mapping[str, Any]) -> bool:
     """Store what a policy was worth with one seed (a row of a `confirm` result). False: it was known before."""
     place = (Confirmation.search_id == search_id, Confirmation.entrant == entrant, Confirmation.seed == seed)
-    names = ("ap", "ap50", "ap75", "selection_ap", "images", "iterations", "seconds")
+    names = ("ap", "ap50", "ap75", "images", "iterations", "seconds")
     return _measure(session, Confirmation, place, figures, names)
 
 

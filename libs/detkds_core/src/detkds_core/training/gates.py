@@ -20,7 +20,6 @@ from detkds_core.training.probe import Finding, Still
 from detkds_core.training.pull import undisturbed
 from detkds_core.training.steps import in_precision, seed_step, total_loss
 
-GATES = ("finite", "gradient", "duplicate", "first_loss", "descent")  # in the order in which a candidate meets them
 SAME_DIRECTION = 1e-3  # the largest distance of two sketches, which are of length 1, of the same gradient
 SAME_RATIO = 0.01  # the largest relative difference of two ratios to the task that weigh the same
 MAX_FIRST_LOSS = 100.0  # DetKDS' filter, of the weighted loss on the first batch

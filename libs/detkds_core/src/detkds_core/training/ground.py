@@ -8,10 +8,11 @@ from typing import Any
 
 from detkds_core.catalogue import Recipe
 from detkds_core.datasets import default_cache
+from detkds_core.evolution.spec import GATES
 from detkds_core.policy import Policy
 from detkds_core.training.batches import Batches
 from detkds_core.training.forks import Fork, branch, branch_recipe, branch_seed, cached_trunk
-from detkds_core.training.gates import GATES, Known, Rejection, acts_throughout, descent, judge
+from detkds_core.training.gates import Known, Rejection, acts_throughout, descent, judge
 from detkds_core.training.group import Progress, Start, TrainingError, batches_for, fitting, new_learner
 from detkds_core.training.learner import Learner
 from detkds_core.training.probe import Finding, probe

@@ -29,6 +29,8 @@ def upgrade() -> None:
         table.add_column(sa.Column("look", DOCUMENT, nullable=True))
         table.create_check_constraint(op.f("ck_candidates_state"), AFTER)
         table.create_index(op.f("ix_candidates_search_id_state_rung_ap"), ["search_id", "state", "rung", "ap"])
+    with op.batch_alter_table("confirmations") as table:
+        table.drop_column("selection_ap")
     op.execute("UPDATE candidates SET rung = iterations WHERE state = 'MEASURED'")
     op.create_table(
         "trials",
@@ -76,6 +78,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("ledger")
     op.drop_table("trials")
+    with op.batch_alter_table("confirmations") as table:
+        table.add_column(sa.Column("selection_ap", sa.Double(), nullable=True))
     # The first schema has no such states. A candidate without a figure is infeasible there; its index stays, for others name it as parent.
     old = sa.table("candidates", sa.column("state"), sa.column("failure", DOCUMENT))
     failure = {"kind": "refused", "detail": "refused before its training, or the double of another candidate"}
