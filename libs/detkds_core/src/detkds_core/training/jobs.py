@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ from detkds_core.evaluation.predict import detect, draws_masks, metrics_of
 from detkds_core.evaluation.resampling import image_weights, resampled_ap
 from detkds_core.policy import Policy, from_json, to_json
 from detkds_core.training import parallel
+from detkds_core.training.batches import Batches
+from detkds_core.training.capacity import together
 from detkds_core.training.ground import Ground, Looked, Report, ground_of, looked_at
-from detkds_core.training.group import Start, batches_for, prepare, train
+from detkds_core.training.group import DoesNotFitError, Progress, Start, batches_for, prepare, train
 from detkds_core.training.group import TrainingError as TrainingError
 from detkds_core.training.learner import Learner, final_weights, resolved
 
 
 def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Train the candidates of an `evaluate` or `confirm` job as one group from one start and measure each.
+    """Train the candidates of an `evaluate` or `confirm` job from one start, side by side, and measure each.
 
     `evaluate` measures on the selection images; `confirm` on the report images, which no search sees, and gives `resampled_ap` as well:
     the APs on images drawn anew from them, the same draws for every policy and seed. A candidate that fails says why and costs the
@@ -67,29 +69,61 @@ def _measured(
     dataset: Dataset,
     report: Report,
 ) -> dict[int, dict[str, Any]]:
-    """The rows of the candidates, trained side by side and measured one after the other."""
-    recipe = ground.recipe
-    total = recipe.iterations + len(policies)
+    """The rows of the candidates: as many side by side as memory holds, the others after them."""
+
+    def make(index: int, on_token_step: Progress | None = None) -> Learner:
+        learner = ground.learner(start, policies[index], on_token_step)
+        if index in looked.findings:
+            learner.scales |= looked.findings[index].scales
+        return learner
+
+    def batches(learner: Learner) -> Batches:
+        return batches_for(learner, spec["dataset"]["train"], ground.recipe, ground.seed)
+
+    waiting = list(policies)
+    most = together(start, lambda: make(waiting[0]), batches) if len(waiting) > 1 else 1
+    passes = [waiting[place : place + most] for place in range(0, len(waiting), most)]
+    rows: dict[int, dict[str, Any]] = {}
+    while passes:
+        members = passes.pop(0)
+        try:
+            rows |= _passed(spec, ground.recipe, start, members, make, batches, dataset, report)
+        except (torch.OutOfMemoryError, DoesNotFitError):
+            if len(members) == 1 or parallel.devices() > 1:
+                raise
+            passes[:0] = [members[: len(members) // 2], members[len(members) // 2 :]]
+            torch.cuda.empty_cache()
+    return rows
+
+
+def _passed(
+    spec: Mapping[str, Any],
+    recipe: Recipe,
+    start: Start,
+    members: Sequence[int],
+    make: Callable[[int, Progress], Learner],
+    batches: Callable[[Learner], Batches],
+    dataset: Dataset,
+    report: Report,
+) -> dict[int, dict[str, Any]]:
+    """The rows of some candidates, trained side by side and measured one after the other."""
+    total = recipe.iterations + len(members)
+    count = len(spec["candidates"])
+    company = f"{len(members)} candidates" if len(members) == count else f"{len(members)} of {count} candidates"
     began = time.monotonic()
-    learners: dict[int, Learner] = {}
 
     def learning_tokens(done: int, of: int) -> None:
         report(0, total, f"the teacher learns MasKD's tokens: step {done} of {of}")
 
-    for index, policy in policies.items():
-        learners[index] = ground.learner(start, policy, learning_tokens)
-        if index in looked.findings:
-            learners[index].scales |= looked.findings[index].scales
+    learners = {index: make(index, learning_tokens) for index in members}
     lasted = dict.fromkeys(learners, 0)
 
     def after_step(done: int, _of: int) -> None:
         lasted.update({index: done for index, learner in learners.items() if learner.failure is None})
-        report(done, total, f"training {len(learners)} candidates together")
+        report(done, total, f"training {company} together")
 
-    if learners:
-        batches = batches_for(next(iter(learners.values())), spec["dataset"]["train"], recipe, ground.seed)
-        train(list(learners.values()), start, batches, on_step=after_step)
-    trained = (time.monotonic() - began) / max(1, len(learners))
+    train(list(learners.values()), start, batches(learners[members[0]]), on_step=after_step)
+    trained = (time.monotonic() - began) / len(learners)
     confirming = spec["kind"] == "confirm"
     ids = list(report_ids(dataset)) if confirming else selection(dataset, recipe)
     best: float | None = None
