@@ -33,6 +33,8 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+const UNITS = { searching: "student iterations", confirming: "students", training: "iterations" }; // of the steps of a progress
+const count = (value) => value.toLocaleString();
 const percent = (value) => (value === null || value === undefined ? "–" : value.toFixed(1));
 const time = (text) => new Date(text).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 
@@ -50,7 +52,7 @@ function bar(progress) {
   return [
     make("progress", { max: 1, value: progress.fraction, "aria-label": progress.step }),
     make("div", { class: "row quiet" },
-      make("span", {}, `${progress.step} ${progress.done} of ${progress.total}`),
+      make("span", {}, `${progress.step}: ${count(progress.done)} of ${count(progress.total)} ${UNITS[progress.step] || ""}`),
       progress.message ? make("span", {}, progress.message) : null,
       make("span", { class: "end" }, duration(progress.seconds_left))),
   ];
