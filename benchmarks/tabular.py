@@ -1,7 +1,8 @@
 """The tabular benchmark: policies of one pair on `digits`, each trained at every rung and at the full proxy with two seeds.
 
-`python benchmarks/tabular.py make --workers 2` trains what is missing (many hours of one CPU core; a run that was stopped goes on) and
-`python benchmarks/tabular.py merge` writes what there is to `benchmarks/data/table.json`, which `benchmarks/searchers.py` reads.
+`python benchmarks/tabular.py make --workers 2` trains what is missing (many hours of one CPU core; a run that was stopped goes on, from
+its own pieces and from what is merged) and `python benchmarks/tabular.py merge` writes what there is to `benchmarks/data/table.json`, which
+`benchmarks/searchers.py` reads.
 
 The policies: the named ones that the pair can run, single terms of every knowledge over a part of the vocabulary, and combinations of
 two to four of those terms. Terms are `balanced`: a weight is the ratio of gradients at the fork. A piece is a job of a search as a worker
@@ -153,8 +154,21 @@ def brief(row: dict[str, Any], rung: int) -> dict[str, Any]:
     return kept
 
 
+def unmerge(folder: Path) -> None:
+    """What the data file has, as pieces that need not be made again."""
+    known = json.loads(FILE.read_text()) if FILE.is_file() else {"runs": {}, "policies": []}
+    if known["policies"] != policies():
+        return
+    for seed, rung, first in pieces(len(known["policies"])):
+        path = folder / f"{seed}-{rung}-{first}.json"
+        rows = known["runs"][f"{rung} {seed}"][first : first + GROUP]
+        if not path.is_file() and None not in rows:
+            path.write_text(json.dumps(rows))
+
+
 def merge(folder: Path) -> None:
-    """Everything that is there, as the data file."""
+    """Everything that is there, as the data file; its seeds are those that are whole."""
+    unmerge(folder)
     rows = policies()
     runs: dict[str, list[Any]] = {f"{rung} {seed}": [None] * len(rows) for seed in SEEDS for rung in (*RUNGS, FULL)}
     for seed, rung, first in pieces(len(rows)):
@@ -169,7 +183,7 @@ def merge(folder: Path) -> None:
         "recipe": PAIR.proxy.to_json(),
         "fork": FORK,
         "rungs": [*RUNGS, FULL],
-        "seeds": list(SEEDS),
+        "seeds": [seed for seed in SEEDS if not any(None in runs[f"{rung} {seed}"] for rung in (*RUNGS, FULL))],
     }
     head = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in facts.items())
     each = ",\n".join(map(json.dumps, rows))
@@ -194,6 +208,7 @@ def main() -> None:
         work(folder)
     else:
         load_dataset(PAIR.dataset, default_cache())  # made once, before several processes want it at once
+        unmerge(folder)
         for claim in folder.glob("*.claim"):
             claim.unlink()
         workers = [subprocess.Popen([sys.executable, __file__, "work", "--folder", str(folder)]) for _ in range(arguments.workers)]
