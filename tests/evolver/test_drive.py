@@ -441,6 +441,39 @@ def test_a_policy_that_crashes_its_trainer_costs_itself_only(sqlite: Store, undi
     assert [one["ap"] for one in found["candidates"][:4]] == [one["ap"] for one in undisturbed["candidates"][:4]]
 
 
+def test_a_group_that_is_split_finds_its_doubles_all_the_same(sqlite: Store) -> None:
+    """A worker that tells doubles, of earlier candidates and within a group, and one whose groups are all lost until they are split."""
+
+    def result(spec: Mapping[str, Any]) -> dict[str, Any]:
+        known = [(one["index"], one["sketch"]) for one in spec.get("known", ())]
+        found = result_of(spec)
+        for row in found["candidates"] if spec["kind"] == "evaluate" and spec["gates"] else ():
+            row["look"]["sketch"] = [round(row["look"]["sketch"][0], 1)]
+            first = next((index for index, sketch in known if sketch == row["look"]["sketch"]), None)
+            known.append((row["index"], row["look"]["sketch"]))
+            if first is not None:
+                row |= {"ap": None, "ap50": None, "ap75": None, "same_as": first, "rejected": {"gate": "duplicate", "detail": ""}}
+        return found
+
+    def driven(losing: bool) -> dict[str, Any]:
+        search, one = create(sqlite, candidates=24), evolver(sqlite)
+        while not ended(sqlite, search):
+            one.round()
+            with sqlite.begin() as session:
+                claim = jobs.claim(session, worker="w", lease_seconds=60)
+                if claim is not None and losing and len(claim.spec["candidates"]) > 1:
+                    jobs.fail(session, claim, kind="lost", detail="killed")
+                elif claim is not None:
+                    jobs.finish(session, claim, result(claim.spec))
+        return outcome(sqlite, search)
+
+    whole = driven(losing=False)
+    groups = [set(event["asked"]["members"]) for event in whole["ledger"] if "asked" in event]
+    doubles = {(one["index"], one["same_as"]) for one in whole["candidates"] if one["same_as"] is not None}
+    assert any({index, first} <= group for index, first in doubles for group in groups), "no group has a double of its own"
+    assert driven(losing=True) == whole
+
+
 def test_a_policy_that_diverges_is_infeasible_and_never_wins(sqlite: Store) -> None:
     def row(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
         one = measured(candidate, spec)

@@ -124,5 +124,5 @@ def outcome(store: Store, search_id: str) -> dict[str, Any]:
             "candidates": [{name: getattr(one, name) for name in fields} for one in searches.all_candidates(session, search_id)],
             "confirmations": [{name: getattr(one, name) for name in again} for one in searches.confirmations(session, search_id)],
             "ledger": searches.ledger(session, search_id),
-            "result": None if result is None else {"policy": result.policy, "ap": result.ap, "metrics": result.metrics},
+            "result": None if result is None else {name: getattr(result, name) for name in ("policy", "ap", "metrics", "evidence")},
         }

@@ -224,8 +224,9 @@ def test_two_reapers_at_once_take_each_job_once(store: Store) -> None:
 
 
 def test_a_job_is_dead_after_its_last_attempt(store: Store) -> None:
+    """One that is lost every time has more of them: twenty processes killed during a search cost no candidate its measurement."""
     job = enqueue(store, max_attempts=2)
-    for attempt, state in ((1, "QUEUED"), (2, "DEAD")):
+    for attempt, state in (*((attempt, "QUEUED") for attempt in range(1, 12)), (12, "DEAD")):
         taken = claim(store, job, lease_seconds=-1)
         assert taken is not None
         assert taken.attempt == attempt
@@ -236,11 +237,23 @@ def test_a_job_is_dead_after_its_last_attempt(store: Store) -> None:
     assert row(store, job, "finished_at")[0] is not None
 
 
+def test_lost_attempts_do_not_count_beside_failures(store: Store) -> None:
+    job = enqueue(store, max_attempts=2)
+    seen = []
+    for kind in ("lost", "bug", "lost", "lost", "bug"):
+        taken = claim(store, job)
+        assert taken is not None
+        with store.begin() as session:
+            assert jobs.fail(session, taken, kind=kind, detail="")
+        seen.append(row(store, job, "state")[0])
+    assert seen == ["QUEUED"] * 4 + ["DEAD"]
+
+
 @pytest.mark.parametrize(
     ("kind", "states"),
     [
         ("out_of_memory", ["QUEUED", "QUEUED", "DEAD"]),
-        ("lost", ["QUEUED", "QUEUED", "DEAD"]),
+        ("lost", ["QUEUED"] * 11 + ["DEAD"]),
         ("timeout", ["QUEUED", "QUEUED", "DEAD"]),
         ("bug", ["QUEUED", "QUEUED", "DEAD"]),
         ("not_finite", ["FAILED"]),

@@ -183,7 +183,8 @@ def collect(session: Session, search: Search, job: StoredJob) -> None:
     """Count the outcome of an ended job.
 
     A group whose trainer failed is split: each of its policies gets a job of its own, so that one that crashes a trainer costs itself only.
-    Training alone gives the figures of training in a group, so a split changes no result.
+    Training alone gives the figures of training in a group, and the policies come one after the other, each compared with those before it:
+    so a split changes no result.
     Raises SearchError for data that no policy can train on.
     """
     if job.state == "SUCCEEDED":
@@ -193,7 +194,7 @@ def collect(session: Session, search: Search, job: StoredJob) -> None:
         if failure["kind"] == "bad_data":
             raise SearchError(jobs.readable(failure))
         if len(job.spec["candidates"]) > 1:
-            split(session, search, job)
+            enqueue_alone(session, search, job, job.spec["candidates"], job.spec.get("known", []))
             return
         rows = {row["index"]: {"index": row["index"], "failure": failure} for row in job.spec["candidates"]}
     if job.kind == "evaluate" and "number" not in job.spec:
@@ -210,17 +211,29 @@ def collect(session: Session, search: Search, job: StoredJob) -> None:
             if job.kind == "evaluate":
                 told |= {"rung": job.spec["rung"], "rejected": figures.get("rejected"), "same_as": figures.get("same_as")}
             events.append(session, "search", search.id, "measured" if job.kind == "evaluate" else "confirmed", told)
+    if job.spec.get("rest"):
+        looks = [
+            {"index": index, "sketch": look["sketch"], "ratio": look.get("ratio")}
+            for index, row in rows.items()
+            if (look := row.get("look")) and look["sketch"] and look.get("failure") is None
+        ]
+        enqueue_alone(session, search, job, job.spec["rest"], [*job.spec.get("known", []), *looks])
 
 
-def split(session: Session, search: Search, job: StoredJob) -> None:
-    for candidate in job.spec["candidates"]:
-        alone = jobs.enqueue(session, kind=job.kind, spec={**job.spec, "candidates": [candidate]}, search_id=search.id)
-        if job.kind == "evaluate":
-            searches.assign(session, search.id, job.spec["number"], [candidate["index"]], alone.id)
+def enqueue_alone(
+    session: Session, search: Search, job: StoredJob, candidates: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]
+) -> None:
+    """A job for the first of a group's candidates; the rest wait for what it shows, and are compared with it as they were in the group."""
+    first, *rest = candidates
+    spec = {**job.spec, "candidates": [first], "rest": rest} | ({"known": list(known)} if "known" in job.spec else {})
+    alone = jobs.enqueue(session, kind=job.kind, spec=spec, search_id=search.id)
+    if job.kind == "evaluate":
+        searches.assign(session, search.id, job.spec["number"], [first["index"]], alone.id)
 
 
 def end(session: Session, search: Search, evolution: Evolution) -> None:
     """Write the result and end the search, together."""
+    evolution.ask()  # for nothing: one that was repeated since the search's last decision does not know yet that there is none left
     confirmed = [job for job in jobs.of_search(session, search.id) if job.kind == "confirm" and job.result]
     environments = [job.result["environment"] for job in confirmed if job.result and job.result.get("environment")]
     drawn = {

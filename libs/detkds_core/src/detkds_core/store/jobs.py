@@ -19,6 +19,7 @@ from .ids import new_id
 from .models import Distillation, Job
 from .states import FINAL, RETRIED, active, move, terminal
 
+MOST_ATTEMPTS = 12  # of a job whose worker or trainer is killed again and again: at first that says nothing of the job
 NO_LEASE: Mapping[str, None] = {"lease_token": None, "lease_expires_at": None}
 
 
@@ -45,7 +46,10 @@ def enqueue(
     priority: int = 0,
     max_attempts: int = 3,
 ) -> Job:
-    """Put work into the queue. Higher priority first, then older first. max_attempts: tries before the job is DEAD."""
+    """Put work into the queue. Higher priority first, then older first.
+
+    max_attempts: tries before the job is DEAD. Those that are lost do not count, until there are `MOST_ATTEMPTS` of both.
+    """
     job = Job(
         kind=kind,
         spec=dict(spec),
@@ -137,7 +141,8 @@ def finish(session: Session, claim: Claim, result: Mapping[str, Any]) -> bool:
 def fail(session: Session, claim: Claim, *, kind: str, detail: str) -> bool:
     """Store why an attempt failed. The kind decides what follows.
 
-    out_of_memory, lost, timeout, bug: QUEUED again, DEAD after the last attempt. not_finite, bad_data: FAILED, another try would end alike.
+    out_of_memory, timeout, bug, lost: QUEUED again, DEAD after the last attempt; those that are lost do not count (`enqueue`).
+    not_finite, bad_data: FAILED, another try would end alike.
     False: the job is not this claim's any more. Raises ValueError for another kind.
     """
     failure = {"kind": kind, "detail": detail}
@@ -249,7 +254,11 @@ def _held(claim: Claim) -> list[ColumnElement[bool]]:
 
 def _retry_or_bury(session: Session, where: Sequence[ColumnElement[bool]], *, source: str, failure: dict[str, str]) -> list[str]:
     """To the queue while attempts are left, else DEAD: the same row cannot match both."""
-    again = move(session, Job, *where, Job.attempt < Job.max_attempts, source=source, target="QUEUED", failure=failure, **NO_LEASE)
+    if failure["kind"] == "lost":
+        left, uncounted = Job.attempt < MOST_ATTEMPTS, {"max_attempts": Job.max_attempts + 1}
+    else:
+        left, uncounted = Job.attempt < Job.max_attempts, {}
+    again = move(session, Job, *where, left, source=source, target="QUEUED", failure=failure, **uncounted, **NO_LEASE)
     if again:
         return again
     return move(session, Job, *where, source=source, target="DEAD", failure=failure, finished_at=db_time(), **NO_LEASE)
