@@ -9,6 +9,7 @@ OPERATIONS = {
     ("get", "/searches"),
     ("get", "/searches/{search_id}"),
     ("post", "/searches/{search_id}/cancel"),
+    ("post", "/searches/{search_id}/extend"),
     ("get", "/searches/{search_id}/candidates"),
     ("get", "/searches/{search_id}/ledger"),
     ("post", "/distill"),

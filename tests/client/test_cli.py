@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from detkds_core.store import searches
+
 
 def paragraph(text: str) -> str:
     """Text without the line breaks of a terminal."""
@@ -42,6 +44,24 @@ def test_the_options_of_a_search_reach_the_service(detkds, pairing):
     default = json.loads(detkds("search", *pairing, "--no-wait", "--json").stdout)["spec"]
     assert (default["candidates"], default["algorithm"], default["mode"]) == (48, "detkds", "strict")
     assert (default["rungs"], default["space"]["balanced"]) == ([1, 2], True)
+
+
+def test_a_search_is_extended(detkds, service, wanted):
+    one = service.http.post("/searches", json={**wanted, "name": "first"}).json()["id"]
+    refused = detkds("extend", one, "--candidates", "12", "--no-wait")
+    assert (refused.returncode, paragraph(refused.stderr)) == (1, f"search {one} is QUEUED; it can be extended once it has SUCCEEDED")
+    with service.store.begin() as session:
+        search = searches.get(session, one)
+        searches.record(session, one, 0, ['{"asked":{}}'])
+        searches.start(session, search)
+        searches.confirm(session, search)
+        searches.succeed(session, search)
+    shown = detkds("extend", one, "--candidates", "12", "--name", "longer", "--no-wait")
+    assert shown.returncode == 0, shown.stderr
+    lines = [paragraph(line) for line in shown.stdout.splitlines()]
+    assert lines[0].startswith("search longer ")
+    assert f"continues {one}" in lines
+    assert lines[-1] == "done 0 of 160 student iterations"
 
 
 def test_a_preview_starts_nothing(detkds, pairing, service):
@@ -89,6 +109,9 @@ def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
         (["search", "--pair", "digits_gfl", "--algorithm", "annealing"], "'evolution', 'genetic', 'tpe' or 'nsga2'"),
         (["search", "--pair", "digits_gfl", "--iterations", "1", "--preview"], "iterations: 1 are less than one full proxy of"),
         (["search", "--pair", "digits_gfl", "--iterations", "9999", "--hours", "1"], "hours: the budget is given in iterations already"),
+        (["search", "--pair", "digits_gfl", "--warm-start", "mine"], "warm_start[0]: there is no search and no result 'mine'"),
+        (["extend", "none"], "how much more? Give one of --iterations, --candidates and --hours"),
+        (["extend", "none", "--iterations", "100"], "there is no search none"),
         (["distill", "--pair", "digits_gfl", "--policy", "@/nothing/here.json"], "cannot be read as JSON"),
         (["searches", "none"], "there is no search none"),
         (["watch", "none"], "is neither a search nor a distillation"),

@@ -64,6 +64,18 @@ def test_a_preview_is_shown_with_its_cost(capsys):
     ]
 
 
+def test_a_preview_says_what_a_warm_start_brings(capsys):
+    left_out = {"this search leaves 'logits' out": 2, "its terms are not legal together": 1}
+    bought = {"proposed": 6, "iterations": 2400, "rungs": [], "confirmation_iterations": 9, "formulas": {}, "excluded": {}, "seconds": None}
+    show.preview({**bought, "warm_start": {"policies": 5, "left_out": left_out}})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4:-1] == [
+        "begins with 5 policies of earlier searches; 3 cannot be used",
+        "  2: this search leaves 'logits' out",
+        "  1: its terms are not legal together",
+    ]
+
+
 def test_the_losses_of_a_training_and_their_ratio():
     curve = [{"iteration": 10, "task": 2.0, "distill/0_global": 1.0}, {"iteration": 20, "task": 0.5, "distill/0_global": 0.1}]
     assert show.loss_lines(curve) == ["task: 2 to 0.5", "distill/0_global: 1 to 0.1", "distillation to task: 0.5 to 0.2"]

@@ -128,6 +128,41 @@ def test_children_of_a_term_with_fixed_weight_weigh_by_ratios_in_a_balanced_spac
     assert all(term.balanced for term in searched)
 
 
+TERMS = (
+    Term("fgbg", ("catt", "none", "norm_C"), "l1", 0.3),
+    Term("fgbg", ("none", "none", "norm_HW"), "l2", 0.1),
+    Term("logits", ("none",), "l2", 1.0),
+    Term("global", ("satt", "none", "norm_C"), "l1", 0.3),
+)
+SEEDS = (Policy((TERMS[0], TERMS[2])), *(Policy((term,)) for term in TERMS))
+
+
+def test_seeds_open_their_islands_and_the_combinations():
+    evolution = run(make_spec(seeds=SEEDS), measure(0))
+    warm = [one for one in evolution.candidates if one.operator == "warm"]
+    assert {one.policy for one in warm} == set(map(canonical, SEEDS))
+    opening = {island: [one for one in evolution.candidates if one.island == island][:6] for island in EVERY}
+    assert [one.operator for one in opening["fgbg"]] == ["warm", "sample", "warm", "sample", "seed", "sample"]
+    assert [one.policy for one in opening["fgbg"] if one.operator == "warm"] == [canonical(Policy((term,))) for term in TERMS[:2]]
+    assert opening["global"][0].policy == canonical(SEEDS[-1]), "before the hand-designed ones"
+    assert opening["instance"][0].operator == "seed"
+    combined = next(one for one in evolution.candidates if one.stage == "stage2")
+    assert (combined.policy, combined.operator) == (canonical(SEEDS[0]), "warm")
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name not in ("detkds", "tpe", "nsga2")])
+def test_the_other_algorithms_begin_with_the_seeds_as_they_are(algorithm):
+    evolution = run(make_spec(algorithm=algorithm, seeds=SEEDS), measure(0))
+    assert [one.policy for one in evolution.candidates[2:7]] == list(map(canonical, SEEDS))
+    assert {one.operator for one in evolution.candidates[2:7]} == {"warm"}
+    assert len(evolution.candidates) > 7
+
+
+def test_a_search_with_seeds_replays():
+    evolution = run(make_spec(seeds=SEEDS, budget=1500), measure(0))
+    assert decisions(replay(type(evolution.spec).from_json(evolution.spec.to_json()), evolution.ledger)) == decisions(evolution)
+
+
 # What decides
 
 

@@ -10,6 +10,10 @@ from detkds_core.policy import Policy, SearchSpace, Term
 
 SPACE = SearchSpace(knowledge=("global", "logits"), images_per_batch=8, has_edges=False)
 PKD = Policy((Term("global", ("none", "none", "standardize"), "l2", 5.0),))
+L1 = Policy((Term("global", ("none", "none", "none"), "l1", 1.0),))
+LOCAL = Policy((Term("localization", ("none",), "giou", 1.0),))
+NO_EDGES = SearchSpace(knowledge=("localization",), images_per_batch=8, has_edges=False)
+EDGES = Policy((Term("localization", ("none",), "kl_edges", 1.0),))
 
 
 def make_spec(**changes):
@@ -25,7 +29,7 @@ def make_spec(**changes):
 
 
 def test_json_round_trips():
-    spec = make_spec(stage2_share=0.5, floor=0.1, candidates=40, algorithm="random_halving")
+    spec = make_spec(stage2_share=0.5, floor=0.1, candidates=40, algorithm="random_halving", seeds=(L1,))
     assert Spec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     candidate = Candidate(3, PKD, "stage1", "global", (0, 1), "mutate", True)
     assert Candidate.from_json(json.loads(json.dumps(candidate.to_json()))) == candidate
@@ -40,7 +44,7 @@ def test_json_round_trips():
 
 def test_what_the_json_leaves_out_takes_its_default():
     data = make_spec().to_json()
-    for name in ("stage2_share", "floor", "population", "tournament", "algorithm", "group", "parallelism", "eta", "audit"):
+    for name in ("stage2_share", "floor", "population", "tournament", "algorithm", "group", "parallelism", "eta", "audit", "seeds"):
         del data[name]
     assert Spec.from_json(data) == make_spec()
 
@@ -76,6 +80,11 @@ def test_json_names_the_key_that_is_wrong():
         ({"stage2_share": 1.0}, "spec.stage2_share: at least 0 and below 1"),
         ({"audit": 1.5}, "spec.audit: from 0 to 1, got 1.5"),
         ({"floor": 0.6}, "spec.floor: 0.6 for each of 2 islands is more than the whole"),
+        ({"seeds": (PKD,)}, r"spec.seeds\[0\]: the same policy as references\[1\]"),
+        ({"seeds": (L1, L1)}, r"spec.seeds\[1\]: the same policy as seeds\[0\]"),
+        ({"seeds": (L1, Policy(()))}, r"spec.seeds\[1\]: a seed has terms and no distillers"),
+        ({"seeds": (LOCAL,)}, r"spec.seeds\[0\]: 'localization' is not searched; one of global, logits"),
+        ({"seeds": (EDGES,), "knowledge": ("localization",), "space": NO_EDGES}, r"spec.seeds\[0\]: the search space does not admit it"),
     ],
 )
 def test_refused(changes, message):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from detkds_core.evolution import dumped
 from detkds_core.policy import named_policies, parse_formula, to_json
 from detkds_core.store import Store, events, jobs, results, searches
 from detkds_evolver.drive import recall, step
@@ -331,6 +332,62 @@ def test_a_restart_at_every_step_changes_nothing(sqlite: Store, undisturbed: dic
         elif not work(sqlite):
             break
     assert outcome(sqlite, search) == undisturbed
+
+
+def extend(store: Store, search: str, more: int) -> str:
+    """The search that goes on, as the API makes it."""
+    with store.begin() as session:
+        source = searches.get(session, search)
+        budget = source.spec["budget"] + more
+        spec = {**source.spec, "budget": budget, "candidates": None, "continues": search}
+        spec["begun"] = source.spec.get("begun") or {"budget": source.spec["budget"], "candidates": source.spec.get("candidates")}
+        confirmation = source.spec["confirmation"]
+        spec["confirmation"] = {**confirmation, "seeds_used": confirmation.get("seeds_used", 0) + confirmation["seeds"]}
+        event = dumped({"extended": {"budget": budget, "candidates": None}})
+        return searches.extend(session, source, name="more", spec=spec, event=event).id
+
+
+def test_a_search_that_goes_on_measures_nothing_again_and_is_confirmed_anew(store: Store, undisturbed: dict[str, Any]) -> None:
+    first = create(store)
+    drive(store)
+    more = extend(store, first, 1200)
+    drive(store)
+    assert outcome(store, first) == undisturbed, "the first is as it was"
+    found = outcome(store, more)
+    assert found["state"] == "SUCCEEDED"
+    assert found["ledger"][: len(undisturbed["ledger"])] == undisturbed["ledger"]
+    assert found["ledger"][len(undisturbed["ledger"])] == {"extended": {"budget": 2800, "candidates": None}}
+    assert len(found["candidates"]) > len(undisturbed["candidates"]) + 10
+    with store.read() as session:
+        trials = searches.trials(session, more)
+        again = recall(session, more)
+        result = results.of_search(session, more)
+    measured = Counter((one.candidate, one.rung, one.seed) for one in trials)
+    assert max(measured.values()) == 1
+    old = sum(len(event["asked"]["members"]) for event in undisturbed["ledger"] if "asked" in event)
+    assert [one.job_id is None for one in trials] == [True] * old + [False] * (len(trials) - old)
+    assert [dict(event) for event in again.ledger] == found["ledger"]
+    assert 0.85 * 2800 < again.history().spent <= 2800 + 6
+    assert {one["seed"] for one in found["confirmations"]} == {9, 10, 11}, "not 6, 7, 8"
+    assert (result.evidence["continues"], result.evidence["summary"]["budget"]) == (first, 2800)
+    assert result.evidence["cost"]["search_seconds"] == 2.0 * len(trials)
+
+
+def test_a_restart_at_every_step_changes_nothing_of_a_search_that_goes_on(sqlite: Store) -> None:
+    first = create(sqlite, budget=700)
+    drive(sqlite)
+    undisturbed = extend(sqlite, first, 600)
+    drive(sqlite)
+    again = extend(sqlite, first, 600)
+    for _ in range(200):
+        with sqlite.read() as session:
+            due = again in searches.due(session)
+        if due:
+            with sqlite.begin() as session:
+                step(session, again)
+        elif not work(sqlite):
+            break
+    assert outcome(sqlite, again) == outcome(sqlite, undisturbed)
 
 
 @pytest.mark.parametrize("seed", range(4))

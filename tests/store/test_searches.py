@@ -287,6 +287,42 @@ def test_a_ledger_is_appended_to_in_order_and_never_twice(store: Store) -> None:
         assert (searches.count_ledger(session, one), searches.count_ledger(session, other)) == (3, 1)
 
 
+def test_a_search_that_goes_on_has_what_the_other_found_and_is_its_own(store: Store) -> None:
+    one = create(store)
+    propose(store, one, 0, 1)
+    decide(store, one, 0, 0, 1)
+    found = {"terms": [{"weight": 7.5}]}
+    with store.begin() as session:
+        searches.measure(session, one, 0, 0, figures(9.0, policy=found, iterations=15, seconds=3.0))
+        searches.measure(session, one, 0, 1, {"rejected": {"gate": "descent", "detail": "why"}, "iterations": 4})
+        searches.record(session, one, 0, ['{"asked":0}', '{"told":0}'])
+        source = searches.get(session, one)
+        made = searches.extend(
+            session, source, name="more", spec={"seed": 1, "continues": one}, event='{"extended":1}', idempotency_key="k"
+        )
+        other = made.id
+    with store.read() as session:
+        assert (made.state, made.dataset, made.dataset_digest, made.spec) == ("QUEUED", "shapes", "d1", {"seed": 1, "continues": one})
+        assert searches.ledger_lines(session, other) == ['{"asked":0}', '{"told":0}', '{"extended":1}']
+        assert searches.ledger_lines(session, one) == ['{"asked":0}', '{"told":0}']
+        for read in (searches.all_candidates, searches.trials):
+            mine, theirs = ([{**vars(row)} for row in read(session, search)] for search in (other, one))
+            for rows in (mine, theirs):
+                for row in rows:
+                    for name in ("id", "search_id", "job_id", "_sa_instance_state"):
+                        row.pop(name, None)
+            assert mine == theirs
+            assert len(mine) == 2
+        assert [each.job_id for each in searches.trials(session, other)] == [None, None]
+        assert searches.resolved_policies(session, other, [0, 1]) == {0: found}
+        assert (searches.inherited(session, other), searches.spent(session, other), searches.inherited(session, one)) == (19, 19, 0)
+        assert searches.due(session)[-1] == other
+    with store.begin() as session:
+        session.delete(session.get(Search, one))
+    with store.read() as session:
+        assert len(searches.trials(session, other)) == 2, "though the jobs that measured them are gone"
+
+
 def test_the_pace_is_that_of_the_newest_search_with_this_pair_and_recipe(store: Store) -> None:
     pair = {"teacher": {"detector": "t"}, "student": {"detector": "s"}, "recipe": {"iterations": 120}}
 

@@ -71,6 +71,9 @@ def search(
     knowledge: Annotated[list[str] | None, typer.Option(help="Search only these kinds of knowledge; repeatable.")] = None,
     space: Annotated[str, typer.Option(help="published: the names that DetKDS can reach; full: all that the language has.")] = "published",
     reference: Annotated[list[str] | None, typer.Option(help="Named policies measured beside; repeatable. Default: none, pkd.")] = None,
+    warm_start: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Begin with the best policies of an earlier search; repeatable.")
+    ] = None,
     recipe: RecipeFields = None,
     inherit: Inherit = None,
     resize: Resize = False,
@@ -98,6 +101,7 @@ def search(
             "knowledge": knowledge,
             "space": space,
             "references": reference,
+            "warm_start": warm_start,
             "recipe": fields(recipe),
             "inherit": inherit,
             "resize": resize or None,
@@ -108,6 +112,28 @@ def search(
             show.as_json(bought) if as_json else show.preview(bought)
             return
         started = client.search(**wanted)
+        if not wait:
+            show.as_json(started) if as_json else show.search(started)
+            return
+        follow(client, started["id"], as_json)
+
+
+@app.command()
+def extend(
+    search_id: Annotated[str, typer.Argument(metavar="ID", help="A search that has SUCCEEDED.")],
+    iterations: Annotated[int | None, typer.Option(help="Further student iterations.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Further policies at most.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Further hours of one device, by what an iteration took before.")] = None,
+    name: Name = None,
+    wait: Wait = True,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Go on where a search ended, as a new one: nothing is measured again, and the old result stays."""
+    if iterations is None and candidates is None and hours is None:
+        raise Refusal("how much more? Give one of --iterations, --candidates and --hours")
+    with connected(url) as client:
+        started = client.extend_search(search_id, iterations=iterations, candidates=candidates, hours=hours, name=name)
         if not wait:
             show.as_json(started) if as_json else show.search(started)
             return

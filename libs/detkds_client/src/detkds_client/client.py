@@ -112,6 +112,7 @@ class Client:
         space: str | None = None,
         inherit: bool | None = None,
         resize: bool | None = None,
+        warm_start: Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> Search:
         """Start a search for the pair's policy. What is None is left to the service; one of candidates, iterations and hours is needed."""
@@ -138,6 +139,7 @@ class Client:
             space=space,
             inherit=inherit,
             resize=resize,
+            warm_start=warm_start,
         )
         return cast(Search, self.post("/searches", body, idempotency_key))
 
@@ -154,6 +156,20 @@ class Client:
 
     def cancel_search(self, search_id: str) -> Search:
         return cast(Search, self.post(f"/searches/{search_id}/cancel"))
+
+    def extend_search(
+        self,
+        search_id: str,
+        *,
+        iterations: int | None = None,
+        candidates: int | None = None,
+        hours: float | None = None,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Search:
+        """Start a search that goes on where one that has SUCCEEDED ended. One of iterations, candidates and hours says how much more."""
+        body = given(iterations=iterations, candidates=candidates, hours=hours, name=name)
+        return cast(Search, self.post(f"/searches/{search_id}/extend", body, idempotency_key))
 
     def candidates(self, search_id: str) -> list[Candidate]:
         """All candidates of a search, by index."""

@@ -186,6 +186,10 @@ def preview(bought: Mapping[str, Any]) -> None:
     print(f"different formulas: {formulas}")
     for knowledge, why in bought["excluded"].items():
         print(f"{knowledge} is left out: {why}")
+    if warm := bought.get("warm_start"):
+        print(f"begins with {warm['policies']} policies of earlier searches; {sum(warm['left_out'].values())} cannot be used")
+        for why, count in warm["left_out"].items():
+            print(f"  {count}: {why}")
     seconds = bought["seconds"]
     print(f"expected on one device: {seconds / 60:.0f} min" if seconds else "nothing of this pair was measured yet, so no time is expected")
 
@@ -248,6 +252,7 @@ def search(one: Search) -> None:
             ("search", f"{one['name']}  {one['id']}"),
             ("state", state(one["state"])),
             *([("reason", one["reason"])] if one["reason"] else []),
+            *([("continues", one["spec"]["continues"])] if one["spec"].get("continues") else []),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
             ("done", f"{one['progress']['done']:,} of {one['progress']['total']:,} {unit_of(one)}"),
             *([("best", f"AP {best['ap']:.1f}, candidate {best['index']}: {best['formula']}")] if best else []),

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
@@ -17,6 +17,7 @@ from detkds_api.pairing import Pairing, RecipeChoice, StudentChoice, TeacherChoi
 from detkds_api.policies import read_policy
 from detkds_api.problems import FieldError, invalid, pointer, pointer_of_path
 from detkds_api.settings import Settings
+from detkds_api.warm_start import Seeds, WarmStart, named_searches, seeds
 from detkds_core.catalogue import DETECTORS
 from detkds_core.evolution import Evolution, Outcome, Spec
 from detkds_core.evolution.spec import ETA, GATES, HALVING, OF_OPTUNA, Algorithm
@@ -83,6 +84,11 @@ class SearchRequest(Body):
         max_length=50,
         description="named policies, formulas or policies, measured beside the searched ones; default: none and pkd",
     )
+    warm_start: list[Name] | None = Field(
+        default=None,
+        max_length=10,
+        description="ids of searches that have SUCCEEDED, or of their results: begin with their best policies that this pair can run",
+    )
     recipe: RecipeChoice | None = None
     confirmation: Confirmation = Confirmation()
     weights: Literal["balanced", "published"] = Field(
@@ -113,7 +119,7 @@ class Preview(BaseModel):
 
     formulas: different ones of each knowledge that the pair can train with; excluded: why it cannot exchange the others. proposed: about
     how many candidates the budget pays for; rungs: iterations of each and about how many candidates reach it. seconds: expected on one
-    device, by what an iteration of this pair took before; null where nothing is known.
+    device, by what an iteration of this pair took before; null where nothing is known. warm_start: null where none was asked for.
     """
 
     formulas: dict[str, int]
@@ -124,11 +130,21 @@ class Preview(BaseModel):
     confirmation_iterations: int
     seconds_an_iteration: float | None
     seconds: float | None
+    warm_start: WarmStart | None
     spec: dict[str, Any]
 
 
-def planned(session: Session, settings: Settings, wanted: SearchRequest) -> tuple[Pairing, dict[str, Any], float | None]:
-    """What the request pairs, the specification of its search, and the seconds that an iteration of this pair took before.
+class Planned(NamedTuple):
+    """What a request comes to. pace: seconds that an iteration of this pair took before, where it is known; seeds: of its warm start."""
+
+    pairing: Pairing
+    spec: dict[str, Any]
+    pace: float | None
+    seeds: Seeds | None
+
+
+def planned(session: Session, settings: Settings, wanted: SearchRequest) -> Planned:
+    """What the request pairs, and the specification of its search.
 
     Raises InvalidInput with every field that is wrong, and what would be right.
     """
@@ -144,20 +160,29 @@ def planned(session: Session, settings: Settings, wanted: SearchRequest) -> tupl
         schedule="proxy",
     )
     pace = stored.seconds_an_iteration(session, pairing.spec())
-    return pairing, specification(wanted, pairing, pace), pace
+    space = wanted_space(wanted, pairing)
+    references = wanted_references(wanted, pairing)
+    warm = None
+    if wanted.warm_start:
+        warm = seeds(session, named_searches(session, wanted.warm_start), pairing, space, references)
+    spec = specification(wanted, pairing, space, references, warm.policies if warm else (), pace)
+    return Planned(pairing, spec, pace, warm)
 
 
-def specification(wanted: SearchRequest, pairing: Pairing, pace: float | None) -> dict[str, Any]:
+def specification(
+    wanted: SearchRequest,
+    pairing: Pairing,
+    space: SearchSpace,
+    references: tuple[Policy, ...],
+    warm: tuple[Policy, ...],
+    pace: float | None,
+) -> dict[str, Any]:
     """All that decides the course of the search, in full: what the evolver reads, and what a later reader can repeat.
 
-    pace: seconds that an iteration of this pair took before, where it is known.
+    warm: policies of earlier searches. pace: seconds that an iteration of this pair took before, where it is known.
 
     Raises InvalidInput.
     """
-    knowledge = wanted_knowledge(wanted, pairing)
-    references = wanted_references(wanted, pairing)
-    weights = {"feature_weights": RATIOS, "response_weights": RATIOS, "balanced": True} if wanted.weights == "balanced" else {}
-    space = SearchSpace.of(pairing.facts, knowledge=knowledge, breadth=wanted.space, **weights)
     if wanted.algorithm in OF_OPTUNA and find_spec("optuna") is None:
         message = f"{wanted.algorithm!r} needs Optuna, which is not installed here: pip install 'detkds_core[optuna]'"
         raise invalid([FieldError("/algorithm", message)])
@@ -165,13 +190,14 @@ def specification(wanted: SearchRequest, pairing: Pairing, pace: float | None) -
     rungs = wanted_rungs(wanted, pairing, halves)
     try:
         evolution = Spec(
-            knowledge=knowledge,
+            knowledge=space.knowledge,
             budget=wanted_budget(wanted, rungs, pace),
             candidates=wanted.candidates,
             group=wanted.group or DEFAULT_GROUP,
             parallelism=wanted.parallelism or DEFAULT_PARALLELISM,
             seed=wanted.seed,
             references=references,
+            seeds=warm,
             space=space,
             rungs=rungs,
             algorithm=wanted.algorithm,
@@ -195,11 +221,13 @@ def specification(wanted: SearchRequest, pairing: Pairing, pace: float | None) -
         "confirmation": confirmation,
         "inherit": pairing.inherits(wanted.inherit),
         "pair": wanted.pair,
+        **({"warm_start": wanted.warm_start} if wanted.warm_start else {}),
     }
 
 
-def previewed(spec: Mapping[str, Any], excluded: Mapping[str, str], pace: float | None) -> Preview:
+def previewed(found: Planned) -> Preview:
     """The course of a search whose candidates are worth random numbers."""
+    spec, pace = found.spec, found.pace
     course = Spec.from_json({key: spec[key] for key in Spec.__dataclass_fields__ if key in spec})
     useful = course.budget if course.candidates is None else min(course.budget, enough_for(course.candidates, course.rungs))
     budget = min(useful, PREVIEWED * course.rungs[-1])
@@ -216,7 +244,7 @@ def previewed(spec: Mapping[str, Any], excluded: Mapping[str, str], pace: float 
     assert isinstance(space, SearchSpace)
     return Preview(
         formulas={knowledge: space.size(knowledge) for knowledge in course.knowledge},
-        excluded=dict(excluded),
+        excluded=dict(found.pairing.exchange.excluded),
         proposed=proposed,
         rungs=[
             {"iterations": one, "candidates": min(proposed, round(count * times))} for one, count in zip(course.rungs, reached, strict=True)
@@ -225,6 +253,7 @@ def previewed(spec: Mapping[str, Any], excluded: Mapping[str, str], pace: float 
         confirmation_iterations=confirming,
         seconds_an_iteration=pace,
         seconds=round((course.budget + confirming) * pace, 1) if pace else None,
+        warm_start=found.seeds.view() if found.seeds else None,
         spec=dict(spec),
     )
 
@@ -248,14 +277,7 @@ def wanted_budget(wanted: SearchRequest, rungs: tuple[int, ...], pace: float | N
     if wanted.iterations is not None and wanted.hours is not None:
         raise invalid([FieldError("/hours", "the budget is given in iterations already; leave one of them out")])
     if wanted.hours is not None:
-        if pace is None:
-            message = "no iteration of this pair with this recipe has been measured yet; give 'candidates' or 'iterations' the first time"
-            raise invalid([FieldError("/hours", message)])
-        bought = int(wanted.hours * 3600 / pace)
-        if bought < rungs[-1]:
-            message = f"buys {bought} iterations at {pace:.3g} s each, less than one full proxy of {rungs[-1]}"
-            raise invalid([FieldError("/hours", message)])
-        return bought
+        return bought(wanted.hours, rungs, pace)
     if wanted.iterations is not None:
         if wanted.iterations < rungs[-1]:
             raise invalid([FieldError("/iterations", f"{wanted.iterations} are less than one full proxy of {rungs[-1]} iterations")])
@@ -265,12 +287,30 @@ def wanted_budget(wanted: SearchRequest, rungs: tuple[int, ...], pace: float | N
     return enough_for(wanted.candidates, rungs)
 
 
+def bought(hours: float, rungs: tuple[int, ...], pace: float | None) -> int:
+    """Student iterations of so many hours of one device. Raises InvalidInput where the pace is not known, or too little is bought."""
+    if pace is None:
+        message = "no iteration of this pair with this recipe has been measured yet; give 'candidates' or 'iterations' the first time"
+        raise invalid([FieldError("/hours", message)])
+    iterations = int(hours * 3600 / pace)
+    if iterations < rungs[-1]:
+        message = f"buys {iterations} iterations at {pace:.3g} s each, less than one full proxy of {rungs[-1]}"
+        raise invalid([FieldError("/hours", message)])
+    return iterations
+
+
 def enough_for(candidates: int, rungs: tuple[int, ...]) -> int:
     """Student iterations that let so many candidates pass the lowest rung, a third of each rung the next, and the best repeat the last."""
     climbing: float = sum(candidates / ETA**place * rung for place, rung in enumerate(rungs))
     looks = candidates * LOOK if len(rungs) > 1 else 0
     spare = 6 * rungs[-1] if len(rungs) > 1 else 0  # replicates
     return math.ceil(climbing + looks) + spare
+
+
+def wanted_space(wanted: SearchRequest, pairing: Pairing) -> SearchSpace:
+    """What the search chooses from. Raises InvalidInput."""
+    weights = {"feature_weights": RATIOS, "response_weights": RATIOS, "balanced": True} if wanted.weights == "balanced" else {}
+    return SearchSpace.of(pairing.facts, knowledge=wanted_knowledge(wanted, pairing), breadth=wanted.space, **weights)
 
 
 def wanted_knowledge(wanted: SearchRequest, pairing: Pairing) -> tuple[str, ...]:

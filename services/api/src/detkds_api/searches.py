@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from detkds_api.datasets import make_builtin
+from detkds_api.extension import ExtendRequest, extension
 from detkds_api.lists import Cursor, Limit, Page, page_of
 from detkds_api.once import once
 from detkds_api.problems import Conflict, NotFound
@@ -93,6 +94,7 @@ PREVIEW_EXAMPLE = {
     "confirmation_iterations": 1800,
     "seconds_an_iteration": 0.11,
     "seconds": 460.0,
+    "warm_start": {"policies": 7, "left_out": {"this search leaves 'logits' out": 3}},
     "spec": {"seed": 0},
 }
 POLICY_EXAMPLE = {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 2.0}]}
@@ -134,6 +136,7 @@ CANDIDATE_EXAMPLE = {
     "look": {"loss": 1.94, "ratio": 0.51, "agreement": 0.08},
 }
 REQUEST_EXAMPLE = {"pair": "digits_gfl", "candidates": 24, "seed": 0}
+PREVIEW_REQUEST_EXAMPLE = {"pair": "digits_gfl", "iterations": 2400, "warm_start": ["0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa"]}
 
 
 LEDGER_EXAMPLE = '{"asked":{"index":0,"members":[0,1],"new":[],"replicate":0,"rung":0,"seen":[]}}\n'
@@ -144,7 +147,7 @@ def create_search(wanted: SearchRequest, service: Service, response: Response, i
     """Start a search. The answer comes when it is stored; `Location` tells where to look at it."""
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.begin() as session:
-        pairing, spec, _ = planned(session, service.settings, wanted)
+        pairing, spec, *_ = planned(session, service.settings, wanted)
         name = wanted.name or f"{wanted.pair or pairing.dataset['name']} seed {wanted.seed}"
         search = once(
             session,
@@ -158,13 +161,13 @@ def create_search(wanted: SearchRequest, service: Service, response: Response, i
     return answer
 
 
-@router.post("/searches/preview", responses={200: example(PREVIEW_EXAMPLE)}, openapi_extra=example(REQUEST_EXAMPLE, request=True))
+@router.post("/searches/preview", responses={200: example(PREVIEW_EXAMPLE)}, openapi_extra=example(PREVIEW_REQUEST_EXAMPLE, request=True))
 def preview_search(wanted: SearchRequest, service: Service) -> Preview:
     """What a search would do and cost, without starting it: the same checks, and its course repeated with made-up APs."""
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.read() as session:
-        pairing, spec, pace = planned(session, service.settings, wanted)
-    return previewed(spec, pairing.exchange.excluded, pace)
+        found = planned(session, service.settings, wanted)
+    return previewed(found)
 
 
 @router.get("/searches", responses={200: example({"items": [EXAMPLE], "next_cursor": None})})
@@ -193,6 +196,35 @@ def cancel_search(search_id: Id, service: Service) -> SearchView:
         if not stored.cancel(session, search_id) and search.state != "CANCELLED":
             raise Conflict(f"search {search_id} has ended ({search.state}); there is nothing to cancel")
         return view(session, existing(session, search_id))
+
+
+@router.post(
+    "/searches/{search_id}/extend",
+    status_code=202,
+    responses={202: example({**EXAMPLE, "state": "QUEUED", "name": "digits_gfl seed 0, extended"})},
+    openapi_extra=example({"iterations": 2400}, request=True),
+)
+def extend_search(
+    search_id: Id, wanted: ExtendRequest, service: Service, response: Response, idempotency_key: IdempotencyKey = None
+) -> SearchView:
+    """Start a search that goes on where one that has SUCCEEDED ended: with its decisions and measurements, and more to spend.
+
+    Nothing is measured again; the best of all are confirmed anew, with other seeds. The search that it continues stays as it is. Any other
+    than one that has SUCCEEDED cannot be extended (409).
+    """
+    with service.store.begin() as session:
+        source = existing(session, search_id)
+        name, spec, event = extension(session, source, wanted)
+        search = once(
+            session,
+            idempotency_key,
+            lambda key: stored.by_key(session, key),
+            lambda: stored.extend(session, source, name=name, spec=spec, event=event, idempotency_key=idempotency_key),
+            lambda found: (found.name, found.spec) == (name, spec),
+        )
+        answer = view(session, search)
+    response.headers["Location"] = f"/searches/{answer.id}"
+    return answer
 
 
 @router.get("/searches/{search_id}/candidates", responses={200: example({"items": [CANDIDATE_EXAMPLE], "next_cursor": None})})
@@ -259,9 +291,10 @@ def progress(session: Session, search: Search, best_ap: float | None) -> Progres
     spec = search.spec
     full = spec["rungs"][-1] if "rungs" in spec else spec["recipe"]["iterations"]  # a search from before there were rungs has none
     ended, budget = stored.spent(session, search.id), spec.get("budget") or spec["candidates"] * full
+    before = stored.inherited(session, search.id) if "continues" in spec else 0
     if search.state not in ("RUNNING", "CONFIRMING"):
         step = "waiting" if search.state == "QUEUED" else "done" if search.state == "SUCCEEDED" else "stopped"
-        fraction = 1.0 if search.state == "SUCCEEDED" else min(1.0, ended / budget)
+        fraction = 1.0 if search.state == "SUCCEEDED" else min(1.0, (ended - before) / max(1, budget - before))
         return Progress(step=step, done=ended, total=budget, fraction=fraction, best_ap=best_ap, seconds_left=None, message="")
     a_student = spec["confirmation"]["iterations"]
     mine = jobs.of_search(session, search.id)
@@ -272,7 +305,7 @@ def progress(session: Session, search: Search, best_ap: float | None) -> Progres
     for job in running:
         each = a_student if job.kind == "confirm" else job.spec.get("rung") or full
         work += share(job.progress) * each * len(job.spec["candidates"])
-    fraction = min(work / (budget + students * a_student), 1.0)
+    fraction = min((work - before) / (budget - before + students * a_student), 1.0)
     return Progress(
         step="confirming" if search.state == "CONFIRMING" else "searching",
         done=confirmed if search.state == "CONFIRMING" else ended,

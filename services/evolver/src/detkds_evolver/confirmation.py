@@ -36,9 +36,11 @@ class NothingToConfirmError(Exception):
 
 
 def fresh_seeds(spec: Mapping[str, Any]) -> list[int]:
-    """The seeds of the confirmation: none of them is the search's."""
-    count = max(LEAST_SEEDS, int(spec.get("confirmation", {}).get("seeds", SEEDS)))
-    return [(int(spec["seed"]) + 1 + n) % LARGEST_SEED for n in range(count)]
+    """The seeds of the confirmation: none of them is the search's, nor an earlier confirmation's of a search that it continues."""
+    confirmation = spec.get("confirmation", {})
+    count = max(LEAST_SEEDS, int(confirmation.get("seeds", SEEDS)))
+    first = int(spec["seed"]) + 1 + int(confirmation.get("seeds_used", 0))
+    return [(first + n) % LARGEST_SEED for n in range(count)]
 
 
 def entrants(spec: Mapping[str, Any], evolution: Evolution, resolved: Mapping[int, dict[str, Any]]) -> list[Entrant]:
@@ -251,6 +253,7 @@ def evidence(
         "seeds": {"search": spec["seed"], "confirmation": sorted({one.seed for one in confirmations})},
         "recipe": spec.get("recipe"),
         "confirmation": spec.get("confirmation"),
+        "continues": spec.get("continues"),
         "candidates": {
             "proposed": len(candidates),
             "measured": sum(one.state == "MEASURED" for one in candidates),

@@ -72,9 +72,11 @@ def step(session: Session, search_id: str, known: Evolution | None = None) -> Ev
 
 
 def evolution_spec(spec: Mapping[str, Any]) -> Spec:
-    """The part of a search's specification that decides its course."""
+    """The part of a search's specification that decides its course; of one that continues another, as that one began: what was added since
+    stands in the ledger."""
+    begun = {**spec, **spec.get("begun", {})}
     try:
-        return Spec.from_json({key: spec[key] for key in SPEC_KEYS if key in spec})
+        return Spec.from_json({key: begun[key] for key in SPEC_KEYS if key in begun})
     except (ValueError, TypeError, KeyError) as error:
         raise SearchError(f"the specification cannot be read: {error}") from error
 

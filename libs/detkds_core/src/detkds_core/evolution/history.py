@@ -26,6 +26,8 @@ class History:
     visible replicate; of candidates that are nobody's double and that nothing refused. means: of these, by candidate and rung.
     entered: by rung, who is or was measured there.
     spent: student iterations that the jobs cost; of what was refused or a double only the look. drafts: of the job that is being decided.
+    budget, limit: iterations that may be spent and candidates that may be proposed by now: those of the spec until the search is extended.
+    since: what had been spent when the budget last grew.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -41,6 +43,9 @@ class History:
         self.entered: list[set[int]] = [set() for _ in spec.rungs]
         self.visible: set[int] = set()
         self.spent = 0.0
+        self.budget = spec.budget
+        self.limit = spec.candidates
+        self.since = 0.0
         self._keys: set[str] = set()
         self._singles: Counter[str] = Counter()
         self._measured: dict[int, Measured] = {}
@@ -88,6 +93,10 @@ class History:
                 if term is not None and term.knowledge in self._members:
                     self._members[term.knowledge][index] = None
         self._cache.clear()
+
+    def extended(self, budget: int, limit: int | None) -> None:
+        """From here on the search may spend more. All results are visible."""
+        self.budget, self.limit, self.since = budget, limit, self.spent
 
     def remembered(self, what: Any, found: Callable[[], T], *, forever: bool = False) -> T:
         """What `found` gives, worked out once until another result becomes visible: it follows from visible results alone.

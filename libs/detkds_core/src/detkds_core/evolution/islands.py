@@ -20,7 +20,7 @@ from detkds_core.policy import Policy, Term, named_policies
 from detkds_core.policy.vocabulary import FEATURES
 
 ATTEMPTS = 50  # draws before the island's formulas are enumerated
-OPENING = 6  # hand-designed and random terms before an island evolves
+OPENING = 6  # terms of seeds, hand-designed and random ones before an island evolves
 SAMPLE, MIGRATE, SEED, WEIGHT = 0.10, 0.10, 0.05, 0.20  # shares of an island's proposals; the rest mutates transforms and distance
 DRAFTS = 8  # of which the most promising is proposed
 STALE = 40  # an island without a new best among so many proposals is finished
@@ -87,7 +87,7 @@ def propose_on(history: History, island: str, rng: random.Random) -> Candidate |
         term, parents, operator = draw(history, island, rng)
         if space.has(term) and (policy := space.admits(Policy((term,)))) is not None and history.is_new(policy):
             drafts.append(Candidate(history.count, policy, "stage1", island, parents, operator))
-            if len(drafts) == wanted or operator == "seed":
+            if len(drafts) == wanted or operator in ("warm", "seed"):
                 break
     if drafts:
         return max(drafts, key=lambda one: expected(history, one.policy.terms[0]))
@@ -101,15 +101,15 @@ def draw(history: History, island: str, rng: random.Random) -> tuple[Term, tuple
     """One draw: (term, parents, operator). It may be illegal or known already; the caller draws again."""
     spec = history.spec
     count = history.singles(island)
-    seeds = [term for term in hand_designed(history, island) if history.is_new(Policy((term,)))] if hand_made(count, rng) else []
+    seeds = [one for one in known_terms(history, island) if history.is_new(Policy((one[0],)))] if known_too(count, rng) else []
     if count < OPENING:
-        return (seeds[0], (), "seed") if seeds and count % 2 == 0 else (spec.space.sample(rng, island), (), "sample")
+        return (seeds[0][0], (), seeds[0][1]) if seeds and count % 2 == 0 else (spec.space.sample(rng, island), (), "sample")
     population = history.members(island)[-spec.population :]
     luck = rng.random()
     if luck < SAMPLE or not population:
         return spec.space.sample(rng, island), (), "sample"
     if luck < SAMPLE + SEED and seeds:
-        return seeds[0], (), "seed"
+        return seeds[0][0], (), seeds[0][1]
     parent = tournament(rng, population, spec.tournament)
     term = parent.candidate.policy.terms[0]
     if luck < SAMPLE + SEED + MIGRATE and (migrants := neighbours(history, island)):
@@ -130,8 +130,8 @@ def draw(history: History, island: str, rng: random.Random) -> tuple[Term, tuple
         return spec.space.sample(rng, island), (), "sample"
 
 
-def hand_made(count: int, rng: random.Random) -> bool:
-    """Whether this draw may be a hand-designed term: looking for those takes time, and few draws use them."""
+def known_too(count: int, rng: random.Random) -> bool:
+    """Whether this draw may be a term that is known from elsewhere: looking for those takes time, and few draws use them."""
     return count < OPENING or rng.random() < 4 * SEED
 
 
@@ -147,10 +147,13 @@ def neighbours(history: History, island: str) -> list[Measured]:
     ]
 
 
-def hand_designed(history: History, island: str) -> Iterator[Term]:
-    """The terms of this knowledge in the references and the named policies that the pair can run, in that order."""
-    policies: Iterable[Policy] = (*history.spec.references, *(named.policy for named in named_policies().values()))
-    for policy in policies:
-        for term in policy.terms:
-            if term.knowledge == island and history.spec.space.has(term):
-                yield term
+def known_terms(history: History, island: str) -> Iterator[tuple[Term, str]]:
+    """The terms of this knowledge that the pair can run in the seeds, the references and the named policies, in that order, and whether
+    they are `warm` or a hand-designed `seed`."""
+    spec = history.spec
+    by_hand: Iterable[Policy] = (*spec.references, *(named.policy for named in named_policies().values()))
+    for policies, operator in ((spec.seeds, "warm"), (by_hand, "seed")):
+        for policy in policies:
+            for term in policy.terms:
+                if term.knowledge == island and spec.space.has(term):
+                    yield term, operator

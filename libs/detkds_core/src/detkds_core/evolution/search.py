@@ -56,7 +56,8 @@ class Evolution:
 
     @property
     def ledger(self) -> tuple[dict[str, Any], ...]:
-        """Everything that decided something, in order: {"asked": job} and {"told": job index, "outcomes": {candidate: outcome}}.
+        """Everything that decided something, in order: {"asked": job}, {"told": job index, "outcomes": {candidate: outcome}} and
+        {"extended": {"budget", "candidates"}}.
 
         A result stands where it was first looked at, so that the ledger of a strict search does not depend on when results came.
         """
@@ -115,6 +116,22 @@ class Evolution:
         while self._told in self._results:
             self._told += 1
 
+    def extend(self, budget: int, candidates: int | None = None) -> None:
+        """Let a search that has come to its end go on, with this budget in all and so many candidates at most (None: as the budget pays).
+
+        What was derived from the budget that it began with (`Spec.calibrators`) stays.
+        Raises ValueError while results are missing, and for a budget that is not more than before.
+        """
+        if not self._view.idle:
+            raise ValueError(f"extended: the results of {len(self._view.jobs) - len(self._view.visible)} jobs have not been looked at")
+        if budget <= self._view.budget:
+            raise ValueError(f"extended.budget: {budget} is not more than the {self._view.budget} iterations that the search has")
+        if candidates is not None and candidates <= len(self._view.candidates):
+            raise ValueError(f"extended.candidates: {candidates} leaves nothing to search after {len(self._view.candidates)} candidates")
+        self._view.extended(budget, candidates)
+        self._ledger.append({"extended": {"budget": budget, "candidates": candidates}})
+        self._exhausted = False
+
     def repeat(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Do what these further events of the ledger say, each decision anew.
 
@@ -126,6 +143,8 @@ class Evolution:
                 if job is None or dumped(job.to_json()) != dumped(event["asked"]):
                     place = len(self._ledger) - (job is not None)
                     raise ValueError(f"ledger[{place}]: this spec asks for {job and job.to_json()} where the ledger has {event['asked']}")
+            elif "extended" in event:
+                self.extend(**event["extended"])
             else:
                 self.tell(event["told"], {int(index): Outcome.from_json(one) for index, one in event["outcomes"].items()})
                 self._look_at(event["told"])
@@ -147,6 +166,7 @@ class Evolution:
             whole.asked(job)
         for number, outcomes in sorted(self._results.items()):
             whole.told(number, outcomes)
+        whole.budget, whole.limit, whole.since = self._view.budget, self._view.limit, self._view.since
         return whole
 
     def best(self, n: int) -> list[Measured]:

@@ -46,7 +46,7 @@ def plan(history: History) -> Plan | None:
 def newcomers(history: History, propose: Propose, rung: int, count: int | None = None) -> Plan | None:
     """New candidates at a rung: the references first, then what is proposed. None when nothing new is left or may be."""
     spec = history.spec
-    wanted = min(count or spec.group, spec.candidates - history.count if spec.candidates is not None else spec.group)
+    wanted = min(count or spec.group, history.limit - history.count if history.limit is not None else spec.group)
     most = affordable(history, rung, look=True)
     while len(history.drafts) < min(wanted, most):
         rng = generator(spec.seed, history.count)
@@ -62,7 +62,7 @@ def newcomers(history: History, propose: Propose, rung: int, count: int | None =
 def affordable(history: History, rung: int, *, look: bool = False) -> int:
     """How many candidates the rest of the budget pays for at a rung, and a look at each; a way up to the full proxy is kept for one."""
     spec = history.spec
-    left = spec.budget - history.spent - way_up(history, rung)
+    left = history.budget - history.spent - way_up(history, rung)
     return max(0, int(left // (spec.rungs[rung] + look * spec.look)))
 
 
@@ -78,6 +78,18 @@ def reference(history: History) -> Candidate | None:
     """The reference whose turn it is."""
     references = history.spec.references
     return Candidate(history.count, references[history.count], "reference") if history.count < len(references) else None
+
+
+def seeds_first(propose: Propose) -> Propose:
+    """The seeds as they are, right after the references, then what is proposed."""
+
+    def proposed(history: History, rng: random.Random) -> Candidate | None:
+        spec, place = history.spec, history.count - len(history.spec.references)
+        if place < len(spec.seeds) and (policy := spec.space.admits(spec.seeds[place])) is not None:
+            return Candidate(history.count, policy, stage_of(policy), island_of(policy), (), "warm")
+        return propose(history, rng)
+
+    return proposed
 
 
 def random_policy(history: History, rng: random.Random) -> Candidate | None:
@@ -106,14 +118,15 @@ def island_of(policy: Policy) -> str | None:
 def divide_and_conquer(history: History, rng: random.Random) -> Candidate | None:
     """Single terms on islands, then their combinations. A stage with nothing new left hands its budget to the other one."""
     stages = [propose_term, propose_combination]
-    if history.spent >= (1 - history.spec.stage2_share) * new_budget(history):
+    if history.spent >= history.since + (1 - history.spec.stage2_share) * (new_budget(history) - history.since):
         stages.reverse()
     return stages[0](history, rng) or stages[1](history, rng)
 
 
 def new_budget(history: History) -> float:
-    """The part of the budget within which new candidates are begun; the rest is for those that climb."""
-    return history.spec.budget * (1 - CLIMB_SHARE) if history.spec.halves else history.spec.budget
+    """How much may be spent while new candidates are begun; the rest is for those that climb. Of an extension likewise."""
+    share = 1 - CLIMB_SHARE if history.spec.halves else 1
+    return history.since + (history.budget - history.since) * share
 
 
 def climbing(history: History, *, closing: bool) -> Plan | None:
@@ -131,7 +144,7 @@ def halving(propose: Propose) -> Callable[[History], Plan | None]:
 
     def planned(history: History) -> Plan | None:
         spec = history.spec
-        full = spec.candidates is not None and history.count >= spec.candidates
+        full = history.limit is not None and history.count >= history.limit
         closing = full or history.spent >= new_budget(history)
         if (climb := climbing(history, closing=closing)) is not None:
             return climb
@@ -201,7 +214,7 @@ def genetic(history: History) -> Plan | None:
     size = min(spec.population, 20)
     first = len(spec.references)
     if history.count < first + size:
-        return newcomers(history, random_policy, spec.top, min(spec.group, first + size - history.count))
+        return newcomers(history, seeds_first(random_policy), spec.top, min(spec.group, first + size - history.count))
     population = list(range(first, first + size))
     scores = {index: mine[spec.top] for index, mine in history.values.items() if spec.top in mine}
     newest = first + size
@@ -261,10 +274,10 @@ def crossed(history: History, a: int, b: int, rng: random.Random) -> Candidate |
 
 ALGORITHMS: Mapping[str, Callable[[History], Plan | None]] = {
     "detkds": halving(divide_and_conquer),
-    "random": full_proxies(random_policy),
-    "random_halving": halving(random_policy),
-    "evolution": full_proxies(regularized),
+    "random": full_proxies(seeds_first(random_policy)),
+    "random_halving": halving(seeds_first(random_policy)),
+    "evolution": full_proxies(seeds_first(regularized)),
     "genetic": genetic,
-    "tpe": full_proxies(partial(sampled, "tpe")),
-    "nsga2": full_proxies(partial(sampled, "nsga2")),
+    "tpe": full_proxies(seeds_first(partial(sampled, "tpe"))),
+    "nsga2": full_proxies(seeds_first(partial(sampled, "nsga2"))),
 }

@@ -29,7 +29,8 @@ class Spec:
     knowledge: one island each, in this order. budget: student iterations that the search may spend; rungs: student iterations of each
     rung, rising, the last the full proxy. candidates: the most policies that are proposed, references included; None: as many as the
     budget pays for. group: the most candidates of one job. parallelism: job n sees the results of jobs with index <= n - parallelism.
-    references: proposed first, under the same budget (no distillation, hand-designed policies). eta: one of so many is promoted.
+    references: proposed first, under the same budget (no distillation, hand-designed policies). seeds: what was good elsewhere, the most
+    promising first; proposed early. eta: one of so many is promoted.
     look: what a candidate costs that is refused before its training, in iterations. stage2_share: part of the budget that goes to
     combining terms. floor: part of stage 1 that every island gets. population: how many of its last results an island breeds from.
     tournament: how many of them compete to be a parent. audit: share of the candidates that are trained even if a gate refuses them.
@@ -54,6 +55,7 @@ class Spec:
     tournament: int = 5
     audit: float = 0.05
     calibration: int = 30
+    seeds: tuple[Policy, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.knowledge:
@@ -67,6 +69,7 @@ class Spec:
         for place, key in enumerate(keys):
             if key in keys[:place]:
                 raise ValueError(f"spec.references[{place}]: the same policy as references[{keys.index(key)}]")
+        self._check_seeds(keys)
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"spec.algorithm: {self.algorithm!r} is not known; one of {', '.join(ALGORITHMS)}")
         if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
@@ -89,6 +92,24 @@ class Spec:
             raise ValueError(f"spec.audit: from 0 to 1, got {self.audit}")
         if not 0 <= self.floor * len(self.knowledge) <= 1:
             raise ValueError(f"spec.floor: {self.floor} for each of {len(self.knowledge)} islands is more than the whole")
+
+    def _check_seeds(self, known: list[str]) -> None:
+        """Raises ValueError for a seed that nothing could be made of. known: the keys of the references."""
+        names = [f"references[{place}]" for place in range(len(known))]
+        keys = list(known)
+        for place, seed in enumerate(self.seeds):
+            where = f"spec.seeds[{place}]"
+            if not seed.terms or seed.distillers:
+                raise ValueError(f"{where}: a seed has terms and no distillers")
+            for term in seed.terms:
+                if term.knowledge not in self.knowledge:
+                    raise ValueError(f"{where}: {term.knowledge!r} is not searched; one of {', '.join(self.knowledge)}")
+            if self.space.admits(seed) is None:
+                raise ValueError(f"{where}: the search space does not admit it")
+            if (key := self.space.key(seed)) in keys:
+                raise ValueError(f"{where}: the same policy as {names[keys.index(key)]}")
+            keys.append(key)
+            names.append(f"seeds[{place}]")
 
     @property
     def top(self) -> int:
@@ -114,6 +135,7 @@ class Spec:
             "knowledge": list(self.knowledge),
             "rungs": list(self.rungs),
             "references": [policy_to_json(policy) for policy in self.references],
+            "seeds": [policy_to_json(policy) for policy in self.seeds],
             "space": self.space.to_json(),
         }
 
@@ -123,6 +145,7 @@ class Spec:
         values = _keys(data, "spec", required=("knowledge", "budget", "seed", "references", "space", "rungs"), known=cls.__slots__)
         values["knowledge"], values["rungs"] = tuple(values["knowledge"]), tuple(values["rungs"])
         values["references"] = tuple(policy_from_json(policy) for policy in values["references"])
+        values["seeds"] = tuple(policy_from_json(policy) for policy in values.get("seeds", ()))
         values["space"] = SearchSpace.from_json(values["space"])
         return cls(**values)
 
@@ -132,8 +155,8 @@ class Candidate:
     """A proposed policy in canonical form, and where it comes from.
 
     island: the knowledge that a stage 1 candidate belongs to. parents: indices of the candidates it was made of. operator: how
-    (`reference`, `seed`, `sample`, `mutate`, `weight`, `migrate`, `enumerate`, `combine`, `toggle`, `swap`, `scale`, `crossover`).
-    audit: whether it is trained even if a gate refuses it.
+    (`reference`, `warm` (of the seeds), `seed` (hand-designed), `sample`, `mutate`, `weight`, `migrate`, `enumerate`, `combine`, `toggle`,
+    `swap`, `scale`, `crossover`). audit: whether it is trained even if a gate refuses it.
     """
 
     index: int

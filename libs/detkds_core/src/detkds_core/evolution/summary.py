@@ -27,7 +27,7 @@ def summarize(history: History) -> dict[str, Any]:
             islands[candidate.island].append(candidate)
     return {
         "algorithm": history.spec.algorithm,
-        "budget": history.spec.budget,
+        "budget": history.budget,
         "spent": round(history.spent, 1),
         "all": _figures(history, history.candidates),
         "stages": {stage: _figures(history, members) for stage, members in groups.items()},

@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from . import events, jobs, pages
 from .clock import db_time
+from .ids import new_id
 from .models import Candidate, Confirmation, Decision, Job, Search, Trial
 from .states import active, move, terminal
 
@@ -45,6 +46,32 @@ def create(
     session.add(search)
     session.flush()
     events.append(session, "search", search.id, "queued", {"name": name})
+    return search
+
+
+def extend(
+    session: Session,
+    source: Search,
+    *,
+    name: str,
+    spec: Mapping[str, Any],
+    event: str,
+    idempotency_key: str | None = None,
+) -> Search:
+    """Store a search that goes on where another one has ended: it has that one's ledger, and `event` after it, its candidates and their
+    measurements. These belong to no job of its own. The other search stays as it is.
+
+    Raises IntegrityError as `create` does.
+    """
+    dataset = {"name": source.dataset, "digest": source.dataset_digest}
+    search = create(session, name=name, spec=spec, dataset=dataset, idempotency_key=idempotency_key, owner=source.owner)
+    for table in (Candidate, Trial):
+        rows = session.execute(select(*table.__table__.columns).where(table.search_id == source.id)).mappings()
+        copies = [{**row, "id": new_id(), "search_id": search.id} | ({"job_id": None} if table is Trial else {}) for row in rows]
+        if copies:
+            session.execute(insert(table), copies)
+    lines = ledger_lines(session, source.id)
+    record(session, search.id, 0, [*lines, event])
     return search
 
 
@@ -160,6 +187,12 @@ def count_candidates(session: Session, search_id: str) -> dict[str, int]:
 def spent(session: Session, search_id: str) -> int:
     """Student iterations that the candidates of a search were trained for so far."""
     return session.scalar(select(func.sum(Candidate.iterations)).where(Candidate.search_id == search_id)) or 0
+
+
+def inherited(session: Session, search_id: str) -> int:
+    """How many of them were spent by the search that it continues."""
+    query = select(func.sum(Trial.iterations)).where(Trial.search_id == search_id, Trial.job_id.is_(None))
+    return session.scalar(query) or 0
 
 
 def seconds_an_iteration(session: Session, shared: Mapping[str, Any]) -> float | None:

@@ -1,0 +1,85 @@
+"""How a search that has SUCCEEDED goes on: what the request adds, and the specification of the search that continues it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from sqlalchemy.orm import Session
+
+from detkds_api.fields import Body, Name
+from detkds_api.problems import Conflict, FieldError, invalid, pointer
+from detkds_api.search_request import bought, enough_for
+from detkds_core.evolution import dumped
+from detkds_core.store import searches
+from detkds_core.store.models import Search
+
+EXTENDED = ", extended"
+LONGEST_NAME = 200  # characters, of the column
+
+
+class ExtendRequest(Body):
+    """How much more a search may spend: exactly one of iterations, candidates and hours."""
+
+    name: Name | None = Field(default=None, description="default: that of the search, extended")
+    iterations: int | None = Field(default=None, ge=1, le=10**12, description="further student iterations, without the confirmation")
+    candidates: int | None = Field(default=None, ge=1, le=100_000, description="further policies, and the iterations that they need")
+    hours: float | None = Field(default=None, gt=0, le=1e6, description="further hours of one device, by what an iteration took before")
+
+
+def extension(session: Session, source: Search, wanted: ExtendRequest) -> tuple[str, dict[str, Any], str]:
+    """Name, specification and first event of the search that continues `source`.
+
+    The specification is the old one with more to spend; `begun` keeps what the first one had, which decides what it did. Raises Conflict
+    for a search that cannot be continued, InvalidInput.
+    """
+    check_ended(session, source)
+    spec, rungs = source.spec, tuple(source.spec["rungs"])
+    limit = None
+    if wanted.candidates is not None:
+        limit = sum(searches.count_candidates(session, source.id).values()) + wanted.candidates
+    budget = int(spec["budget"]) + added(session, source, wanted, rungs)
+    confirmation = spec["confirmation"]
+    used = int(confirmation.get("seeds_used", 0)) + int(confirmation["seeds"])
+    longer = {
+        **spec,
+        "budget": budget,
+        "candidates": limit,
+        "begun": spec.get("begun") or {"budget": spec["budget"], "candidates": spec["candidates"]},
+        "continues": source.id,
+        "confirmation": {**confirmation, "seeds_used": used},
+    }
+    name = wanted.name or source.name.removesuffix(EXTENDED)[: LONGEST_NAME - len(EXTENDED)] + EXTENDED
+    return name, longer, dumped({"extended": {"budget": budget, "candidates": limit}})
+
+
+def check_ended(session: Session, source: Search) -> None:
+    """Raises Conflict for a search that cannot be continued, which says what can be done instead."""
+    if source.state in ("FAILED", "CANCELLED"):
+        raise Conflict(
+            f"search {source.id} is {source.state}; only one that has SUCCEEDED can be extended. Start it anew with POST /searches"
+        )
+    if source.state != "SUCCEEDED":
+        raise Conflict(f"search {source.id} is {source.state}; it can be extended once it has SUCCEEDED")
+    if "rungs" not in source.spec or not searches.count_ledger(session, source.id):
+        raise Conflict(
+            f"search {source.id} is from before searches kept their decisions, so that none can go on from them."
+            ' Start another one with POST /searches and "warm_start"'
+        )
+
+
+def added(session: Session, source: Search, wanted: ExtendRequest, rungs: tuple[int, ...]) -> int:
+    """Further student iterations. Raises InvalidInput."""
+    given = [name for name in ("iterations", "candidates", "hours") if getattr(wanted, name) is not None]
+    if not given:
+        raise invalid([FieldError("/iterations", "is required, unless 'candidates' or 'hours' say how much more the search may spend")])
+    if len(given) > 1:
+        raise invalid([FieldError(pointer(given[1]), f"the extension is given in {given[0]} already; leave one of them out")])
+    if wanted.candidates is not None:
+        return enough_for(wanted.candidates, rungs)
+    if wanted.hours is not None:
+        return bought(wanted.hours, rungs, searches.seconds_an_iteration(session, source.spec))
+    assert wanted.iterations is not None
+    if wanted.iterations < rungs[-1]:
+        raise invalid([FieldError("/iterations", f"{wanted.iterations} are less than one full proxy of {rungs[-1]} iterations")])
+    return wanted.iterations
