@@ -101,6 +101,15 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Settings]]:
+    """The URL and the settings of a service with the operator's key `KEY` and small quotas."""
+    home = tmp_path_factory.mktemp("guarded")
+    settings = Settings(home=home, port=free_port(), api_key=KEY, quota_active=2, quota_iterations=1000, requests_a_minute=200)
+    with running(settings) as url:
+        yield url, settings
+
+
 @pytest.fixture
 def wanted(service: Service) -> dict[str, Any]:
     """A search that is possible; tests change one thing of it."""

@@ -49,7 +49,7 @@ def take_back(connection: Connection, revision: str) -> None:
 
 
 def test_the_schema_can_be_taken_back_and_made_again(store: Store) -> None:
-    with store.engine.begin() as connection:
+    with store.altering() as connection:
         take_back(connection, "base")
         assert set(inspect(connection).get_table_names()) == {"alembic_version"}
     store.migrate()
@@ -96,7 +96,7 @@ def test_what_the_first_schema_remembered_is_kept(request: pytest.FixtureRequest
         searches.try_out(session, "s", 0, [2], rung=15, replicate=0, seed=1, job_id="j")
         assert searches.measure(session, "s", 0, 2, {"same_as": 0, "iterations": 4})
         searches.record(session, "s", 0, ["{}"])
-    with store.engine.begin() as connection:
+    with store.altering() as connection:
         take_back(connection, "0001")
         rows = connection.execute(text('SELECT "index", state, ap, failure FROM candidates ORDER BY "index"')).all()
         assert [tuple(row[:3]) for row in rows] == [(0, "MEASURED", 21.5), (1, "INFEASIBLE", None), (2, "INFEASIBLE", None)]

@@ -18,12 +18,16 @@ WAYS = {
     Job: {
         ("QUEUED", "RUNNING"),
         ("QUEUED", "CANCELLED"),
+        ("QUEUED", "PAUSED"),
         ("RUNNING", "SUCCEEDED"),
         ("RUNNING", "FAILED"),
         ("RUNNING", "QUEUED"),
         ("RUNNING", "DEAD"),
         ("RUNNING", "LOST"),
         ("RUNNING", "CANCELLED"),
+        ("RUNNING", "PAUSED"),
+        ("PAUSED", "QUEUED"),
+        ("PAUSED", "CANCELLED"),
         ("LOST", "QUEUED"),
         ("LOST", "DEAD"),
     },
@@ -37,6 +41,14 @@ WAYS = {
         ("CONFIRMING", "SUCCEEDED"),
         ("CONFIRMING", "FAILED"),
         ("CONFIRMING", "CANCELLED"),
+        ("QUEUED", "PAUSED"),
+        ("RUNNING", "PAUSED"),
+        ("CONFIRMING", "PAUSED"),
+        ("PAUSED", "QUEUED"),
+        ("PAUSED", "RUNNING"),
+        ("PAUSED", "CONFIRMING"),
+        ("PAUSED", "FAILED"),
+        ("PAUSED", "CANCELLED"),
     },
     Distillation: {
         ("QUEUED", "RUNNING"),
@@ -46,6 +58,10 @@ WAYS = {
         ("RUNNING", "DEAD"),
         ("RUNNING", "QUEUED"),
         ("RUNNING", "CANCELLED"),
+        ("QUEUED", "PAUSED"),
+        ("RUNNING", "PAUSED"),
+        ("PAUSED", "QUEUED"),
+        ("PAUSED", "CANCELLED"),
     },
     Candidate: {
         ("PROPOSED", "MEASURED"),
@@ -111,10 +127,10 @@ def test_a_row_in_another_state_does_not_move(store: Store) -> None:
 
 
 def test_an_unknown_state_is_refused_by_the_machine_and_by_the_database(store: Store) -> None:
-    with store.begin() as session, pytest.raises(IllegalTransitionError, match="QUEUED leads to CANCELLED, RUNNING"):
-        move(session, Job, source="QUEUED", target="PAUSED")
+    with store.begin() as session, pytest.raises(IllegalTransitionError, match="QUEUED leads to CANCELLED, PAUSED, RUNNING"):
+        move(session, Job, source="QUEUED", target="SLEEPING")
     with pytest.raises(IntegrityError), store.begin() as session:
-        session.execute(insert(Job).values(id=new_id(), state="PAUSED", **columns(Job, "QUEUED")))
+        session.execute(insert(Job).values(id=new_id(), state="SLEEPING", **columns(Job, "QUEUED")))
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from detkds_api import datasets, detectors, distill, health, policies, problems, reference, results, searches
+from detkds_api import datasets, detectors, distill, health, keys, live, policies, problems, reference, results, searches
+from detkds_api.caller import Callers, Pace
 from detkds_api.gate import Gate
 from detkds_api.service import keep_nulls
 from detkds_api.settings import Settings
 from detkds_core.store import Store
 
-ROUTERS = [domain.router for domain in (searches, distill, results, datasets, detectors, policies, health)]
+ROUTERS = [domain.router for domain in (searches, distill, live, results, datasets, detectors, policies, keys, health)]
 PAGES = Path(__file__).parent / "pages"
 
 DESCRIPTION = """\
@@ -73,5 +74,5 @@ def create_app(settings: Settings) -> FastAPI:
     app.openapi = described  # type: ignore[method-assign]
     problems.install(app)
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    app.add_middleware(Gate, allowed_hosts=settings.hosts, api_key=key)
+    app.add_middleware(Gate, allowed_hosts=settings.hosts, callers=Callers(store, key), pace=Pace(settings.requests_a_minute))
     return app

@@ -10,6 +10,8 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
+from detkds_api import quota
+from detkds_api.caller import Caller
 from detkds_api.datasets import make_builtin
 from detkds_api.fields import Body, Name, Seed
 from detkds_api.lists import Cursor, Limit, Page, page_of
@@ -96,7 +98,7 @@ def create_distillation(
     """
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.begin() as session:
-        asked, source = wanted.policy, named_search(session, wanted.policy)
+        asked, source = wanted.policy, named_search(session, service.caller, wanted.policy)
         if source is not None:
             asked = winner(session, source)
             wanted = wanted.model_copy(update=left_to(source, wanted))
@@ -121,18 +123,24 @@ def create_distillation(
             "pair": wanted.pair,
         }
         name = wanted.name or f"{wanted.pair or pairing.dataset['name']}, {called(policy, wanted.policy)}"
-        one = once(
-            session,
-            idempotency_key,
-            lambda key: stored.by_key(session, key),
-            lambda: stored.create(
+
+        def create() -> Distillation:
+            quota.check(session, service, pairing.iterations)
+            return stored.create(
                 session,
                 name=name,
                 spec=spec,
                 dataset=pairing.dataset,
                 idempotency_key=idempotency_key,
+                owner=service.caller.owner,
                 search_id=source.id if source is not None else None,
-            ),
+            )
+
+        one = once(
+            session,
+            idempotency_key,
+            lambda key: stored.by_key(session, key, owner=service.caller.owner),
+            create,
             lambda found: (found.name, found.spec) == (name, spec),
         )
         answer = view(session, one)
@@ -144,7 +152,7 @@ def create_distillation(
 def list_distillations(service: Service, limit: Limit = 50, cursor: Cursor = None, state: State | None = None) -> Page[DistillationView]:
     """The newest distillations first, all or those in one state."""
     with service.store.read() as session:
-        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor, state=state))
+        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor, state=state, owner=service.caller.sees))
         return Page(items=[view(session, one) for one in found], next_cursor=after)
 
 
@@ -152,27 +160,50 @@ def list_distillations(service: Service, limit: Limit = 50, cursor: Cursor = Non
 def get_distillation(distillation_id: Id, service: Service) -> DistillationView:
     """One distillation and where it stands."""
     with service.store.read() as session:
-        return view(session, existing(session, distillation_id))
+        return view(session, existing(session, service.caller, distillation_id))
 
 
 @router.post("/distill/{distillation_id}/cancel", responses={200: example({**EXAMPLE, "state": "CANCELLED"})})
 def cancel_distillation(distillation_id: Id, service: Service) -> DistillationView:
     """Stop a distillation: its trainer ends within seconds. One that has ended otherwise cannot be cancelled any more (409)."""
     with service.store.begin() as session:
-        one = existing(session, distillation_id)
+        one = existing(session, service.caller, distillation_id)
         if not stored.cancel(session, distillation_id) and one.state != "CANCELLED":
             raise Conflict(f"distillation {distillation_id} has ended ({one.state}); there is nothing to cancel")
-        return view(session, existing(session, distillation_id))
+        return view(session, existing(session, service.caller, distillation_id))
 
 
-def named_search(session: Session, policy: str | dict[str, Any]) -> Search | None:
+@router.post("/distill/{distillation_id}/pause", responses={200: example({**EXAMPLE, "state": "PAUSED"})})
+def pause_distillation(distillation_id: Id, service: Service) -> DistillationView:
+    """Hold a distillation: its trainer ends within seconds and gives its device back; resumed, it goes on from what it kept.
+
+    Pausing again changes nothing; what has ended cannot be paused (409).
+    """
+    with service.store.begin() as session:
+        one = existing(session, service.caller, distillation_id)
+        if not stored.pause(session, distillation_id) and one.state != "PAUSED":
+            raise Conflict(f"distillation {distillation_id} has ended ({one.state}); there is nothing to pause")
+        return view(session, existing(session, service.caller, distillation_id))
+
+
+@router.post("/distill/{distillation_id}/resume", responses={200: example({**EXAMPLE, "state": "QUEUED"})})
+def resume_distillation(distillation_id: Id, service: Service) -> DistillationView:
+    """Let a paused distillation go on. One that is not paused stays as it is; one that has ended cannot go on (409)."""
+    with service.store.begin() as session:
+        one = existing(session, service.caller, distillation_id)
+        if not stored.resume(session, distillation_id) and one.state not in ("QUEUED", "RUNNING"):
+            raise Conflict(f"distillation {distillation_id} has ended ({one.state}); there is nothing to resume")
+        return view(session, existing(session, service.caller, distillation_id))
+
+
+def named_search(session: Session, caller: Caller, policy: str | dict[str, Any]) -> Search | None:
     """The search whose winner `policy` asks for, None when it asks for none. Raises InvalidInput."""
     if not isinstance(policy, dict) or "search" not in policy:
         return None
     search_id = policy["search"]
     if len(policy) > 1 or not isinstance(search_id, str):
         raise invalid([FieldError("/policy", 'the winner of a search is named by {"search": id} and nothing else')])
-    search = searches.get(session, search_id) if is_id(search_id) else None
+    search = searches.get(session, search_id, owner=caller.sees) if is_id(search_id) else None
     if search is None:
         raise invalid([FieldError("/policy/search", f"there is no search {search_id!r}; GET /searches lists them")])
     return search
@@ -210,9 +241,9 @@ def called(policy: Policy, asked: str | dict[str, Any]) -> str:
     return asked[:60] if isinstance(asked, str) else formula(policy)[:60]
 
 
-def existing(session: Session, distillation_id: str) -> Distillation:
-    """Raises NotFound."""
-    one = stored.get(session, distillation_id) if is_id(distillation_id) else None
+def existing(session: Session, caller: Caller, distillation_id: str) -> Distillation:
+    """Raises NotFound, also for what is somebody else's."""
+    one = stored.get(session, distillation_id, owner=caller.sees) if is_id(distillation_id) else None
     if one is None:
         raise NotFound(f"there is no distillation {distillation_id}; GET /distill lists them")
     return one
@@ -247,7 +278,7 @@ def progress(session: Session, one: Distillation, ap: float | None) -> Progress:
     running = one.state == "RUNNING"
     elapsed = seconds_since(session, job.started_at) if running and job else None
     return Progress(
-        step={"QUEUED": "waiting", "RUNNING": "training", "SUCCEEDED": "done"}.get(one.state, "stopped"),
+        step={"QUEUED": "waiting", "PAUSED": "paused", "RUNNING": "training", "SUCCEEDED": "done"}.get(one.state, "stopped"),
         done=total if finished else int(said.get("done") or 0),
         total=total,
         fraction=round(fraction, 4),

@@ -6,16 +6,17 @@ Written as plain ASGI, because a body must be refused before anything has read i
 from __future__ import annotations
 
 import asyncio
-import hmac
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
+from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from detkds_api.problems import BodyTimeout, BodyTooLarge, Forbidden, KeyMissing, NotJson, Problem, answer
+from detkds_api.caller import OPERATOR, Callers, Pace
+from detkds_api.problems import BodyTimeout, BodyTooLarge, Forbidden, NotJson, Problem, answer
 
 BODY_LIMIT = 1 << 20  # bytes; a search with every option and 50 policies is below 40 KiB
 DRAIN_LIMIT = 64 << 20  # bytes read and thrown away, so that a client that sends first and reads later still sees its 413
@@ -23,6 +24,7 @@ BODY_SECONDS = 30.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 OPEN_PATHS = ("/", "/docs", "/health", "/favicon.ico")  # what shows no data: the page asks for the key itself
+READING = ("/searches/preview",)  # what is asked by POST and changes nothing
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 SECURITY_HEADERS: Mapping[str, str] = {
@@ -37,16 +39,17 @@ SECURITY_HEADERS: Mapping[str, str] = {
 
 
 class Gate:
-    """ASGI middleware. api_key None: no key is asked for, which settings allow on loopback alone.
+    """ASGI middleware. It leaves the caller in the request's state: safe methods need scope `read`, the others `run`.
 
     allowed_hosts: names that a Host header may carry, without port; "*" for any. Loopback names always pass on loopback, and nothing
     else does, so that a web page cannot reach the service under its own name (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], callers: Callers, pace: Pace) -> None:
         self.app = app
         self.allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
-        self.api_key = api_key
+        self.callers = callers
+        self.pace = pace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,7 +61,7 @@ class Gate:
         body: bytes | None = None
         try:
             self.check_origin(scope, headers)
-            self.check_key(scope, headers)
+            await self.identify(scope, headers)
             if scope["method"] not in SAFE_METHODS:
                 body = await bounded_body(headers, receive)
                 check_media_type(headers, body)
@@ -87,15 +90,16 @@ class Gate:
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             raise Forbidden("a page of another site may not change anything here")
 
-    def check_key(self, scope: Scope, headers: Headers) -> None:
-        """Raises KeyMissing unless the request carries the key, an open path is asked for, or no key is set."""
+    async def identify(self, scope: Scope, headers: Headers) -> None:
+        """Find the caller, and count the request. Raises KeyMissing, Forbidden, TooMany."""
         path = scope["path"]
-        if self.api_key is None or path in OPEN_PATHS or path.startswith("/pages/"):
+        if path in OPEN_PATHS or path.startswith("/pages/"):
             return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.api_key.encode()):
-            wrong = "the API key is wrong" if given else "no API key came with the request"
-            raise KeyMissing(f"{wrong}; send 'Authorization: Bearer KEY' (DETKDS_API_KEY)", headers={"WWW-Authenticate": "Bearer"})
+        caller = await run_sync(self.callers.of, headers.get("authorization", ""))  # it may ask the database
+        scope["state"]["caller"] = caller
+        if caller is not OPERATOR:
+            self.pace.take(caller.key or "")
+        caller.must("read" if scope["method"] in SAFE_METHODS or path in READING else "run")
 
 
 def wanted_request_id(headers: Headers) -> str | None:

@@ -87,6 +87,10 @@ class KeyReused(Problem):
     status, slug, title = 422, "idempotency-key-reused", "This Idempotency-Key was used for another request"
 
 
+class TooMany(Problem):
+    status, slug, title = 429, "too-many", "More than this key may ask for"
+
+
 class Unavailable(Problem):
     status, slug, title = 503, "unavailable", "Not available now"
 

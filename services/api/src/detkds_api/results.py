@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from detkds_api.caller import Caller
 from detkds_api.lists import Cursor, Limit, Page, page_of
 from detkds_api.paths import inside
 from detkds_api.problems import NotFound
@@ -106,7 +107,7 @@ def view(result: Result) -> ResultView:
 def list_results(service: Service, limit: Limit = 50, cursor: Cursor = None, kind: Kind | None = None) -> Page[ResultView]:
     """The newest results first, all or those of one kind."""
     with service.store.read() as session:
-        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor, kind=kind))
+        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor, kind=kind, owner=service.caller.sees))
         return Page(items=[view(one) for one in found], next_cursor=after)
 
 
@@ -114,7 +115,7 @@ def list_results(service: Service, limit: Limit = 50, cursor: Cursor = None, kin
 def get_result(result_id: Id, service: Service) -> ResultView:
     """One result with its evidence."""
     with service.store.read() as session:
-        return view(existing(session, result_id))
+        return view(existing(session, service.caller, result_id))
 
 
 @router.get(
@@ -145,7 +146,7 @@ def get_detections(result_id: Id, service: Service) -> FileResponse:
 def artifact(service: Service, result_id: str, kind: str, title: str) -> Path:
     """The file that a trainer left. Raises NotFound."""
     with service.store.read() as session:
-        result = existing(session, result_id)
+        result = existing(session, service.caller, result_id)
     name = result.artifacts.get(kind)
     if name is None:
         advice = "distil with its policy first (POST /distill)" if result.kind == "search" else "its trainer left none"
@@ -157,9 +158,9 @@ def artifact(service: Service, result_id: str, kind: str, title: str) -> Path:
         raise NotFound(f"the {title} of result {result_id} is no longer in the artifacts folder") from None
 
 
-def existing(session: Session, result_id: str) -> Result:
-    """Raises NotFound."""
-    result = stored.get(session, result_id) if is_id(result_id) else None
+def existing(session: Session, caller: Caller, result_id: str) -> Result:
+    """Raises NotFound, also for what is somebody else's."""
+    result = stored.get(session, result_id, owner=caller.sees) if is_id(result_id) else None
     if result is None:
         raise NotFound(f"there is no result {result_id}; GET /results lists them")
     return result

@@ -16,7 +16,7 @@ from detkds_api.fields import Body, Name, Seed
 from detkds_api.pairing import Pairing, RecipeChoice, StudentChoice, TeacherChoice, resolve
 from detkds_api.policies import read_policy
 from detkds_api.problems import FieldError, invalid, pointer, pointer_of_path
-from detkds_api.settings import Settings
+from detkds_api.service import Running
 from detkds_api.warm_start import Seeds, WarmStart, named_searches, seeds
 from detkds_core.catalogue import DETECTORS
 from detkds_core.evolution import Evolution, Outcome, Spec
@@ -143,14 +143,14 @@ class Planned(NamedTuple):
     seeds: Seeds | None
 
 
-def planned(session: Session, settings: Settings, wanted: SearchRequest) -> Planned:
+def planned(session: Session, service: Running, wanted: SearchRequest) -> Planned:
     """What the request pairs, and the specification of its search.
 
     Raises InvalidInput with every field that is wrong, and what would be right.
     """
     pairing = resolve(
         session,
-        settings,
+        service.settings,
         pair=wanted.pair,
         dataset=wanted.dataset,
         teacher=wanted.teacher,
@@ -164,7 +164,7 @@ def planned(session: Session, settings: Settings, wanted: SearchRequest) -> Plan
     references = wanted_references(wanted, pairing)
     warm = None
     if wanted.warm_start:
-        warm = seeds(session, named_searches(session, wanted.warm_start), pairing, space, references)
+        warm = seeds(session, named_searches(session, service.caller, wanted.warm_start), pairing, space, references)
     spec = specification(wanted, pairing, space, references, warm.policies if warm else (), pace)
     return Planned(pairing, spec, pace, warm)
 

@@ -10,6 +10,8 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from detkds_api import quota
+from detkds_api.caller import Caller
 from detkds_api.datasets import make_builtin
 from detkds_api.extension import ExtendRequest, extension
 from detkds_api.lists import Cursor, Limit, Page, page_of
@@ -147,13 +149,20 @@ def create_search(wanted: SearchRequest, service: Service, response: Response, i
     """Start a search. The answer comes when it is stored; `Location` tells where to look at it."""
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.begin() as session:
-        pairing, spec, *_ = planned(session, service.settings, wanted)
+        pairing, spec, *_ = planned(session, service, wanted)
         name = wanted.name or f"{wanted.pair or pairing.dataset['name']} seed {wanted.seed}"
+
+        def create() -> Search:
+            quota.check(session, service, spec["budget"] + expected_students(spec) * spec["confirmation"]["iterations"])
+            return stored.create(
+                session, name=name, spec=spec, dataset=pairing.dataset, idempotency_key=idempotency_key, owner=service.caller.owner
+            )
+
         search = once(
             session,
             idempotency_key,
-            lambda key: stored.by_key(session, key),
-            lambda: stored.create(session, name=name, spec=spec, dataset=pairing.dataset, idempotency_key=idempotency_key),
+            lambda key: stored.by_key(session, key, owner=service.caller.owner),
+            create,
             lambda found: (found.name, found.spec) == (name, spec),
         )
         answer = view(session, search)
@@ -166,7 +175,7 @@ def preview_search(wanted: SearchRequest, service: Service) -> Preview:
     """What a search would do and cost, without starting it: the same checks, and its course repeated with made-up APs."""
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.read() as session:
-        found = planned(session, service.settings, wanted)
+        found = planned(session, service, wanted)
     return previewed(found)
 
 
@@ -174,7 +183,7 @@ def preview_search(wanted: SearchRequest, service: Service) -> Preview:
 def list_searches(service: Service, limit: Limit = 50, cursor: Cursor = None, state: State | None = None) -> Page[SearchView]:
     """The newest searches first, all or those in one state."""
     with service.store.read() as session:
-        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor, state=state))
+        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor, state=state, owner=service.caller.sees))
         return Page(items=[view(session, one) for one in found], next_cursor=after)
 
 
@@ -182,7 +191,7 @@ def list_searches(service: Service, limit: Limit = 50, cursor: Cursor = None, st
 def get_search(search_id: Id, service: Service) -> SearchView:
     """One search and where it stands."""
     with service.store.read() as session:
-        return view(session, existing(session, search_id))
+        return view(session, existing(session, service.caller, search_id))
 
 
 @router.post("/searches/{search_id}/cancel", responses={200: example({**EXAMPLE, "state": "CANCELLED"})})
@@ -192,10 +201,33 @@ def cancel_search(search_id: Id, service: Service) -> SearchView:
     Cancelling again changes nothing; a search that has ended otherwise cannot be cancelled any more (409).
     """
     with service.store.begin() as session:
-        search = existing(session, search_id)
+        search = existing(session, service.caller, search_id)
         if not stored.cancel(session, search_id) and search.state != "CANCELLED":
             raise Conflict(f"search {search_id} has ended ({search.state}); there is nothing to cancel")
-        return view(session, existing(session, search_id))
+        return view(session, existing(session, service.caller, search_id))
+
+
+@router.post("/searches/{search_id}/pause", responses={200: example({**EXAMPLE, "state": "PAUSED"})})
+def pause_search(search_id: Id, service: Service) -> SearchView:
+    """Hold a search: its trainers end within seconds and give their devices back, its jobs wait, what is measured stays.
+
+    Jobs that were under way begin anew when it is resumed. Pausing again changes nothing; what has ended cannot be paused (409).
+    """
+    with service.store.begin() as session:
+        search = existing(session, service.caller, search_id)
+        if not stored.pause(session, search_id) and search.state != "PAUSED":
+            raise Conflict(f"search {search_id} has ended ({search.state}); there is nothing to pause")
+        return view(session, existing(session, service.caller, search_id))
+
+
+@router.post("/searches/{search_id}/resume", responses={200: example(EXAMPLE)})
+def resume_search(search_id: Id, service: Service) -> SearchView:
+    """Let a paused search go on where it was. One that is not paused stays as it is; one that has ended cannot go on (409)."""
+    with service.store.begin() as session:
+        search = existing(session, service.caller, search_id)
+        if not stored.resume(session, search_id) and search.state not in stored.DRIVEN:
+            raise Conflict(f"search {search_id} has ended ({search.state}); there is nothing to resume")
+        return view(session, existing(session, service.caller, search_id))
 
 
 @router.post(
@@ -213,13 +245,19 @@ def extend_search(
     than one that has SUCCEEDED cannot be extended (409).
     """
     with service.store.begin() as session:
-        source = existing(session, search_id)
+        source = existing(session, service.caller, search_id)
         name, spec, event = extension(session, source, wanted)
+
+        def create() -> Search:
+            more = spec["budget"] - source.spec["budget"]
+            quota.check(session, service, more + expected_students(spec) * spec["confirmation"]["iterations"])
+            return stored.extend(session, source, name=name, spec=spec, event=event, idempotency_key=idempotency_key)
+
         search = once(
             session,
             idempotency_key,
-            lambda key: stored.by_key(session, key),
-            lambda: stored.extend(session, source, name=name, spec=spec, event=event, idempotency_key=idempotency_key),
+            lambda key: stored.by_key(session, key, owner=source.owner),
+            create,
             lambda found: (found.name, found.spec) == (name, spec),
         )
         answer = view(session, search)
@@ -231,7 +269,7 @@ def extend_search(
 def list_candidates(search_id: Id, service: Service, limit: Limit = 100, cursor: Cursor = None) -> Page[CandidateView]:
     """The policies of a search by index, with what is measured of them."""
     with service.store.read() as session:
-        existing(session, search_id)
+        existing(session, service.caller, search_id)
         found, after = page_of(lambda: stored.candidates(session, search_id, limit=limit, cursor=cursor))
         return Page(items=[candidate_view(one) for one in found], next_cursor=after)
 
@@ -247,14 +285,14 @@ def get_ledger(search_id: Id, service: Service) -> PlainTextResponse:
     Of a `strict` search it follows from the specification and the measurements alone, byte for byte.
     """
     with service.store.read() as session:
-        existing(session, search_id)
+        existing(session, service.caller, search_id)
         lines = stored.ledger_lines(session, search_id)
     return PlainTextResponse("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
 
 
-def existing(session: Session, search_id: str) -> Search:
-    """Raises NotFound."""
-    search = stored.get(session, search_id) if is_id(search_id) else None
+def existing(session: Session, caller: Caller, search_id: str) -> Search:
+    """Raises NotFound, also for what is somebody else's."""
+    search = stored.get(session, search_id, owner=caller.sees) if is_id(search_id) else None
     if search is None:
         raise NotFound(f"there is no search {search_id}; GET /searches lists them")
     return search
@@ -293,7 +331,7 @@ def progress(session: Session, search: Search, best_ap: float | None) -> Progres
     ended, budget = stored.spent(session, search.id), spec.get("budget") or spec["candidates"] * full
     before = stored.inherited(session, search.id) if "continues" in spec else 0
     if search.state not in ("RUNNING", "CONFIRMING"):
-        step = "waiting" if search.state == "QUEUED" else "done" if search.state == "SUCCEEDED" else "stopped"
+        step = {"QUEUED": "waiting", "PAUSED": "paused", "SUCCEEDED": "done"}.get(search.state, "stopped")
         fraction = 1.0 if search.state == "SUCCEEDED" else min(1.0, (ended - before) / max(1, budget - before))
         return Progress(step=step, done=ended, total=budget, fraction=fraction, best_ap=best_ap, seconds_left=None, message="")
     a_student = spec["confirmation"]["iterations"]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Depends, Header, Path, Request
 from fastapi.routing import APIRoute
 
+from detkds_api.caller import OPERATOR, Caller
 from detkds_api.settings import Settings
 from detkds_core.store import Store
 
@@ -16,14 +17,15 @@ ID = re.compile(r"[0-9a-f-]{36}")
 
 
 class Running(NamedTuple):
-    """The store and the settings of the app that a request came to."""
+    """The store and the settings of the app that a request came to, and from whom it came."""
 
     store: Store
     settings: Settings
+    caller: Caller = OPERATOR
 
 
 def running(request: Request) -> Running:
-    return Running(request.app.state.store, request.app.state.settings)
+    return Running(request.app.state.store, request.app.state.settings, request.state.caller)
 
 
 Service = Annotated[Running, Depends(running)]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from detkds_api.gate import LOOPBACK
@@ -22,6 +22,9 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8350
     api_key: SecretStr | None = None  # asked from every client; needed before listening beyond loopback
+    requests_a_minute: int | None = Field(default=600, ge=1)  # of every key but the operator's; None: any number
+    quota_active: int | None = Field(default=None, ge=1)  # searches and distillations of one owner that may wait or run at once
+    quota_iterations: int | None = Field(default=None, ge=1)  # student iterations that one request of an owner may ask for
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # further Host names, comma separated; "*" for any
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # folders of data sets and checkpoints, separated as in PATH
     cache: Path | None = None  # where built-in data sets are kept; None: XDG_CACHE_HOME/detkds, shared by every home

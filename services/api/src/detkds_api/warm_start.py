@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from detkds_api.caller import Caller
 from detkds_api.pairing import Pairing
 from detkds_api.problems import FieldError, invalid, pointer
 from detkds_api.service import is_id
@@ -40,12 +41,12 @@ class Seeds(NamedTuple):
         return WarmStart(policies=len(self.policies), left_out=self.left_out)
 
 
-def named_searches(session: Session, ids: Sequence[str]) -> list[Search]:
+def named_searches(session: Session, caller: Caller, ids: Sequence[str]) -> list[Search]:
     """The searches that a request names, by their ids or their results'. Raises InvalidInput for every one that gives nothing."""
     errors: list[FieldError] = []
     found: dict[str, Search] = {}
     for place, one in enumerate(ids):
-        search = named_search(session, one)
+        search = named_search(session, caller, one)
         if isinstance(search, str):
             errors.append(FieldError(pointer("warm_start", place), search))
         elif search.id in found:
@@ -57,11 +58,11 @@ def named_searches(session: Session, ids: Sequence[str]) -> list[Search]:
     return list(found.values())
 
 
-def named_search(session: Session, one: str) -> Search | str:
+def named_search(session: Session, caller: Caller, one: str) -> Search | str:
     """The search of an id, or why there is none and what would be right."""
-    search = searches.get(session, one) if is_id(one) else None
+    search = searches.get(session, one, owner=caller.sees) if is_id(one) else None
     if search is None:
-        result = results.get(session, one) if is_id(one) else None
+        result = results.get(session, one, owner=caller.sees) if is_id(one) else None
         if result is None:
             return f"there is no search and no result {one!r}; GET /searches?state=SUCCEEDED lists those that can be named"
         if result.search_id is None:

@@ -6,13 +6,13 @@ import builtins
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from . import events, jobs, pages
 from .clock import db_time
-from .models import Distillation
-from .states import move
+from .models import Distillation, Job
+from .states import active, move
 
 PRIORITY = 10  # someone waits for the student; a search has many jobs and would hold it up
 
@@ -74,12 +74,30 @@ def list(
     return pages.newest_first(session, query, Distillation, limit=limit, cursor=cursor)
 
 
+def count_active(session: Session, owner: str) -> int:
+    """How many distillations of an owner have not ended."""
+    query = select(func.count()).select_from(Distillation).where(Distillation.owner == owner, Distillation.state.in_(active(Distillation)))
+    return session.scalar(query) or 0
+
+
 def cancel(session: Session, distillation_id: str, *, owner: str | None = None) -> bool:
     """End a distillation and its job. False: there is none, or it had ended."""
     if get(session, distillation_id, owner=owner) is None:
         return False
     job = jobs.of_distillation(session, distillation_id)
     return job is not None and jobs.cancel(session, job.id)
+
+
+def pause(session: Session, distillation_id: str, *, owner: str | None = None) -> bool:
+    """Hold a distillation until it is resumed; its trainer ends and goes on from what it kept. False: there is none, or it had ended."""
+    known = get(session, distillation_id, owner=owner) is not None
+    return known and bool(jobs.pause(session, Job.distillation_id == distillation_id))
+
+
+def resume(session: Session, distillation_id: str, *, owner: str | None = None) -> bool:
+    """Let a paused distillation go on. False: there is none, or it is not paused."""
+    known = get(session, distillation_id, owner=owner) is not None
+    return known and bool(jobs.resume(session, Job.distillation_id == distillation_id))
 
 
 def succeed(session: Session, distillation_id: str) -> bool:

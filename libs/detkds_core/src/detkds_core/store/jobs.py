@@ -17,7 +17,7 @@ from . import events
 from .clock import db_time
 from .ids import new_id
 from .models import Distillation, Job
-from .states import FINAL, RETRIED, active, move, terminal
+from .states import DISTILLATION, FINAL, RETRIED, active, move, terminal
 
 MOST_ATTEMPTS = 12  # of a job whose worker or trainer is killed again and again: at first that says nothing of the job
 NO_LEASE: Mapping[str, None] = {"lease_token": None, "lease_expires_at": None}
@@ -115,7 +115,10 @@ def renew(session: Session, claim: Claim, *, lease_seconds: float, progress: Map
     if session.scalar(statement) is None:
         return False
     if progress is not None:
-        events.append(session, "job", claim.job_id, "progress", progress)
+        # Of whom people watch. Written under the job's lock, not its search's, so that a watcher may miss one of several at once.
+        watched = [("distillation", claim.distillation_id), ("search", claim.search_id), ("job", claim.job_id)]
+        topic, subject = next((topic, subject) for topic, subject in watched if subject is not None)
+        events.append(session, topic, subject, "progress", {"job": claim.job_id, **progress})
     return True
 
 
@@ -176,6 +179,25 @@ def cancel(session: Session, job_id: str) -> bool:
 def cancel_search(session: Session, search_id: str) -> list[str]:
     """Cancel all jobs of a search that have not ended; their ids."""
     return _cancel(session, Job.search_id == search_id)
+
+
+def pause(session: Session, where: ColumnElement[bool]) -> list[str]:
+    """Take jobs out of the queue, or from their workers, whose next write is refused, without counting the attempt; their ids."""
+    waiting = move(session, Job, where, source="QUEUED", target="PAUSED")
+    running = move(session, Job, where, source="RUNNING", target="PAUSED", attempt=Job.attempt - 1, **NO_LEASE)
+    return _told(session, [*waiting, *running], "paused")
+
+
+def resume(session: Session, where: ColumnElement[bool]) -> list[str]:
+    """Put paused jobs back into the queue; their ids."""
+    return _told(session, move(session, Job, where, source="PAUSED", target="QUEUED"), "resumed")
+
+
+def _told(session: Session, job_ids: list[str], kind: str) -> list[str]:
+    for job_id in job_ids:
+        _mirror(session, _read(session, job_id))
+        events.append(session, "job", job_id, kind, {})
+    return job_ids
 
 
 def reap(session: Session) -> list[str]:
@@ -280,12 +302,9 @@ def _mirror(session: Session, job: Job) -> None:
     if job.distillation_id is None:
         return
     reason = readable(job.failure) if job.failure and job.state in ("FAILED", "DEAD") else None
-    sources = [state for state in active(Distillation) if state != job.state]
     ended = {"finished_at": db_time()} if job.state in terminal(Distillation) else {}
     started = {"started_at": db_time()} if job.state == "RUNNING" else {}
-    for source in sorted(sources):
-        if (source, job.state) in (("QUEUED", "FAILED"), ("QUEUED", "DEAD")):
-            continue  # a job that has not run has not failed
+    for source in sorted(source for source, ways in DISTILLATION.items() if job.state in ways):
         move(
             session,
             Distillation,

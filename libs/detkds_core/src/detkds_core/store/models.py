@@ -22,6 +22,7 @@ from .vocabulary import (
     JobState,
     ResultKind,
     Role,
+    Scope,
     SearchState,
     TrialState,
 )
@@ -334,6 +335,23 @@ class Event(Base):
     kind: Mapped[str] = mapped_column(String(40))
     data: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=db_time())
+
+
+class ApiKey(Base):
+    """Who may do what, and until when. digest: SHA-256 of the secret, which is nowhere. owner: whose searches and results it sees."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (one_of("scope", get_args(Scope)), UniqueConstraint("digest"), Index(None, "created_at", "id"))
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(NAME)
+    owner: Mapped[str] = mapped_column(NAME)
+    scope: Mapped[str] = mapped_column(WORD)
+    digest: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(default=db_time())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
 
 
 class Lease(Base):

@@ -19,6 +19,7 @@ from .models import Candidate, Confirmation, Decision, Job, Search, Trial
 from .states import active, move, terminal
 
 REASON_LENGTH = 2000
+DRIVEN = ("QUEUED", "RUNNING", "CONFIRMING")  # the states in which an evolver does something for a search
 RECENT = 50  # searches in which the pace of a pair is looked for
 
 
@@ -93,6 +94,12 @@ def list(
     return pages.newest_first(session, query, Search, limit=limit, cursor=cursor)
 
 
+def count_active(session: Session, owner: str) -> int:
+    """How many searches of an owner have not ended."""
+    query = select(func.count()).select_from(Search).where(Search.owner == owner, Search.state.in_(active(Search)))
+    return session.scalar(query) or 0
+
+
 def cancel(session: Session, search_id: str, *, owner: str | None = None) -> bool:
     """End a search and all its jobs; what was measured stays. False: there is none, or it had ended."""
     # One state after the other, so that the machine is asked for each; the row is locked from the first hit.
@@ -102,6 +109,29 @@ def cancel(session: Session, search_id: str, *, owner: str | None = None) -> boo
             events.append(session, "search", search_id, "cancelled", {"from": source})
             return True
     return False
+
+
+def pause(session: Session, search_id: str, *, owner: str | None = None) -> bool:
+    """Hold a search and its jobs until it is resumed; its trainers end, what is measured stays. False: there is none, or it had ended."""
+    for source in sorted(active(Search) - {"PAUSED"}):
+        if move(session, Search, Search.id == search_id, *_of(owner), source=source, target="PAUSED"):
+            jobs.pause(session, Job.search_id == search_id)
+            events.append(session, "search", search_id, "paused", {"from": source})
+            return True
+    return False
+
+
+def resume(session: Session, search_id: str, *, owner: str | None = None) -> bool:
+    """Let a paused search go on where it was. False: there is none, or it is not paused."""
+    search = session.scalar(select(Search).where(Search.id == search_id, Search.state == "PAUSED", *_of(owner)).with_for_update())
+    if search is None:
+        return False
+    confirming = session.scalar(select(Confirmation.id).where(Confirmation.search_id == search_id).limit(1)) is not None
+    target = "CONFIRMING" if confirming else "RUNNING" if search.started_at is not None else "QUEUED"
+    moved = move(session, Search, Search.id == search_id, source="PAUSED", target=target)
+    jobs.resume(session, Job.search_id == search_id)
+    events.append(session, "search", search_id, "resumed", {"to": target})
+    return bool(moved)
 
 
 def fail(session: Session, search_id: str, reason: str) -> bool:
@@ -154,13 +184,13 @@ def due(session: Session) -> builtins.list[str]:
     """
     ended = exists().where(Job.search_id == Search.id, Job.collected.is_(False), Job.state.in_(terminal(Job)))
     under_way = exists().where(Job.search_id == Search.id, Job.state.in_(active(Job)))
-    query = select(Search.id).where(Search.state.in_(active(Search)), or_(Search.state == "QUEUED", ended, ~under_way))
+    query = select(Search.id).where(Search.state.in_(DRIVEN), or_(Search.state == "QUEUED", ended, ~under_way))
     return builtins.list(session.scalars(query.order_by(Search.created_at, Search.id)))
 
 
 def lock(session: Session, search_id: str) -> Search | None:
-    """The search, if it has not ended, held against every other writer until the transaction ends."""
-    query = select(Search).where(Search.id == search_id, Search.state.in_(active(Search))).with_for_update()
+    """The search, if it is to be driven, held against every other writer until the transaction ends."""
+    query = select(Search).where(Search.id == search_id, Search.state.in_(DRIVEN)).with_for_update()
     return session.scalar(query.execution_options(populate_existing=True))
 
 

@@ -69,10 +69,30 @@ class Store:
         """Bring the schema up to date. Any number of processes may do so at once: one does, the others wait for it."""
         from .migrations import upgrade  # Alembic takes a while to import, and most processes never migrate
 
-        with self.engine.begin() as connection:  # on SQLite, BEGIN IMMEDIATE is the lock
+        with self.altering() as connection:
             if not self.sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             upgrade(connection)
+
+    @contextmanager
+    def altering(self) -> Iterator[Connection]:
+        """A transaction that may change tables; on SQLite its lock is BEGIN IMMEDIATE.
+
+        SQLite changes a table by making it anew, and dropping the old one would delete every row that refers to it: foreign keys are
+        checked at the end instead. Raises RuntimeError, and changes nothing, where one leads nowhere.
+        """
+        with self.engine.connect() as connection:
+            raw: Any = connection.connection.dbapi_connection
+            try:
+                if self.sqlite:
+                    raw.execute("PRAGMA foreign_keys = OFF")  # only outside of a transaction, so not through SQLAlchemy, which begins one
+                with connection.begin():
+                    yield connection
+                    if self.sqlite and (broken := connection.execute(text("PRAGMA foreign_key_check")).first()):
+                        raise RuntimeError(f"a row of {broken[0]} would refer to none of {broken[2]}")
+            finally:
+                if self.sqlite:
+                    raw.execute("PRAGMA foreign_keys = ON")
 
     def close(self) -> None:
         """Close the connections that are not in use."""

@@ -24,20 +24,23 @@ def _machine(states: Any, **ways: Iterable[str]) -> Machine:
 
 JOB: Machine = _machine(
     JobState,
-    QUEUED=("RUNNING", "CANCELLED"),
-    RUNNING=("SUCCEEDED", "FAILED", "QUEUED", "DEAD", "LOST", "CANCELLED"),  # QUEUED: worth another try, or given back by its worker
+    QUEUED=("RUNNING", "CANCELLED", "PAUSED"),
+    RUNNING=("SUCCEEDED", "FAILED", "QUEUED", "DEAD", "LOST", "CANCELLED", "PAUSED"),  # QUEUED: worth another try, or given back
+    PAUSED=("QUEUED", "CANCELLED"),
     LOST=("QUEUED", "DEAD"),  # for the moment of the reaper's transaction only
 )
 SEARCH: Machine = _machine(
     SearchState,
-    QUEUED=("RUNNING", "FAILED", "CANCELLED"),
-    RUNNING=("CONFIRMING", "FAILED", "CANCELLED"),
-    CONFIRMING=("SUCCEEDED", "FAILED", "CANCELLED"),
+    QUEUED=("RUNNING", "FAILED", "CANCELLED", "PAUSED"),
+    RUNNING=("CONFIRMING", "FAILED", "CANCELLED", "PAUSED"),
+    CONFIRMING=("SUCCEEDED", "FAILED", "CANCELLED", "PAUSED"),
+    PAUSED=("QUEUED", "RUNNING", "CONFIRMING", "FAILED", "CANCELLED"),
 )
 DISTILLATION: Machine = _machine(
     DistillationState,
-    QUEUED=("RUNNING", "CANCELLED"),
-    RUNNING=("SUCCEEDED", "FAILED", "DEAD", "QUEUED", "CANCELLED"),
+    QUEUED=("RUNNING", "CANCELLED", "PAUSED"),
+    RUNNING=("SUCCEEDED", "FAILED", "DEAD", "QUEUED", "CANCELLED", "PAUSED"),
+    PAUSED=("QUEUED", "CANCELLED"),
 )
 TRIAL: Machine = _machine(TrialState, PROPOSED=("MEASURED", "INFEASIBLE", "REJECTED", "DUPLICATE"))
 CANDIDATE: Machine = _machine(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-JobState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "LOST", "DEAD"]
-SearchState = Literal["QUEUED", "RUNNING", "CONFIRMING", "SUCCEEDED", "FAILED", "CANCELLED"]
-DistillationState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD"]
+JobState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "LOST", "DEAD", "PAUSED"]
+SearchState = Literal["QUEUED", "RUNNING", "CONFIRMING", "SUCCEEDED", "FAILED", "CANCELLED", "PAUSED"]
+DistillationState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD", "PAUSED"]
 CandidateState = Literal["PROPOSED", "MEASURED", "INFEASIBLE", "REJECTED", "DUPLICATE"]
 TrialState = CandidateState
 ConfirmationState = Literal["PROPOSED", "MEASURED", "INFEASIBLE"]
 JobKind = Literal["evaluate", "confirm", "distill"]
 ResultKind = Literal["search", "distill"]
 Role = Literal["searched", "alone", "reference"]
+Scope = Literal["read", "run", "admin"]  # of an API key, each with all before it
