@@ -151,7 +151,9 @@ async function search(id) {
     make("h1", {}, one.name),
     make("div", { class: "row" }, badge(one.state),
       make("span", { class: "quiet" }, `${one.teacher} → ${one.student} on ${one.dataset}, ${time(one.created_at)}`),
-      busy ? make("button", { class: "danger end", onclick: () => cancel(one) }, "Cancel this search") : null,
+      busy ? make("button", { class: "end", onclick: () => change(one, "pause") }, "Pause") : null,
+      one.state === "PAUSED" ? make("button", { class: "end", onclick: () => change(one, "resume") }, "Resume") : null,
+      busy || one.state === "PAUSED" ? make("button", { class: "danger", onclick: () => cancel(one) }, "Cancel this search") : null,
       one.result_id ? make("a", { class: "end", href: `#/results/${one.result_id}` }, "Its result") : null),
     one.reason ? make("p", { class: "quiet" }, one.reason) : null,
     busy ? make("div", {}, bar(one.progress)) : null,
@@ -171,8 +173,16 @@ async function search(id) {
 }
 
 async function cancel(one) {
-  if (!confirm(`Cancel ${one.name}? What is measured stays.`)) return;
-  await ask(`/searches/${one.id}/cancel`, { method: "POST" });
+  if (confirm(`Cancel ${one.name}? What is measured stays.`)) await change(one, "cancel");
+}
+
+async function change(one, verb) {
+  try {
+    await ask(`/searches/${one.id}/${verb}`, { method: "POST" });
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    alert(error.message); // it ended meanwhile, or the key may only read
+  }
   look();
 }
 
