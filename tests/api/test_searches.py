@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from detkds_core.store import jobs
+from detkds_core.store import jobs, workers
 from detkds_core.store import searches as stored
 
 
@@ -122,7 +122,7 @@ def test_an_illegal_term_is_named_by_its_place(service, wanted):
     [
         ("candidates", 3, "/candidates", "greater than or equal to 4"),
         ("candidates", 100_001, "/candidates", "less than or equal to 100000"),
-        ("candidates", None, "/candidates", "is required, unless 'iterations' or 'hours'"),
+        ("candidates", None, "/candidates", "is required, unless 'iterations', 'hours' or"),
         ("references", ["none", "pkd", "fgd", "cwd", "mgd", "ld"] + [f"{n}·l1(global)" for n in range(2, 8)], "/candidates", "at least 13"),
         ("iterations", 0, "/iterations", "greater than or equal to 1"),
         ("iterations", 1, "/iterations", "1 are less than one full proxy of 2 iterations"),
@@ -215,6 +215,69 @@ def test_hours_are_converted_by_what_the_pair_took_before(service, wanted):
     assert bought["seconds"] == (7200 + bought["confirmation_iterations"]) * 0.25
     little = errors(service.http.post("/searches", json={**wanted, "hours": 0.0001}))
     assert little == {"/hours": "buys 1 iterations at 0.25 s each, less than one full proxy of 2"}
+
+
+@pytest.fixture
+def two_workers(service):
+    with service.store.begin() as session:
+        for name in ("w1", "w2"):
+            workers.present(session, name, seconds=60)
+        workers.present(session, "gone", seconds=-1)
+    yield
+    with service.store.begin() as session:
+        for name in ("w1", "w2", "gone"):
+            workers.leave(session, name)
+
+
+def test_hours_by_the_clock_buy_what_the_workers_do_in_them_after_the_confirmation(service, wanted, two_workers):
+    del wanted["candidates"]
+    wanted["recipe"]["batch"] = 5  # of no other test
+    first = service.http.post("/searches", json={**wanted, "candidates": 12}).json()["id"]
+    measure_one(service, first, iterations=20, seconds=10.0)
+    confirmation = {"seeds": 3, "finalists": 2, "iterations": 100, "distillers": ["pkd", "fgd"]}
+    wanted |= {"wall_clock_hours": 0.5, "confirmation": confirmation}
+    # 3 seeds of 5 students of 100 iterations at 0.5 s by two workers are 375 s; both have 1,425 s left for the search
+    spec = accepted(service, wanted)
+    assert (spec["budget"], spec["asked"]) == (1425 * 2 * 2, {"wall_clock_hours": 0.5})
+    assert accepted(service, {**wanted, "parallelism": 1})["budget"] == 1425 * 2
+    assert accepted(service, {**wanted, "parallelism": 9})["budget"] == 1425 * 2 * 2
+    bought = service.http.post("/searches/preview", json=wanted).json()
+    assert (bought["iterations"], bought["workers"], bought["clock_seconds"]) == (5700, 2, 1800.0)
+    assert bought["seconds"] == (5700 + 1500) * 0.5
+    little = errors(service.http.post("/searches", json={**wanted, "wall_clock_hours": 0.1}))
+    assert little == {
+        "/wall_clock_hours": "the confirmation takes 0.104 hours of it with the workers that are there (2), and what is left is less than"
+        " one full proxy of 2 iterations; more than 0.104 hours, or fewer seeds, finalists or distillers"
+    }
+    both = errors(service.http.post("/searches", json={**wanted, "hours": 1.0}))
+    assert both == {"/wall_clock_hours": "the budget is given in hours already; leave one of them out"}
+
+
+def test_hours_by_the_clock_need_a_worker_and_a_pace(service, wanted):
+    del wanted["candidates"]
+    wanted["recipe"]["batch"] = 6  # of no other test
+    wanted["wall_clock_hours"] = 1.0
+    message = errors(service.http.post("/searches", json=wanted))["/wall_clock_hours"]
+    assert message.startswith("no iteration of this pair with this recipe has been measured yet")
+    first = service.http.post("/searches", json={**wanted, "wall_clock_hours": None, "candidates": 12}).json()["id"]
+    measure_one(service, first, iterations=20, seconds=10.0)
+    found = errors(service.http.post("/searches", json=wanted))
+    assert found == {"/wall_clock_hours": "no worker is there to say how fast it goes; start one, or give 'hours' of one device"}
+    bought = service.http.post("/searches/preview", json={**wanted, "wall_clock_hours": None, "candidates": 12}).json()
+    assert (bought["workers"], bought["clock_seconds"]) == (0, None)
+
+
+def test_the_same_key_is_done_once_though_an_hour_buys_more_by_now(service, wanted):
+    del wanted["candidates"]
+    wanted["recipe"]["batch"] = 7  # of no other test
+    first = service.http.post("/searches", json={**wanted, "candidates": 12}).json()["id"]
+    measure_one(service, first, iterations=20, seconds=10.0)
+    key = {"Idempotency-Key": "an-hour"}
+    made = service.http.post("/searches", json={**wanted, "hours": 1.0}, headers=key).json()
+    measure_one(service, made["id"], iterations=20, seconds=5.0)
+    again = service.http.post("/searches", json={**wanted, "hours": 1.0}, headers=key).json()
+    assert (again["id"], again["spec"]["budget"]) == (made["id"], 7200)
+    assert service.http.post("/searches", json={**wanted, "hours": 2.0}, headers=key).status_code == 422
 
 
 @pytest.mark.parametrize("algorithm", ["detkds", "random_halving"])

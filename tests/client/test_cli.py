@@ -41,9 +41,18 @@ def test_the_options_of_a_search_reach_the_service(detkds, pairing):
     spec = json.loads(started.stdout)["spec"]
     assert (spec["budget"], spec["candidates"], spec["algorithm"], spec["mode"]) == (4000, None, "random", "logged")
     assert (spec["rungs"], spec["space"]["balanced"]) == ([2], False)
+    jobs = ["--rungs", "1", "--group", "6", "--parallelism", "3"]
+    compared = "pkd, 2·l2[auto, region=all](global)"
+    confirmation = ["--finalists", "4", "--confirm-seeds", "7", "--confirm-iterations", "9", "--distillers", compared]
+    spec = json.loads(detkds("search", *pairing, *jobs, *confirmation, "--no-wait", "--json").stdout)["spec"]
+    assert (spec["rungs"], spec["group"], spec["parallelism"]) == ([1, 2], 6, 3)
+    named = [one["name"] for one in spec["confirmation"].pop("distillers")]
+    assert (spec["confirmation"], named) == ({"finalists": 4, "seeds": 7, "iterations": 9}, ["pkd", "distiller 1"])
     default = json.loads(detkds("search", *pairing, "--no-wait", "--json").stdout)["spec"]
     assert (default["candidates"], default["algorithm"], default["mode"]) == (48, "detkds", "strict")
     assert (default["rungs"], default["space"]["balanced"]) == ([1, 2], True)
+    every = json.loads(detkds("search", *pairing, "--rungs", "", "--distillers", "all", "--no-wait", "--json").stdout)["spec"]
+    assert (every["rungs"], every["confirmation"]) == ([2], default["confirmation"])
 
 
 def test_a_search_is_extended(detkds, service, wanted):
@@ -110,6 +119,7 @@ def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
         (["search", "--pair", "digits_gfl", "--iterations", "1", "--preview"], "iterations: 1 are less than one full proxy of"),
         (["search", "--pair", "digits_gfl", "--iterations", "9999", "--hours", "1"], "hours: the budget is given in iterations already"),
         (["search", "--pair", "digits_gfl", "--warm-start", "mine"], "warm_start[0]: there is no search and no result 'mine'"),
+        (["search", "--pair", "digits_gfl", "--rungs", "15;30"], "--rungs 15;30: write it as numbers with commas between"),
         (["extend", "none"], "how much more? Give one of --iterations, --candidates and --hours"),
         (["extend", "none", "--iterations", "100"], "there is no search none"),
         (["distill", "--pair", "digits_gfl", "--policy", "@/nothing/here.json"], "cannot be read as JSON"),

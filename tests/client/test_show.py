@@ -64,16 +64,24 @@ def test_a_preview_is_shown_with_its_cost(capsys):
     ]
 
 
+BOUGHT = {"proposed": 6, "iterations": 2400, "rungs": [], "confirmation_iterations": 9, "formulas": {}, "excluded": {}, "seconds": None}
+
+
 def test_a_preview_says_what_a_warm_start_brings(capsys):
     left_out = {"this search leaves 'logits' out": 2, "its terms are not legal together": 1}
-    bought = {"proposed": 6, "iterations": 2400, "rungs": [], "confirmation_iterations": 9, "formulas": {}, "excluded": {}, "seconds": None}
-    show.preview({**bought, "warm_start": {"policies": 5, "left_out": left_out}})
+    show.preview({**BOUGHT, "warm_start": {"policies": 5, "left_out": left_out}})
     lines = capsys.readouterr().out.splitlines()
     assert lines[-4:-1] == [
         "begins with 5 policies of earlier searches; 3 cannot be used",
         "  2: this search leaves 'logits' out",
         "  1: its terms are not legal together",
     ]
+
+
+def test_a_preview_says_how_long_the_workers_take(capsys):
+    show.preview({**BOUGHT, "seconds": 600.0, "workers": 2, "clock_seconds": 300.0})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["expected on one device: 10 min", "by the clock, with the workers that are there (2): 5 min"]
 
 
 def test_the_losses_of_a_training_and_their_ratio():

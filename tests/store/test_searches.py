@@ -3,11 +3,11 @@
 import threading
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
-from detkds_core.store import Store, datasets, distillations, events, jobs, leases, results, searches
-from detkds_core.store.models import Search
+from detkds_core.store import Store, datasets, distillations, events, jobs, leases, results, searches, workers
+from detkds_core.store.models import Search, Worker
 
 DATASET = {"name": "shapes", "digest": "d1", "classes": ["disc"]}
 
@@ -419,6 +419,27 @@ def test_datasets_have_names(store: Store) -> None:
         assert [one.name for one in page] == ["a", "b"]
         assert [one.data["name"] for one in datasets.list(session, limit=2, cursor=cursor)[0]] == ["c"]
         assert datasets.get(session, "z") is None
+
+
+def test_workers_are_counted_until_they_leave_or_are_not_heard_of(store: Store) -> None:
+    def alive() -> int:
+        with store.read() as session:
+            return workers.alive(session)
+
+    assert alive() == 0
+    with store.begin() as session:
+        workers.present(session, "a", seconds=60)
+        workers.present(session, "b", seconds=60)
+        workers.present(session, "c", seconds=-1)
+        workers.present(session, "d", seconds=-90_000)
+    assert alive() == 2
+    with store.begin() as session:
+        workers.present(session, "a", seconds=-1)
+        workers.present(session, "c", seconds=60)
+        workers.leave(session, "b")
+    assert alive() == 1
+    with store.read() as session:
+        assert set(session.scalars(select(Worker.name))) == {"a", "c"}, "who has been gone for a day is forgotten"
 
 
 def test_a_duty_has_one_holder_until_its_lease_runs_out(store: Store) -> None:

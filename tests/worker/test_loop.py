@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from detkds_core.store import Store, jobs
+from detkds_core.store import Store, jobs, workers
 from detkds_worker.loop import gpu, worker_name
 
 from .test_processes import alive, until
@@ -66,6 +66,24 @@ def test_jobs_are_worked_off_and_sigterm_ends_an_idle_worker(tmp_path: Path, dat
     assert [column(database, job, "result") for job in queued] == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
     started[0].terminate()
     assert started[0].wait(5) == 0
+
+
+def test_workers_are_counted_from_start_to_end_also_while_they_train(tmp_path: Path, database: Store, started: list[Any]) -> None:
+    def alive() -> int:
+        with database.read() as session:
+            return workers.alive(session)
+
+    job = enqueue(database)
+    for _ in range(2):
+        started.append(start(tmp_path, SLEEPER, DETKDS_LEASE_SECONDS="1"))
+    assert until(lambda: alive() == 2 and state(database, job) == "RUNNING", 30)
+    time.sleep(1.5)
+    assert alive() == 2, "both say so again"
+    started[0].terminate()
+    started[0].wait(10)
+    assert alive() == 1
+    started[1].kill()
+    assert until(lambda: alive() == 0, 5), "not heard of any more"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

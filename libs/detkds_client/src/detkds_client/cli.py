@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 
 from detkds_client import show
-from detkds_client.client import FINAL_STATES, Client, ProblemError, ServiceUnreachable
+from detkds_client.client import FINAL_STATES, Client, ProblemError, ServiceUnreachable, given
 from detkds_client.types import DetectorChoice
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -61,6 +62,9 @@ def search(
     candidates: Annotated[int | None, typer.Option(help="How many policies to propose at most. Default: 48.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Budget in student iterations.")] = None,
     hours: Annotated[float | None, typer.Option(help="Budget in hours of one device, by what an iteration took before.")] = None,
+    wall_clock_hours: Annotated[
+        float | None, typer.Option(help="Budget in hours by the clock, confirmation included, with the workers that are there.")
+    ] = None,
     algorithm: Annotated[
         str, typer.Option(help="detkds; for comparison: random, random_halving, evolution, genetic, tpe, nsga2.")
     ] = "detkds",
@@ -71,6 +75,15 @@ def search(
     knowledge: Annotated[list[str] | None, typer.Option(help="Search only these kinds of knowledge; repeatable.")] = None,
     space: Annotated[str, typer.Option(help="published: the names that DetKDS can reach; full: all that the language has.")] = "published",
     reference: Annotated[list[str] | None, typer.Option(help="Named policies measured beside; repeatable. Default: none, pkd.")] = None,
+    rungs: Annotated[str | None, typer.Option(help="Iterations of the short trainings, comma separated, rising.")] = None,
+    group: Annotated[int | None, typer.Option(help="Candidates that are trained together.")] = None,
+    parallelism: Annotated[int | None, typer.Option(help="Jobs that may be under way at once.")] = None,
+    finalists: Annotated[int | None, typer.Option(help="Candidates that are confirmed.")] = None,
+    confirm_seeds: Annotated[int | None, typer.Option(help="Fresh seeds of the confirmation.")] = None,
+    confirm_iterations: Annotated[int | None, typer.Option(help="Its iterations; default: those of the recipe.")] = None,
+    distillers: Annotated[
+        str | None, typer.Option(help="Hand-designed policies to compare with, comma separated; all: every one that suits the pair.")
+    ] = None,
     warm_start: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Begin with the best policies of an earlier search; repeatable.")
     ] = None,
@@ -83,8 +96,9 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search the policy that suits a teacher and a student on your data."""
-    if candidates is None and iterations is None and hours is None:
+    if candidates is None and iterations is None and hours is None and wall_clock_hours is None:
         candidates = 48
+    confirmation = given(finalists=finalists, seeds=confirm_seeds, iterations=confirm_iterations, distillers=distillers_of(distillers))
     with connected(url) as client:
         wanted: dict[str, Any] = {
             "pair": pair,
@@ -94,6 +108,7 @@ def search(
             "candidates": candidates,
             "iterations": iterations,
             "hours": hours,
+            "wall_clock_hours": wall_clock_hours,
             "algorithm": algorithm,
             "weights": weights,
             "mode": mode,
@@ -101,6 +116,10 @@ def search(
             "knowledge": knowledge,
             "space": space,
             "references": reference,
+            "rungs": numbers("--rungs", rungs),
+            "group": group,
+            "parallelism": parallelism,
+            "confirmation": confirmation or None,
             "warm_start": warm_start,
             "recipe": fields(recipe),
             "inherit": inherit,
@@ -445,6 +464,23 @@ def fields(texts: list[str] | None) -> dict[str, Any] | None:
         except ValueError:
             found[name] = value
     return found
+
+
+def numbers(option: str, text: str | None) -> list[int] | None:
+    """`15,30,60` as numbers; none for an empty text."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        raise Refusal(f"{option} {text}: write it as numbers with commas between, for example {option} 15,30,60") from None
+
+
+def distillers_of(text: str | None) -> str | list[str] | None:
+    """`all`, or names and formulas with commas between; a formula's own commas stand in brackets."""
+    if text is None or text == "all":
+        return text
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
 
 
 def policy_of(text: str) -> str | dict[str, Any]:

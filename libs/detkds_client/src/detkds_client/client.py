@@ -97,6 +97,7 @@ class Client:
         candidates: int | None = None,
         iterations: int | None = None,
         hours: float | None = None,
+        wall_clock_hours: float | None = None,
         algorithm: str | None = None,
         weights: str | None = None,
         rungs: Sequence[int] | None = None,
@@ -115,7 +116,7 @@ class Client:
         warm_start: Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> Search:
-        """Start a search for the pair's policy. What is None is left to the service; one of candidates, iterations and hours is needed."""
+        """Start a search for the pair's policy. What is None is left to the service; one of the budgets is needed, from candidates on."""
         body = given(
             pair=pair,
             dataset=dataset,
@@ -124,6 +125,7 @@ class Client:
             candidates=candidates,
             iterations=iterations,
             hours=hours,
+            wall_clock_hours=wall_clock_hours,
             algorithm=algorithm,
             weights=weights,
             rungs=rungs,

@@ -192,6 +192,8 @@ def preview(bought: Mapping[str, Any]) -> None:
             print(f"  {count}: {why}")
     seconds = bought["seconds"]
     print(f"expected on one device: {seconds / 60:.0f} min" if seconds else "nothing of this pair was measured yet, so no time is expected")
+    if clock := bought.get("clock_seconds"):
+        print(f"by the clock, with the workers that are there ({bought['workers']}): {clock / 60:.0f} min")
 
 
 def unit_of(one: Search) -> str:

@@ -42,7 +42,8 @@ def extension(session: Session, source: Search, wanted: ExtendRequest) -> tuple[
     confirmation = spec["confirmation"]
     used = int(confirmation.get("seeds_used", 0)) + int(confirmation["seeds"])
     longer = {
-        **spec,
+        **{key: value for key, value in spec.items() if key != "asked"},
+        **({"asked": {"hours": wanted.hours}} if wanted.hours is not None else {}),
         "budget": budget,
         "candidates": limit,
         "begun": spec.get("begun") or {"budget": spec["budget"], "candidates": spec["candidates"]},

@@ -24,12 +24,14 @@ from detkds_core.evolution.spec import ETA, GATES, HALVING, OF_OPTUNA, Algorithm
 from detkds_core.policy import Policy, SearchSpace, canonical, named_policies, to_json
 from detkds_core.policy.named import name_of, suiting
 from detkds_core.store import searches as stored
+from detkds_core.store import workers
 
 Knowledge = Literal["global", "fgbg", "instance", "logits", "localization"]
 RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)  # of a term's gradient to the task's, that a search begins with
 RUNGS = (8, 4, 2)  # parts of the full proxy
 LOOK = 4  # iterations that a look at a candidate costs, about
 DEFAULT_PARALLELISM = 2
+NO_PACE = "no iteration of this pair with this recipe has been measured yet; give 'candidates' or 'iterations' the first time"
 PREVIEWED = 60  # full proxies of a budget whose course is played through; a larger one is scaled
 PLAYED = 250  # candidates of it, at most: rungs far below the full proxy would buy thousands
 DEFAULT_REFERENCES = ("none", "pkd")
@@ -71,6 +73,12 @@ class SearchRequest(Body):
     )
     hours: float | None = Field(
         default=None, gt=0, le=1e6, description="budget in hours of one device, by what an iteration of this pair took before"
+    )
+    wall_clock_hours: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="budget in hours by the clock, the confirmation included, with the workers that are there now",
     )
     seed: Seed = 0
     knowledge: list[Knowledge] | None = Field(
@@ -119,7 +127,8 @@ class Preview(BaseModel):
 
     formulas: different ones of each knowledge that the pair can train with; excluded: why it cannot exchange the others. proposed: about
     how many candidates the budget pays for; rungs: iterations of each and about how many candidates reach it. seconds: expected on one
-    device, by what an iteration of this pair took before; null where nothing is known. warm_start: null where none was asked for.
+    device, by what an iteration of this pair took before; null where nothing is known. workers: that are there now; clock_seconds: expected
+    with them. warm_start: null where none was asked for.
     """
 
     formulas: dict[str, int]
@@ -130,16 +139,29 @@ class Preview(BaseModel):
     confirmation_iterations: int
     seconds_an_iteration: float | None
     seconds: float | None
+    workers: int
+    clock_seconds: float | None
     warm_start: WarmStart | None
     spec: dict[str, Any]
 
 
+class Speed(NamedTuple):
+    """pace: seconds that a student iteration of a pair took before, where it is known. workers: that are there now."""
+
+    pace: float | None
+    workers: int
+
+    def clock_seconds(self, iterations: float, at_once: int) -> float | None:
+        """How long so many iterations take where so many jobs may be under way at once; None where nothing is known."""
+        return iterations * self.pace / min(self.workers, at_once) if self.pace and self.workers else None
+
+
 class Planned(NamedTuple):
-    """What a request comes to. pace: seconds that an iteration of this pair took before, where it is known; seeds: of its warm start."""
+    """What a request comes to. seeds: of its warm start."""
 
     pairing: Pairing
     spec: dict[str, Any]
-    pace: float | None
+    speed: Speed
     seeds: Seeds | None
 
 
@@ -159,14 +181,14 @@ def planned(session: Session, service: Running, wanted: SearchRequest) -> Planne
         resize=wanted.resize,
         schedule="proxy",
     )
-    pace = stored.seconds_an_iteration(session, pairing.spec())
+    speed = Speed(stored.seconds_an_iteration(session, pairing.spec()), workers.alive(session))
     space = wanted_space(wanted, pairing)
     references = wanted_references(wanted, pairing)
     warm = None
     if wanted.warm_start:
         warm = seeds(session, named_searches(session, service.caller, wanted.warm_start), pairing, space, references)
-    spec = specification(wanted, pairing, space, references, warm.policies if warm else (), pace)
-    return Planned(pairing, spec, pace, warm)
+    spec = specification(wanted, pairing, space, references, warm.policies if warm else (), speed)
+    return Planned(pairing, spec, speed, warm)
 
 
 def specification(
@@ -175,23 +197,27 @@ def specification(
     space: SearchSpace,
     references: tuple[Policy, ...],
     warm: tuple[Policy, ...],
-    pace: float | None,
+    speed: Speed,
 ) -> dict[str, Any]:
     """All that decides the course of the search, in full: what the evolver reads, and what a later reader can repeat.
 
-    warm: policies of earlier searches. pace: seconds that an iteration of this pair took before, where it is known.
-
-    Raises InvalidInput.
+    warm: policies of earlier searches. Raises InvalidInput.
     """
     if wanted.algorithm in OF_OPTUNA and find_spec("optuna") is None:
         message = f"{wanted.algorithm!r} needs Optuna, which is not installed here: pip install 'detkds_core[optuna]'"
         raise invalid([FieldError("/algorithm", message)])
     halves = wanted.algorithm in HALVING
     rungs = wanted_rungs(wanted, pairing, halves)
+    confirmation = {
+        "finalists": wanted.confirmation.finalists,
+        "seeds": wanted.confirmation.seeds,
+        "iterations": wanted.confirmation.iterations or rungs[-1],
+        "distillers": wanted_distillers(wanted.confirmation, pairing),
+    }
     try:
         evolution = Spec(
             knowledge=space.knowledge,
-            budget=wanted_budget(wanted, rungs, pace),
+            budget=wanted_budget(wanted, rungs, confirmation, speed),
             candidates=wanted.candidates,
             group=wanted.group or DEFAULT_GROUP,
             parallelism=wanted.parallelism or DEFAULT_PARALLELISM,
@@ -206,12 +232,7 @@ def specification(
     except ValueError as error:
         path, _, message = str(error).partition(": ")
         raise invalid([FieldError(pointer_of_path(path.removeprefix("spec")), message)]) from None
-    confirmation = {
-        "finalists": wanted.confirmation.finalists,
-        "seeds": wanted.confirmation.seeds,
-        "iterations": wanted.confirmation.iterations or rungs[-1],
-        "distillers": wanted_distillers(wanted.confirmation, pairing),
-    }
+    hours = {name: value for name in ("hours", "wall_clock_hours") if (value := getattr(wanted, name)) is not None}
     return {
         **pairing.spec(),
         **evolution.to_json(),
@@ -222,12 +243,13 @@ def specification(
         "inherit": pairing.inherits(wanted.inherit),
         "pair": wanted.pair,
         **({"warm_start": wanted.warm_start} if wanted.warm_start else {}),
+        **({"asked": hours} if hours else {}),
     }
 
 
 def previewed(found: Planned) -> Preview:
     """The course of a search whose candidates are worth random numbers."""
-    spec, pace = found.spec, found.pace
+    spec, pace = found.spec, found.speed.pace
     course = Spec.from_json({key: spec[key] for key in Spec.__dataclass_fields__ if key in spec})
     useful = course.budget if course.candidates is None else min(course.budget, enough_for(course.candidates, course.rungs))
     budget = min(useful, PREVIEWED * course.rungs[-1])
@@ -240,6 +262,8 @@ def previewed(found: Planned) -> Preview:
     proposed = round(len(evolution.candidates) * times)
     proposed = min(proposed, course.candidates) if course.candidates else proposed
     confirming = expected_students(spec) * int(spec["confirmation"]["iterations"])
+    searching_time = found.speed.clock_seconds(course.budget, course.parallelism)
+    confirming_time = found.speed.clock_seconds(confirming, confirming_jobs(spec["confirmation"], course.group))
     space = course.space
     assert isinstance(space, SearchSpace)
     return Preview(
@@ -253,6 +277,8 @@ def previewed(found: Planned) -> Preview:
         confirmation_iterations=confirming,
         seconds_an_iteration=pace,
         seconds=round((course.budget + confirming) * pace, 1) if pace else None,
+        workers=found.speed.workers,
+        clock_seconds=round(searching_time + confirming_time, 1) if searching_time and confirming_time else None,
         warm_start=found.seeds.view() if found.seeds else None,
         spec=dict(spec),
     )
@@ -272,30 +298,60 @@ def wanted_rungs(wanted: SearchRequest, pairing: Pairing, halves: bool) -> tuple
     return (*wanted.rungs, full)
 
 
-def wanted_budget(wanted: SearchRequest, rungs: tuple[int, ...], pace: float | None) -> int:
+def wanted_budget(wanted: SearchRequest, rungs: tuple[int, ...], confirmation: Mapping[str, Any], speed: Speed) -> int:
     """Student iterations that the search may spend. Raises InvalidInput."""
-    if wanted.iterations is not None and wanted.hours is not None:
-        raise invalid([FieldError("/hours", "the budget is given in iterations already; leave one of them out")])
+    given = [name for name in ("iterations", "hours", "wall_clock_hours") if getattr(wanted, name) is not None]
+    if len(given) > 1:
+        raise invalid([FieldError(pointer(given[1]), f"the budget is given in {given[0]} already; leave one of them out")])
     if wanted.hours is not None:
-        return bought(wanted.hours, rungs, pace)
+        return bought(wanted.hours, rungs, speed.pace)
+    if wanted.wall_clock_hours is not None:
+        parallelism, group = wanted.parallelism or DEFAULT_PARALLELISM, wanted.group or DEFAULT_GROUP
+        return bought_by_the_clock(wanted.wall_clock_hours, rungs, confirmation, speed, parallelism, group)
     if wanted.iterations is not None:
         if wanted.iterations < rungs[-1]:
             raise invalid([FieldError("/iterations", f"{wanted.iterations} are less than one full proxy of {rungs[-1]} iterations")])
         return wanted.iterations
     if wanted.candidates is None:
-        raise invalid([FieldError("/candidates", "is required, unless 'iterations' or 'hours' say how much the search may spend")])
+        message = "is required, unless 'iterations', 'hours' or 'wall_clock_hours' say how much the search may spend"
+        raise invalid([FieldError("/candidates", message)])
     return enough_for(wanted.candidates, rungs)
 
 
 def bought(hours: float, rungs: tuple[int, ...], pace: float | None) -> int:
     """Student iterations of so many hours of one device. Raises InvalidInput where the pace is not known, or too little is bought."""
     if pace is None:
-        message = "no iteration of this pair with this recipe has been measured yet; give 'candidates' or 'iterations' the first time"
-        raise invalid([FieldError("/hours", message)])
+        raise invalid([FieldError("/hours", NO_PACE)])
     iterations = int(hours * 3600 / pace)
     if iterations < rungs[-1]:
         message = f"buys {iterations} iterations at {pace:.3g} s each, less than one full proxy of {rungs[-1]}"
         raise invalid([FieldError("/hours", message)])
+    return iterations
+
+
+def bought_by_the_clock(
+    hours: float, rungs: tuple[int, ...], confirmation: Mapping[str, Any], speed: Speed, parallelism: int, group: int
+) -> int:
+    """Student iterations that so many hours leave to the search after its confirmation, with the workers that are there.
+
+    Raises InvalidInput where there is no worker, the pace is not known, or too little is left.
+    """
+    where = "/wall_clock_hours"
+    if speed.pace is None:
+        raise invalid([FieldError(where, NO_PACE)])
+    confirming = expected_students({"confirmation": confirmation}) * int(confirmation["iterations"])
+    after = speed.clock_seconds(confirming, confirming_jobs(confirmation, group))
+    if after is None:
+        raise invalid([FieldError(where, "no worker is there to say how fast it goes; start one, or give 'hours' of one device")])
+    at_once = min(speed.workers, parallelism)
+    iterations = int((hours * 3600 - after) * at_once / speed.pace)
+    if iterations < rungs[-1]:
+        least = (after + rungs[-1] * speed.pace / at_once) / 3600
+        message = (
+            f"the confirmation takes {after / 3600:.3g} hours of it with the workers that are there ({speed.workers}), and what is left is"
+            f" less than one full proxy of {rungs[-1]} iterations; more than {least:.3g} hours, or fewer seeds, finalists or distillers"
+        )
+        raise invalid([FieldError(where, message)])
     return iterations
 
 
@@ -354,3 +410,14 @@ def expected_students(spec: Mapping[str, Any]) -> int:
     confirmation = spec["confirmation"]
     distillers = confirmation.get("distillers", DEFAULT_REFERENCES[1:])
     return int(confirmation["seeds"]) * (1 + len(distillers) + int(confirmation["finalists"]))
+
+
+def confirming_jobs(confirmation: Mapping[str, Any], group: int) -> int:
+    """How many jobs the confirmation is, all of which may be under way at once."""
+    each = expected_students({"confirmation": confirmation}) // int(confirmation["seeds"])
+    return int(confirmation["seeds"]) * math.ceil(each / group)
+
+
+def asked_for(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A specification as far as its request decides it: what hours buy depends on what is known when it comes."""
+    return {name: value for name, value in spec.items() if name != "budget" or "asked" not in spec}

@@ -19,7 +19,7 @@ from detkds_api.once import once
 from detkds_api.problems import Conflict, NotFound
 from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
 from detkds_api.progress import Progress, seconds_left, seconds_since, share
-from detkds_api.search_request import Preview, SearchRequest, expected_students, planned, previewed
+from detkds_api.search_request import Preview, SearchRequest, asked_for, expected_students, planned, previewed
 from detkds_api.service import Id, IdempotencyKey, Service, example, is_id
 from detkds_core.policy import formula, from_json
 from detkds_core.store import jobs, results
@@ -96,6 +96,8 @@ PREVIEW_EXAMPLE = {
     "confirmation_iterations": 1800,
     "seconds_an_iteration": 0.11,
     "seconds": 460.0,
+    "workers": 2,
+    "clock_seconds": 230.0,
     "warm_start": {"policies": 7, "left_out": {"this search leaves 'logits' out": 3}},
     "spec": {"seed": 0},
 }
@@ -138,7 +140,7 @@ CANDIDATE_EXAMPLE = {
     "look": {"loss": 1.94, "ratio": 0.51, "agreement": 0.08},
 }
 REQUEST_EXAMPLE = {"pair": "digits_gfl", "candidates": 24, "seed": 0}
-PREVIEW_REQUEST_EXAMPLE = {"pair": "digits_gfl", "iterations": 2400, "warm_start": ["0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa"]}
+PREVIEW_REQUEST_EXAMPLE = {"pair": "digits_gfl", "wall_clock_hours": 0.5, "warm_start": ["0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa"]}
 
 
 LEDGER_EXAMPLE = '{"asked":{"index":0,"members":[0,1],"new":[],"replicate":0,"rung":0,"seen":[]}}\n'
@@ -163,7 +165,7 @@ def create_search(wanted: SearchRequest, service: Service, response: Response, i
             idempotency_key,
             lambda key: stored.by_key(session, key, owner=service.caller.owner),
             create,
-            lambda found: (found.name, found.spec) == (name, spec),
+            lambda found: (found.name, asked_for(found.spec)) == (name, asked_for(spec)),
         )
         answer = view(session, search)
     response.headers["Location"] = f"/searches/{answer.id}"
@@ -258,7 +260,7 @@ def extend_search(
             idempotency_key,
             lambda key: stored.by_key(session, key, owner=source.owner),
             create,
-            lambda found: (found.name, found.spec) == (name, spec),
+            lambda found: (found.name, asked_for(found.spec)) == (name, asked_for(spec)),
         )
         answer = view(session, search)
     response.headers["Location"] = f"/searches/{answer.id}"

@@ -16,10 +16,11 @@ from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
 from detkds_core.store import Store, jobs
 from detkds_worker.loop import Drain, worker_name
+from detkds_worker.presence import Presence
 from detkds_worker.settings import Settings
 from detkds_worker.supervise import run_claim
 
@@ -63,6 +64,22 @@ def run_job(job_id: str) -> None:
 @cache
 def store() -> Store:
     return Store(settings.url)
+
+
+@cache
+def presence() -> Presence:
+    """Of Celery's main process: its children live for one job each."""
+    return Presence(store(), worker_name(), settings.lease_seconds)
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def arrive(**_: object) -> None:
+    presence().begin()
+
+
+@worker_shutdown.connect  # type: ignore[untyped-decorator]
+def depart(**_: object) -> None:
+    presence().end()
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

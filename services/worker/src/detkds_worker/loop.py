@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from detkds_core.store import Store, jobs
+from detkds_worker.presence import Presence
 from detkds_worker.settings import Settings
 from detkds_worker.supervise import UNREACHABLE, first_line, run_claim
 
@@ -40,17 +41,22 @@ def run(store: Store, settings: Settings, draining: Callable[[], bool]) -> None:
     """Work on one job after the other until `draining()`; a database that cannot be reached is asked again."""
     worker = worker_name()
     log.info("worker %s waits for jobs, artifacts go to %s", worker, settings.artifacts)
-    while not draining():
-        try:
-            with store.begin() as session:
-                claim = jobs.claim(session, worker=worker, lease_seconds=settings.lease_seconds)
-        except UNREACHABLE as error:
-            log.warning("the database cannot be reached: %s", first_line(error))
-            claim = None
-        if claim is None:
-            time.sleep(settings.poll_seconds)
-        else:
-            run_claim(store, claim, settings, draining=draining)
+    presence = Presence(store, worker, settings.lease_seconds)
+    presence.begin()
+    try:
+        while not draining():
+            try:
+                with store.begin() as session:
+                    claim = jobs.claim(session, worker=worker, lease_seconds=settings.lease_seconds)
+            except UNREACHABLE as error:
+                log.warning("the database cannot be reached: %s", first_line(error))
+                claim = None
+            if claim is None:
+                time.sleep(settings.poll_seconds)
+            else:
+                run_claim(store, claim, settings, draining=draining)
+    finally:
+        presence.end()
 
 
 def worker_name() -> str:

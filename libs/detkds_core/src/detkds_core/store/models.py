@@ -354,6 +354,15 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
 
 
+class Worker(Base):
+    """A worker that is there, until it is not heard of any more."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(NAME, primary_key=True)
+    expires_at: Mapped[datetime]
+
+
 class Lease(Base):
     """A duty that one process at a time has, such as driving the searches."""
 
