@@ -6,8 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,41 +15,28 @@ from rich.console import Console
 
 from detkds_client import show
 from detkds_client.client import FINAL_STATES, Client, ProblemError, ServiceUnreachable, given
+from detkds_client.key_commands import keys_app
+from detkds_client.options import (
+    DatasetName,
+    Inherit,
+    Json,
+    Name,
+    Pair,
+    RecipeFields,
+    Refusal,
+    Resize,
+    Student,
+    Teacher,
+    Url,
+    Wait,
+    connected,
+)
 from detkds_client.types import DetectorChoice
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 app.add_typer(datasets_app, name="datasets", help="List datasets; `detkds datasets add` registers one of yours.")
-
-Url = Annotated[str | None, typer.Option(help="Address of the service; else DETKDS_URL, else what `detkds serve` left in DETKDS_HOME.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the service's documents as JSON.")]
-Pair = Annotated[str | None, typer.Option(help="A pair of the catalogue: dataset, teacher, student and recipe at once.")]
-DatasetName = Annotated[str | None, typer.Option("--dataset", help="A dataset's name (`detkds datasets`).")]
-Teacher = Annotated[
-    str | None, typer.Option(help="DETECTOR:CHECKPOINT; the checkpoint is a built-in name or a path on the service's machine.")
-]
-Student = Annotated[str | None, typer.Option(help="DETECTOR, or DETECTOR:CHECKPOINT to start from weights.")]
-RecipeFields = Annotated[
-    list[str] | None, typer.Option("--recipe", help="FIELD=VALUE of the recipe, e.g. --recipe iterations=200; repeatable.")
-]
-Inherit = Annotated[
-    bool | None, typer.Option("--inherit/--no-inherit", help="Start from the teacher's neck and head; default: as the pair says.")
-]
-Resize = Annotated[
-    bool, typer.Option("--resize", help="Match levels of different strides too; the teacher's maps take the student's sizes.")
-]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until the end, or return at once.")]
-Name = Annotated[str | None, typer.Option(help="A name to find it again by.")]
-
-
-class Refusal(Exception):
-    """What the user asked for is not possible; the text says why and what would be."""
-
-
-@contextmanager
-def connected(url: str | None) -> Iterator[Client]:
-    with Client(url) as client:
-        yield client
+app.add_typer(keys_app, name="keys", help="List API keys; `detkds keys create` makes one, `detkds keys revoke` ends one.")
 
 
 @app.command()
@@ -234,18 +220,27 @@ def watch(
 
 
 @app.command()
+def pause(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="A search or a distillation.")], url: Url = None, as_json: Json = False
+) -> None:
+    """Hold a search or a distillation: its trainers end within seconds and give their devices back. `detkds resume` lets it go on."""
+    changed(job_id, "pause", url, as_json)
+
+
+@app.command()
+def resume(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="A search or a distillation.")], url: Url = None, as_json: Json = False
+) -> None:
+    """Let a paused search or distillation go on where it was."""
+    changed(job_id, "resume", url, as_json)
+
+
+@app.command()
 def cancel(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="A search or a distillation.")], url: Url = None, as_json: Json = False
 ) -> None:
     """Stop a search or a distillation; its trainer ends within seconds, what is measured stays."""
-    with connected(url) as client:
-        kind, _ = find_job(client, job_id)
-        if kind == "search":
-            stopped = client.cancel_search(job_id)
-            show.as_json(stopped) if as_json else show.search(stopped)
-        else:
-            ended = client.cancel_distillation(job_id)
-            show.as_json(ended) if as_json else show.distillation(ended)
+    changed(job_id, "cancel", url, as_json)
 
 
 @app.command()
@@ -507,6 +502,18 @@ def find_job(client: Client, job_id: str) -> tuple[str, Any]:
             if error.status != 404:
                 raise
     raise Refusal(f"{job_id} is neither a search nor a distillation; `detkds searches` and `detkds distillations` list them")
+
+
+def changed(job_id: str, verb: str, url: str | None, as_json: bool) -> None:
+    """Pause, resume or cancel a search or a distillation, and show where it stands."""
+    with connected(url) as client:
+        kind, _ = find_job(client, job_id)
+        if kind == "search":
+            search = client.change_search(job_id, verb)
+            show.as_json(search) if as_json else show.search(search)
+        else:
+            distillation = client.change_distillation(job_id, verb)
+            show.as_json(distillation) if as_json else show.distillation(distillation)
 
 
 def follow(client: Client, job_id: str, as_json: bool) -> None:

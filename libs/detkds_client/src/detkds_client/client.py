@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, cast
 
 import httpx2
 
-from detkds_client.types import Candidate, Dataset, DetectorChoice, Distillation, NamedPolicy, Result, Search
+from detkds_client.types import Candidate, Dataset, DetectorChoice, Distillation, Key, NamedPolicy, NewKey, Result, Search
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED", "DEAD")
 PATIENCE = 90.0  # seconds that waiting outlives an unreachable service: its restart, or a database's
@@ -157,7 +157,11 @@ class Client:
         return cast(Search, self.get(f"/searches/{search_id}"))
 
     def cancel_search(self, search_id: str) -> Search:
-        return cast(Search, self.post(f"/searches/{search_id}/cancel"))
+        return self.change_search(search_id, "cancel")
+
+    def change_search(self, search_id: str, verb: str) -> Search:
+        """verb: `pause`, `resume` or `cancel`."""
+        return cast(Search, self.post(f"/searches/{search_id}/{verb}"))
 
     def extend_search(
         self,
@@ -223,7 +227,11 @@ class Client:
         return cast(Distillation, self.get(f"/distill/{distillation_id}"))
 
     def cancel_distillation(self, distillation_id: str) -> Distillation:
-        return cast(Distillation, self.post(f"/distill/{distillation_id}/cancel"))
+        return self.change_distillation(distillation_id, "cancel")
+
+    def change_distillation(self, distillation_id: str, verb: str) -> Distillation:
+        """verb: `pause`, `resume` or `cancel`."""
+        return cast(Distillation, self.post(f"/distill/{distillation_id}/{verb}"))
 
     def wait_distillation(
         self,
@@ -302,6 +310,18 @@ class Client:
 
     def policies(self) -> list[NamedPolicy]:
         return cast(list[NamedPolicy], self.get("/policies")["items"])
+
+    def keys(self) -> list[Key]:
+        """The API keys, newest first; for the operator and keys with scope `admin`."""
+        return cast(list[Key], list(self.items("/keys", None)))
+
+    def create_key(self, name: str, *, owner: str, scope: str = "run", days: float | None = 90) -> NewKey:
+        """A key and its secret, which nobody can read again. days None: valid until it is revoked."""
+        return cast(NewKey, self.post("/keys", {"name": name, "owner": owner, "scope": scope, "days": days}))
+
+    def revoke_key(self, key_id: str) -> Key:
+        """End a key now."""
+        return cast(Key, self.request("DELETE", f"/keys/{key_id}"))
 
     def health(self) -> dict[str, Any]:
         return cast(dict[str, Any], self.get("/health"))

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from detkds_client.types import Candidate, Dataset, Distillation, NamedPolicy, Result, Search
+from detkds_client.types import Candidate, Dataset, Distillation, Key, NamedPolicy, Result, Search
 
 STATE_STYLE: Mapping[str, str] = {
     "QUEUED": "yellow",
@@ -24,6 +24,7 @@ STATE_STYLE: Mapping[str, str] = {
     "FAILED": "red",
     "DEAD": "red",
     "CANCELLED": "dim",
+    "PAUSED": "yellow",
 }
 BAR_WIDTH = 24  # characters
 FILE_WIDTH = 400  # characters; of what goes into a file or a pipe
@@ -162,6 +163,25 @@ def datasets(found: Sequence[Dataset]) -> None:
     ]
     columns = [("name", ""), ("kind", ""), ("classes", "right"), ("train images", "right"), ("val images", "right"), ("digest", "")]
     listed(columns, rows, "No dataset.")
+
+
+def keys(found: Sequence[Key]) -> None:
+    def day(text: str | None) -> str:
+        return text[:16].replace("T", " ") if text else "-"
+
+    columns = [("id", ""), ("name", ""), ("owner", ""), ("scope", ""), ("valid until", ""), ("last used", "wide")]
+    rows = [
+        (
+            one["id"],
+            one["name"],
+            one["owner"],
+            one["scope"],
+            "revoked " + day(one["revoked_at"]) if one["revoked_at"] else day(one["expires_at"]),
+            day(one["last_used_at"]),
+        )
+        for one in found
+    ]
+    listed(columns, rows, "No key.")
 
 
 def policies(found: Sequence[NamedPolicy]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-SearchState = Literal["QUEUED", "RUNNING", "CONFIRMING", "SUCCEEDED", "FAILED", "CANCELLED"]
-DistillationState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD"]
+SearchState = Literal["QUEUED", "RUNNING", "CONFIRMING", "SUCCEEDED", "FAILED", "CANCELLED", "PAUSED"]
+DistillationState = Literal["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "DEAD", "PAUSED"]
 
 
 class DetectorChoice(TypedDict, total=False):
@@ -139,3 +139,22 @@ class NamedPolicy(TypedDict):
     pair: str
     schedule: str
     pairs: list[str]
+
+
+class Key(TypedDict):
+    """An API key, without its secret."""
+
+    id: str
+    name: str
+    owner: str
+    scope: Literal["read", "run", "admin"]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class NewKey(Key):
+    """A key that was just made, with its secret: the only time that it is shown."""
+
+    secret: str

@@ -1,0 +1,41 @@
+"""What the commands of `detkds` have in common: their options, the service that they speak to, and how they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from detkds_client.client import Client
+
+Url = Annotated[str | None, typer.Option(help="Address of the service; else DETKDS_URL, else what `detkds serve` left in DETKDS_HOME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the service's documents as JSON.")]
+Pair = Annotated[str | None, typer.Option(help="A pair of the catalogue: dataset, teacher, student and recipe at once.")]
+DatasetName = Annotated[str | None, typer.Option("--dataset", help="A dataset's name (`detkds datasets`).")]
+Teacher = Annotated[
+    str | None, typer.Option(help="DETECTOR:CHECKPOINT; the checkpoint is a built-in name or a path on the service's machine.")
+]
+Student = Annotated[str | None, typer.Option(help="DETECTOR, or DETECTOR:CHECKPOINT to start from weights.")]
+RecipeFields = Annotated[
+    list[str] | None, typer.Option("--recipe", help="FIELD=VALUE of the recipe, e.g. --recipe iterations=200; repeatable.")
+]
+Inherit = Annotated[
+    bool | None, typer.Option("--inherit/--no-inherit", help="Start from the teacher's neck and head; default: as the pair says.")
+]
+Resize = Annotated[
+    bool, typer.Option("--resize", help="Match levels of different strides too; the teacher's maps take the student's sizes.")
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until the end, or return at once.")]
+Name = Annotated[str | None, typer.Option(help="A name to find it again by.")]
+
+
+class Refusal(Exception):
+    """What the user asked for is not possible; the text says why and what would be."""
+
+
+@contextmanager
+def connected(url: str | None) -> Iterator[Client]:
+    with Client(url) as client:
+        yield client
