@@ -1,6 +1,7 @@
 """What a distilling step costs beside training and the teacher's forward, in one run, side by side.
 
-`python benchmarks/step.py` (full architectures), `--small` (the catalogue's r18 detectors), `--pairs retinanet gfl`.
+`python benchmarks/step.py` (full architectures), `--small` (the catalogue's r18 detectors), `--pairs retinanet gfl`,
+`--repeats 0 --policies "l2(global)"` (the memory of one policy alone, in a minute).
 
 For each pair: (a) the student's step alone: forward, loss, backward, SGD; (b) the teacher's forward alone, with its dense head and its RoI
 head (on the student's proposals) only where the policy needs them; (c) the distilling step under each released policy of the pair and under
@@ -20,6 +21,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -52,7 +54,7 @@ class Row:
     above_larger: float | None = None  # of (c) above the larger of (a) and (b)
 
     def seconds(self, name: str) -> float:
-        return median(self.times[name])
+        return median(self.times[name]) if self.times[name] else nan
 
     def ratio(self, above: str, *below: str) -> float:
         return self.seconds(above) / sum(map(self.seconds, below))
@@ -76,7 +78,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=None)
     parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--boxes", type=int, default=8, help="ground-truth boxes an image")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="0 for memory alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--no-official", action="store_true")
@@ -115,7 +117,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
     steps: dict[tuple[int, str], Callable[[], Any]] = {}
     for number, (_, policy) in enumerate(bench.policies):
         steps[number, "c"] = bench.distilling(policy)
-        if not arguments.no_official and not rows[number].policy.startswith("random"):
+        if arguments.repeats and not arguments.no_official and not rows[number].policy.startswith("random"):
             steps[number, "d"] = bench.official(policy)
     kinds = [bench.of_teacher(policy) for _, policy in bench.policies]
     alone: dict[Any, Callable[[], Any]] = {"a": bench.training, **{kind: bench.teaching(kind) for kind in kinds}}

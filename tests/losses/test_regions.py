@@ -9,6 +9,7 @@ from torchvision.ops import roi_align
 from detkds_core.losses import regions as regions_module
 from detkds_core.losses.regions import (
     boxes_in_cells,
+    cells_of,
     crop,
     cut_proposals,
     ground_truth_regions,
@@ -135,7 +136,7 @@ def test_a_proposal_is_read_on_the_level_of_its_size() -> None:
     pyramid[1][1] = 3.0
     proposals = torch.tensor([[0.0, 10, 10, 50, 60], [0, 0, 0, 224, 224], [1, 16, 16, 256, 240], [1, 0, 0, 223, 224]])
     samples = proposal_samples(proposals, 2, [(32, 32), (16, 16)], (256, 256))
-    read = cut_proposals(pyramid, samples)
+    read = cut_proposals(cells_of(pyramid), samples)
     assert read.shape == (4, 3, 7, 7)
     assert read.mean((1, 2, 3)).tolist() == pytest.approx([1, 2, 3, 1])
 
@@ -148,7 +149,7 @@ def test_a_proposal_samples_its_box(pool: int) -> None:
     xs, ys = (torch.arange(W) + 0.5) * cell, (torch.arange(H) + 0.5) * cell
     ramps = torch.stack([xs.expand(H, W), ys[:, None].expand(H, W)])[None].requires_grad_()
     samples = proposal_samples(torch.tensor([[0.0, 20, 30, 90, 86]]), 1, [(height, width)], (height * 8, width * 8), pool)
-    read = cut_proposals([ramps], samples)
+    read = cut_proposals(cells_of([ramps]), samples)
     middles = (torch.arange(7) + 0.5) / 7
     assert_close(read[0, 0], (20 + 70 * middles).expand(7, 7), rtol=1e-5, atol=1e-4)
     assert_close(read[0, 1], (30 + 56 * middles)[:, None].expand(7, 7), rtol=1e-5, atol=1e-4)
@@ -160,4 +161,4 @@ def test_a_proposal_samples_its_box(pool: int) -> None:
 def test_a_proposal_beyond_the_map_repeats_its_border() -> None:
     ramp = torch.arange(4.0).expand(1, 1, 4, 4)
     samples = proposal_samples(torch.tensor([[0.0, -80, -80, -10, -10], [0, 40, 40, 90, 90]]), 1, [(4, 4)], (32, 32))
-    assert cut_proposals([ramp], samples).amax((1, 2, 3)).tolist() == [0, 3]
+    assert cut_proposals(cells_of([ramp]), samples).amax((1, 2, 3)).tolist() == [0, 3]

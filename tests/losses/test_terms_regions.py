@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from detkds_core.losses import Scene, Signals, needs, policy_losses
+from detkds_core.losses.distances import DISTANCES
 from detkds_core.losses.policy import schedule
+from detkds_core.losses.regions import cells_of, cut_proposals, proposal_samples
 from detkds_core.losses.signals import Rois
 from detkds_core.policy import Policy, Term, parse_formula
 from detkds_core.policy.vocabulary import SLOTS
@@ -198,6 +201,22 @@ def test_instances_of_proposals() -> None:
     fine, coarse = torch.ones(1, 3, 4, 4), torch.ones(1, 3, 2, 2)
     student = Signals((2 + fine, coarse), rois=rois().rois)
     assert value(term("instance", region="proposals"), student, Signals((fine, coarse)), scene()) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("distance", "reduction"), [("l2", "mean"), ("l2", "sum"), ("cor", "mean")])
+def test_proposals_that_are_cut_one_after_another_are_as_those_cut_at_once(distance: str, reduction: str) -> None:
+    # A proposal has 49 cells, which is more than this pyramid, so each goes alone; not under `cor`, which is over all of them.
+    generator, shapes = torch.Generator().manual_seed(0), ((4, 4), (2, 2))
+    ours, theirs = (tuple(torch.randn(1, 3, *shape, generator=generator).requires_grad_() for shape in shapes) for _ in range(2))
+    regions = torch.tensor([[0.0, 1, 2, 9, 8], [0, 0, 0, 16, 16], [0, 5, 5, 15, 12], [0, 3, 0, 8, 9]])
+    a_term = term("instance", distance, region="proposals", reduction=reduction)
+    (found,) = policy_losses(Policy((a_term,)), Signals(ours, rois=Rois(regions)), Signals(theirs), scene()).values()
+    samples = proposal_samples(regions, 1, shapes, (16, 16))
+    expected = DISTANCES[distance](*(cut_proposals(cells_of(side), samples) for side in (ours, theirs)))
+    expected = expected * (4 * 3 * 49 if reduction == "sum" else 1)
+    assert_close(found, expected)
+    for one, other in zip(torch.autograd.grad(3 * found, ours), torch.autograd.grad(3 * expected, ours), strict=True):
+        assert_close(one, other)
 
 
 def test_no_proposals_is_no_loss() -> None:

@@ -21,10 +21,12 @@ from detkds_core.losses.localization import (
     point_l1,
 )
 from detkds_core.losses.looks import Looks, Path
-from detkds_core.losses.regions import Samples, cut_proposals, proposal_samples
+from detkds_core.losses.regions import PROPOSAL_SIZE, Samples, cells_of, cut_proposals, proposal_samples
 from detkds_core.losses.signals import Scene, Signals, full
+from detkds_core.losses.slopes import with_slopes
 from detkds_core.losses.transforms import DRAWS, POOL, SOFTMAX_DIMS, several_images
 from detkds_core.policy import Term
+from detkds_core.policy.meaning import OF_IMAGES
 from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES
 
 RAW = ("kl", "kl_sigmoid")  # the distances that read scores as they are
@@ -180,10 +182,17 @@ def _values(term: Term, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _of_proposals(index: int, term: Term, levels: Sequence[int], student: Signals, scene: Scene) -> Part:
-    """The transformed maps inside each proposal, cut from the level that suits its size; mean over proposals."""
+    """The transformed maps inside each proposal, cut from the level that suits its size; mean over proposals.
+
+    There are hundreds, which overlap: together they can be several times the pyramid. So as many are cut at once as have no more cells than
+    it; all of them only where the distance is over proposals.
+    """
     steps, pool = _steps(index, term), POOL.get(term.transforms[1], 1)
     paths = tuple((level, "features", *steps) for level in levels)
     shapes = [tuple(student.features[level].shape[2:]) for level in levels]
+    together = term.distance in OF_IMAGES or (term.distance == "kl" and term.transforms[-1] == "softmax_N")
+    cells = len(student.features[0]) * sum(H * W for H, W in shapes)
+    go = len(student.rois.regions) if together else max(1, cells // PROPOSAL_SIZE**2)
 
     def compare(looks: Looks) -> Tensor:
         def samples() -> Samples:
@@ -191,9 +200,23 @@ def _of_proposals(index: int, term: Term, levels: Sequence[int], student: Signal
 
         read = looks.once((None, "proposals", pool), samples)
         pairs = [looks.pair(path) for path in paths]
+        ours = cells_of([here for here, _ in pairs])
         with torch.no_grad():
-            theirs = cut_proposals([there for _, there in pairs], read)
-        return _distance(term, cut_proposals([here for here, _ in pairs], read), theirs, images=len(scene.boxes))
+            theirs = cells_of([there for _, there in pairs])
+
+        def work(factors: Sequence[Tensor] | None) -> tuple[list[Tensor], list[Tensor | None]]:
+            leaf, values = ours.detach().requires_grad_(ours.requires_grad), []
+            for some in map(Samples, *(torch.split(x, go * PROPOSAL_SIZE**2) for x in read)):
+                there = cut_proposals(theirs, some)
+                loss = _distance(term, cut_proposals(leaf, some), there, images=len(scene.boxes))
+                if term.reduction == "mean":
+                    loss = loss * (len(some.cells) / len(read.cells))
+                if loss.requires_grad:
+                    loss.backward(None if factors is None else factors[0])
+                values.append(loss.detach())
+            return [torch.stack(values).sum()], [leaf.grad]
+
+        return with_slopes(work, [ours])[0]
 
     return Part(index, None, paths, compare)
 
@@ -212,7 +235,7 @@ def _of_boxes(
     if term.region == "proposals":
         if student.rois.regions.shape[0] != len(student.rois.boxes) or teacher.rois.scores is None:
             raise ValueError("it needs a box of each proposal, and the teacher's scores of them")
-        return [Part(index, None, (), partial(_proposed_boxes, term))]
+        return [Part(index, None, ((None, "boxes"),), partial(_proposed_boxes, term))]
     levels, (_, signal) = [level for level, _ in compared], compared[0]
     if signal == "edges":  # large enough to be compared a level at a time
         return [Part(index, level, ((level, signal),), partial(_edges_of_level, term, levels, level)) for level in levels]

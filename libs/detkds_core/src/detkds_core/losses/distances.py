@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -26,44 +27,53 @@ class _MeanOf(torch.autograd.Function):
     """The mean of a function of student - teacher. Only the difference is kept for the backward, of which there is one, and overwritten.
 
     torch's own losses keep both sides and take the difference twice: half as much again in time and memory.
-    value: of the difference; slope: of the difference, which it may overwrite, times a scalar.
+    dim: that the mean is over; None for all. value: of the difference; slope: of the difference, which it may overwrite, times a number
+    a mean.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor, Tensor], Tensor]
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        dim: int | None,
+        value: Callable[[Tensor], Tensor],
+        slope: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         apart = student - teacher
         ctx.save_for_backward(apart)
-        ctx.slope = slope
-        return value(apart)
+        ctx.dim, ctx.slope = dim, slope
+        return value(apart).mean() if dim is None else value(apart).mean(dim)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (apart,) = ctx.saved_tensors
-        gradient = ctx.slope(apart, factor / apart.numel()) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
-        return gradient if ctx.needs_input_grad[0] else None, -gradient if ctx.needs_input_grad[1] else None, None, None
+        factor = factor / (apart.numel() // factor.numel())
+        if ctx.dim is not None:
+            factor = factor.unsqueeze(ctx.dim)
+        gradient = ctx.slope(apart, factor) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
+        return gradient if ctx.needs_input_grad[0] else None, -gradient if ctx.needs_input_grad[1] else None, None, None, None
 
 
-def l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean absolute difference."""
-    return _MeanOf.apply(student, teacher, lambda apart: apart.abs().mean(), lambda apart, factor: apart.sign_().mul_(factor))
+def l1(student: Tensor, teacher: Tensor, dim: int | None = None) -> Tensor:
+    """Mean absolute difference, over all or over dim."""
+    return _MeanOf.apply(student, teacher, dim, torch.abs, lambda apart, factor: apart.sign_().mul_(factor))
 
 
-def l2(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference."""
-    return _MeanOf.apply(student, teacher, lambda apart: apart.square().mean(), lambda apart, factor: apart.mul_(2 * factor))
+def l2(student: Tensor, teacher: Tensor, dim: int | None = None) -> Tensor:
+    """Mean squared difference, over all or over dim."""
+    return _MeanOf.apply(student, teacher, dim, torch.square, lambda apart, factor: apart.mul_(2 * factor))
 
 
-def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of d^2 / 2 where |d| < 1, of |d| - 1/2 elsewhere."""
+def smooth_l1(student: Tensor, teacher: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of d^2 / 2 where |d| < 1, of |d| - 1/2 elsewhere, over all or over dim."""
 
     def value(apart: Tensor) -> Tensor:
         near = apart.clamp(-1, 1)  # and the slope
-        return torch.sub(apart, near, alpha=0.5).mul_(near).mean()
+        return torch.sub(apart, near, alpha=0.5).mul_(near)
 
-    return _MeanOf.apply(student, teacher, value, lambda apart, factor: apart.clamp_(-1, 1).mul_(factor))
+    return _MeanOf.apply(student, teacher, dim, value, lambda apart, factor: apart.clamp_(-1, 1).mul_(factor))
 
 
 def cosines(student: Tensor, teacher: Tensor) -> Tensor:
@@ -196,14 +206,13 @@ class _Ssim(torch.autograd.Function):
         whole = covariance.mul_(2).add_(spread)  # both spreads less that of the difference
         half = spread / 2  # what both spread is at least half of the difference's
         more = whole >= half
-        whole = whole.maximum(half).add_(span, alpha=0.03**2)
+        whole = torch.maximum(whole, half, out=half).add_(span, alpha=0.03**2)
         del covariance, half
         apart_share = spread.div_(whole)  # 1 - structure
-        bright, structure = 1 - unlike, 1 - apart_share
-        del unlike
-        value = 1 - (bright * structure).mean()
+        bright, structure = unlike.neg_().add_(1), 1 - apart_share
         gradient *= structure  # of (s), and so on; each half as large as it is
-        del structure
+        value = 1 - structure.mul_(bright).mean()
+        del unlike, structure
         of_apart = bright.div_(whole)
         del whole
         share = apart_share.mul_(of_apart)
@@ -296,9 +305,9 @@ def kl_sigmoid(student: Tensor, teacher: Tensor) -> Tensor:
 
 # One value a position: (N, C, H, W) becomes (N, H, W).
 VALUES: Mapping[str, Distance] = {
-    "l1": lambda student, teacher: F.l1_loss(student, teacher, reduction="none").mean(1),
-    "l2": lambda student, teacher: F.mse_loss(student, teacher, reduction="none").mean(1),
-    "smooth_l1": lambda student, teacher: F.smooth_l1_loss(student, teacher, reduction="none").mean(1),
+    "l1": partial(l1, dim=1),
+    "l2": partial(l2, dim=1),
+    "smooth_l1": partial(smooth_l1, dim=1),
     "pear": correlations,
     "cos": cosines,
     "kl_sigmoid": bernoulli_divergences,

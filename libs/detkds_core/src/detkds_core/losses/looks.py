@@ -35,17 +35,22 @@ class Looks:
                 users[path[:end]].add(path[: end + 1])
             users[path].add((user,))
         self._shared = {path for path, used in users.items() if len(used) > 1}
+        self._left = {path: len(used) for path, used in users.items()}  # users to come
         self._pairs: dict[Path, Pair] = {}
         self._passed: list[tuple[Path, Tensor, Tensor]] = []  # a shared tensor with its graph, and the leaf in its place
         self._known: dict[Path, Any] = {}
 
     def pair(self, path: Path) -> Pair:
-        """Both sides at the end of a path."""
-        if path in self._pairs:
-            return self._pairs[path]
+        """Both sides at the end of a path. Its last user has it alone."""
+        found = self._pairs[path] = self._pairs.get(path) or self._made(path)
+        self._left[path] -= 1
+        if self._left[path] == 0:
+            del self._pairs[path]
+        return found
+
+    def _made(self, path: Path) -> Pair:
         if len(path) == 2:
-            found = self._pairs[path] = (self.leaf(*path), full(read(self.teacher, *path).detach()))
-            return found
+            return self.leaf(*path), full(read(self.teacher, *path).detach())
         student, teacher = self.pair(path[:-1])
         if path[-1] in OF_BOTH:
             student, teacher = OF_BOTH[path[-1]](student, teacher)
@@ -54,11 +59,9 @@ class Looks:
             with torch.no_grad():
                 teacher = step(teacher)
             student = step(student)
-        if path in self._shared:
-            if student.requires_grad:
-                whole, student = student, student.detach().requires_grad_()
-                self._passed.append((path, whole, student))
-            self._pairs[path] = (student, teacher)
+        if path in self._shared and student.requires_grad:
+            whole, student = student, student.detach().requires_grad_()
+            self._passed.append((path, whole, student))
         return student, teacher
 
     def leaf(self, level: int | None, signal: str) -> Tensor:

@@ -200,9 +200,13 @@ def proposal_samples(
     return Samples(cells.flatten(3).reshape(-1, 4), weights.flatten(3).reshape(-1, 4))
 
 
-def cut_proposals(pyramid: Sequence[Tensor], samples: Samples) -> Tensor:
-    """The proposals of a pyramid of maps (B, C, H, W): (R, C, 7, 7)."""
-    C = pyramid[0].shape[1]
-    cells = torch.cat([level.flatten(2).mT for level in pyramid], dim=1).flatten(0, 1)  # (B * cells, C)
+def cells_of(pyramid: Sequence[Tensor]) -> Tensor:
+    """The cells of a pyramid of maps (B, C, H, W) as `Samples` number them: (B * cells, C)."""
+    return torch.cat([level.flatten(2).mT for level in pyramid], dim=1).flatten(0, 1)
+
+
+def cut_proposals(cells: Tensor, samples: Samples) -> Tensor:
+    """The proposals of a pyramid, given as its `cells_of`: (R, C, 7, 7)."""
+    C = cells.shape[1]
     read = F.embedding_bag(samples.cells, cells, mode="sum", per_sample_weights=samples.weights.to(cells.dtype))  # (R * 49, C)
     return read.view(-1, PROPOSAL_SIZE, PROPOSAL_SIZE, C).permute(0, 3, 1, 2)

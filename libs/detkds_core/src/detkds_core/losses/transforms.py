@@ -300,10 +300,29 @@ def batchnorm(feat: Tensor) -> Tensor:
     return F.batch_norm(several_values(feat, "batchnorm"), None, None, training=True, eps=BATCHNORM_EPS)
 
 
+class _Standardized(torch.autograd.Function):
+    """`standardize`. The result is kept for the backward, where autograd keeps two maps more."""
+
+    @staticmethod
+    def forward(ctx: Any, feat: Tensor) -> Tensor:
+        std, mean = torch.std_mean(feat, dim=(0, 2, 3), keepdim=True)
+        out = (feat - mean).div_(std + STANDARDIZE_EPS)
+        ctx.save_for_backward(out, std)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> Tensor:
+        out, std = ctx.saved_tensors
+        divisor, freedom = std + STANDARDIZE_EPS, out.numel() // std.numel() - 1
+        along = (above * out).sum((0, 2, 3), keepdim=True) * divisor / (freedom * std)
+        along.masked_fill_(std == 0, 0)
+        return (above - above.mean((0, 2, 3), keepdim=True)).addcmul_(out, along, value=-1).div_(divisor)
+
+
 def standardize(feat: Tensor) -> Tensor:
     """Per channel, over images and positions: zero mean and unit unbiased standard deviation, eps 1e-6 on it (PKD)."""
-    std, mean = torch.std_mean(several_values(feat, "standardize"), dim=(0, 2, 3), keepdim=True)
-    return (feat - mean) / (std + STANDARDIZE_EPS)
+    return _Standardized.apply(several_values(feat, "standardize"))
 
 
 def channel_gram(feat: Tensor) -> Tensor:
@@ -318,6 +337,30 @@ def batch_gram(feat: Tensor) -> Tensor:
     return images @ images.mT
 
 
+class _OfEach(torch.autograd.Function):
+    """A function of each value of a map, which alone is kept for the backward, where autograd keeps every step of the function."""
+
+    @staticmethod
+    def forward(ctx: Any, feat: Tensor, value: Transform, slope: Transform) -> Tensor:
+        ctx.save_for_backward(feat)
+        ctx.slope = slope
+        return value(feat)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.slope(*ctx.saved_tensors).mul_(above), None, None
+
+
+def square(feat: Tensor) -> Tensor:
+    """The square, beyond 2^24 that of 2^24."""
+
+    def slope(feat: Tensor) -> Tensor:
+        return (2 * feat).masked_fill_(feat.abs() > MOST_OF_POW2, 0)
+
+    return _OfEach.apply(feat, lambda feat: feat.clamp(-MOST_OF_POW2, MOST_OF_POW2).square_(), slope)
+
+
 def root(feat: Tensor) -> Tensor:
     """The square root; below 1e-12 a straight line to 0, so that its slope stays below 1e6. 0 for what is negative."""
     return torch.where(feat > LEAST_OF_ROOT, feat.clamp_min(LEAST_OF_ROOT).sqrt(), feat.clamp(0, LEAST_OF_ROOT) / LEAST_OF_ROOT**0.5)
@@ -325,16 +368,31 @@ def root(feat: Tensor) -> Tensor:
 
 def mish(feat: Tensor) -> Tensor:
     """f * tanh(softplus(f)). The tanh is n / (n + 2) with n = e^f (e^f + 2); the kernels of F.mish and softplus are slow on a CPU."""
-    e = feat.clamp_max(20).exp()
-    n = e * (e + 2)
-    return feat * (n / (n + 2))
+
+    def value(feat: Tensor) -> Tensor:
+        e = feat.clamp_max(20).exp_()
+        n = (e + 2).mul_(e)
+        return n.div_(n + 2).mul_(feat)
+
+    def slope(feat: Tensor) -> Tensor:
+        """(n + 4 f (n - e^f) / (n + 2)) / (n + 2), in the memory of three maps."""
+        e = feat.clamp_max(20).exp_()
+        n = (e + 2).mul_(e)
+        steep = e.neg_().add_(n).mul_(feat.clamp_max(20)).mul_(4)
+        inverse = (n + 2).reciprocal_()
+        return steep.mul_(inverse).add_(n).mul_(inverse)
+
+    return _OfEach.apply(feat, value, slope)
 
 
 def signed_log(feat: Tensor) -> Tensor:
     """sign(f) * log(|f| + 1e-9), 0 at 0, where it jumps: no gradient nearer to 0 than 1e-6, else one value could outweigh a map."""
-    size = feat.abs()
-    size = torch.where(size > LEAST_OF_LOG, size, size.detach())
-    return feat.sign() * (size + LOG_EPS).log()
+
+    def slope(feat: Tensor) -> Tensor:
+        size = feat.abs()
+        return (size + LOG_EPS).reciprocal_().masked_fill_(size <= LEAST_OF_LOG, 0)
+
+    return _OfEach.apply(feat, lambda feat: feat.abs().add_(LOG_EPS).log_().mul_(feat.sign()), slope)
 
 
 NORMALISATION: Mapping[str, Transform] = {
@@ -355,7 +413,7 @@ NORMALISATION: Mapping[str, Transform] = {
     "standardize": standardize,
     "bmm": channel_gram,
     "mm": batch_gram,
-    "pow2": lambda feat: feat.clamp(-MOST_OF_POW2, MOST_OF_POW2).square(),
+    "pow2": square,
     "pow4": lambda feat: feat.clamp(-MOST_OF_POW4, MOST_OF_POW4).square().square(),
     "sqrt": root,
     "log": signed_log,
