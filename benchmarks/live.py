@@ -33,7 +33,7 @@ STATES = ("QUEUED", "RUNNING", "CONFIRMING")
 VERDICT = ("verdict", "returned", "why", "against_alone", "against_reference", "comparisons", "searched", "reference")
 
 
-def run(pair: Pair, seed: int, iterations: int, workers: int, home: Path) -> dict[str, Any]:
+def run(pair: Pair, seed: int, iterations: int, confirm: int, workers: int, home: Path) -> dict[str, Any]:
     """Search and confirm; the figures of the pair."""
     load_dataset(pair.dataset, default_cache())
     home.mkdir(parents=True, exist_ok=True)
@@ -53,14 +53,16 @@ def run(pair: Pair, seed: int, iterations: int, workers: int, home: Path) -> dic
             group=GROUP,
             parallelism=workers,
             recipe=pair.proxy.to_json(),
-            confirmation={"finalists": FINALISTS, "seeds": SEEDS, "iterations": pair.full.iterations, "distillers": "all"},
+            confirmation={"finalists": FINALISTS, "seeds": SEEDS, "iterations": confirm, "distillers": "all"},
             name=f"live {pair.name}",
             **common,
         )
         print(f"{pair.name}: search {started['id']}", flush=True)
         search, clock, used = followed(client, started["id"])
         must_succeed(search)
-        return record(pair, search, client.result(str(search["result_id"])), {"clock": clock, "processors": used, "full": full})
+        return {"confirmed": confirm} | record(
+            pair, search, client.result(str(search["result_id"])), {"clock": clock, "processors": used, "full": full}
+        )
 
 
 def followed(client: Client, search_id: str) -> tuple[Search, dict[str, float], dict[str, float]]:
@@ -120,7 +122,7 @@ def table(one: dict[str, Any]) -> str:
     searched = one["verdict"]["searched"]["name"]
     lines = [
         f"**{pair.name}** ({pair.title}; dataset `{one['dataset']['digest'][:12]}`): {one['images']['report']} sealed images, "
-        f"{one['full']} iterations, seeds {', '.join(map(str, one['rows'][0]['seeds']))}",
+        f"{one.get('confirmed', one['full'])} iterations, seeds {', '.join(map(str, one['rows'][0]['seeds']))}",
         "",
         "| | policy | AP, with its interval | the searched policy against it |",
         "|---|---|---|---|",
@@ -157,6 +159,7 @@ def main() -> None:
     parser.add_argument("--pair", choices=sorted(PAIRS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
+    parser.add_argument("--confirm", type=int, default=None, help="iterations of the confirmation; default: the full schedule")
     parser.add_argument("--workers", type=int, default=2, help="trainers at once, of one thread each")
     parser.add_argument("--home", type=Path, default=default_cache() / "live", help="where the service keeps its files")
     arguments = parser.parse_args()
@@ -166,7 +169,8 @@ def main() -> None:
             parser.error("run: --pair is needed")
         pair = PAIRS[arguments.pair]
         home = arguments.home / f"{pair.name}-seed{arguments.seed}"
-        known[f"{pair.name} {arguments.seed}"] = run(pair, arguments.seed, arguments.iterations, arguments.workers, home)
+        confirm = arguments.confirm or pair.full.iterations
+        known[f"{pair.name} {arguments.seed}"] = run(pair, arguments.seed, arguments.iterations, confirm, arguments.workers, home)
         FILE.write_text("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(one)}" for name, one in sorted(known.items())) + "\n}\n")
     print("\n\n".join(table(one) for one in known.values()))
 
