@@ -15,7 +15,7 @@ from detkds_api.gate import LOOPBACK
 class Settings(BaseSettings):
     """Where the service listens, what it remembers in, and which folders it may read."""
 
-    model_config = SettingsConfigDict(env_prefix="DETKDS_")
+    model_config = SettingsConfigDict(env_prefix="DETKDS_", env_ignore_empty=True)
 
     home: Path = Path("~/.detkds")
     database_url: SecretStr | None = None  # None: SQLite at home/detkds.sqlite
