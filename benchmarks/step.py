@@ -392,7 +392,7 @@ def table(rows: list[Row]) -> str:
     lines = ["| pair | policy | a, s | b, s | c, s | c/(a+b) | d, s | d/c | memory above a + b | above the larger |"]
     lines.append("|" + "---|" * 10)
     for row in rows:
-        a, b, c = (f"{row.seconds(name):.3f} ± {row.spread(name):.1f} %" for name in "abc")
+        a, b, c = (f"{row.seconds(name):.3f} ± {row.spread(name):.1f} %" if row.times[name] else "-" for name in "abc")
         d = f"{row.seconds('d'):.3f} ± {row.spread('d'):.1f} % | {row.ratio('d', 'c'):.2f}" if "d" in row.times else "- | -"
         memory = "- | -" if row.memory is None else f"{row.memory:.2f} | {row.above_larger:.2f}"
         policy = row.policy if row.policy == row.formula else f"{row.policy}: `{row.formula}`"

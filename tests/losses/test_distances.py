@@ -155,8 +155,14 @@ def test_slopes_of_elementwise_distances(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = (2 * torch.randn(2, 2, 3, 4, 5, generator=generator)).requires_grad_().unbind()
     theirs = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}[name]
-    for one, other in zip(*(torch.autograd.grad(d(student, teacher), (student, teacher)) for d in (DISTANCES[name], theirs)), strict=True):
-        assert_close(one, other)
+    weights = torch.randn(2, 4, 5, generator=generator)
+    pairs = [
+        (DISTANCES[name](student, teacher), theirs(student, teacher)),
+        ((weights * VALUES[name](student, teacher)).sum(), (weights * theirs(student, teacher, reduction="none").mean(1)).sum()),
+    ]
+    for pair in pairs:
+        for one, other in zip(*(torch.autograd.grad(loss, (student, teacher), retain_graph=True) for loss in pair), strict=True):
+            assert_close(one, other)
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -226,8 +226,8 @@ def test_the_slope_of_an_attention(name: str) -> None:
     assert huge.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["norm_C", "norm_N", "norm_HW"])
-def test_the_slope_of_a_norm(name: str) -> None:
+@pytest.mark.parametrize("name", ["norm_C", "norm_N", "norm_HW", "standardize", "mish", "log", "pow2"])
+def test_the_slope_of_a_normalisation(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     feat = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(NORMALISATION[name], (feat,))
