@@ -28,7 +28,7 @@ from detkds_core.store import workers
 
 Knowledge = Literal["global", "fgbg", "instance", "logits", "localization"]
 RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)  # of a term's gradient to the task's, that a search begins with
-RUNGS = (8, 4, 2)  # parts of the full proxy
+RUNGS = (4, 2)  # parts of the full proxy; an eighth does not order policies (docs/benchmarks.md, "Rungs and forks")
 LOOK = 4  # iterations that a look at a candidate costs, about
 DEFAULT_PARALLELISM = 2
 NO_PACE = "no iteration of this pair with this recipe has been measured yet; give 'candidates' or 'iterations' the first time"
@@ -106,7 +106,7 @@ class SearchRequest(Body):
     rungs: list[int] | None = Field(
         default=None,
         max_length=10,
-        description="student iterations of short trainings below the full proxy, rising; default: an eighth, a quarter and half of it",
+        description="student iterations of short trainings below the full proxy, rising; default: a quarter and half of it",
     )
     mode: Literal["strict", "logged"] = Field(
         default="strict", description="`strict`: depends on the specification alone; `logged`: never waits for a slow job, can be replayed"
