@@ -19,13 +19,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from live import FILE
 
 from detkds_core.catalogue import PAIRS, Recipe
 from detkds_core.datasets import default_cache, load_dataset
 from detkds_core.detectors.runtime import prepare_mmdet
 from detkds_core.evolution.rungs import resampled_tau
 from detkds_core.policy import Policy, canonical, named_policies, parse_formula
-from live import FILE
 
 IMAGES = 200
 LEARNT = ("maskd",)
