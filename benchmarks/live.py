@@ -25,7 +25,7 @@ from detkds_core.catalogue import PAIRS, Pair
 from detkds_core.datasets import default_cache, load_dataset
 
 FILE = Path(__file__).parent / "data" / "live.json"
-ITERATIONS = 1_800  # of the search
+ITERATIONS = 2_400  # of the search
 GROUP = 8
 FINALISTS = 3
 SEEDS = 5
@@ -135,7 +135,7 @@ def table(one: dict[str, Any]) -> str:
         versus = against.get((searched, row["name"]))
         said = "" if versus is None else f"{versus['mean']:+.1f} ({versus['interval'][0]:.1f} to {versus['interval'][1]:.1f})"
         lines.append(f"| {row['name']} | `{row['formula']}` | {row['mean_ap']:.1f} ({low:.1f} to {high:.1f}) | {said} |")
-    lines += ["", one["verdict"]["verdict"] + " " + one["verdict"]["why"], ""]
+    lines += ["", one["verdict"]["verdict"], ""]
     hours = {state: seconds / 3600 for state, seconds in cost["processors"].items()}
     minutes = {state: seconds / 60 for state, seconds in cost["clock"].items()}
     trainings = cost["processors"]["RUNNING"] / cost["full"]
