@@ -30,14 +30,15 @@ from detkds_core.datasets import default_cache, load_dataset
 from detkds_core.evolution.spec import GATES
 from detkds_core.policy import Policy, SearchSpace, canonical, canonical_json, formula, named_policies, parse_formula, to_json
 from detkds_core.policy.named import cannot_run
+from detkds_core.policy.vocabulary import FEATURES
 
 PAIR = PAIRS["digits_gfl"]
 FULL = PAIR.proxy.iterations
 FORK = FULL // 2
-RUNGS = (15, 30, 60)  # iterations of a branch
+RUNGS = (30, 60)  # iterations of a branch
 SEEDS = (1, 2)
 GROUP = 8
-RATIOS = (0.1, 0.3, 1.0, 3.0)
+RATIOS = {"features": (0.3, 1.0, 3.0, 10.0, 30.0), "responses": (0.1, 0.3, 1.0, 3.0)}
 SINGLES = {"global": 52, "fgbg": 52, "instance": 52, "logits": 44, "localization": 16}
 COMBINATIONS = 92
 VOCABULARY = (
@@ -79,7 +80,7 @@ def policies() -> list[dict[str, Any]]:
             replace(term, weight=ratio, balanced=True)
             for term in space.formulas(knowledge)
             if len(term.transforms) == 1 or all(name in names for name, names in zip(term.transforms, VOCABULARY, strict=True))
-            for ratio in RATIOS
+            for ratio in RATIOS["features" if knowledge in FEATURES else "responses"]
         ]
         singles += rng.sample(usual, count)
     rows += [({"island": term.knowledge}, canonical(Policy((term,)))) for term in singles]

@@ -302,7 +302,8 @@ def test_the_other_algorithms_measure_at_the_full_proxy_only(service, wanted, al
 def test_published_weights_are_the_numbers_of_the_paper(service, wanted):
     balanced, published = (accepted(service, {**wanted, "weights": weights})["space"] for weights in ("balanced", "published"))
     assert (balanced["balanced"], published["balanced"]) == (True, False)
-    assert balanced["feature_weights"] == [0.03, 0.1, 0.3, 1.0, 3.0]
+    assert balanced["feature_weights"] == [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
+    assert balanced["response_weights"] == [0.03, 0.1, 0.3, 1.0, 3.0]
     assert published["feature_weights"] != balanced["feature_weights"]
 
 

@@ -27,7 +27,10 @@ from detkds_core.store import searches as stored
 from detkds_core.store import workers
 
 Knowledge = Literal["global", "fgbg", "instance", "logits", "localization"]
-RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)  # of a term's gradient to the task's, that a search begins with
+# Of a term's gradient to the task's, what a search begins with. The feature terms of good hand-designed distillers have 9 to 460 at the
+# fork of small pairs (docs/benchmarks.md, "Live comparisons"): a student that has learnt little is led by its teacher first.
+FEATURE_RATIOS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+RESPONSE_RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)
 RUNGS = (4, 2)  # parts of the full proxy; an eighth does not order policies (docs/benchmarks.md, "Rungs and forks")
 LOOK = 4  # iterations that a look at a candidate costs, about
 DEFAULT_PARALLELISM = 2
@@ -365,7 +368,9 @@ def enough_for(candidates: int, rungs: tuple[int, ...]) -> int:
 
 def wanted_space(wanted: SearchRequest, pairing: Pairing) -> SearchSpace:
     """What the search chooses from. Raises InvalidInput."""
-    weights = {"feature_weights": RATIOS, "response_weights": RATIOS, "balanced": True} if wanted.weights == "balanced" else {}
+    weights = (
+        {"feature_weights": FEATURE_RATIOS, "response_weights": RESPONSE_RATIOS, "balanced": True} if wanted.weights == "balanced" else {}
+    )
     return SearchSpace.of(pairing.facts, knowledge=wanted_knowledge(wanted, pairing), breadth=wanted.space, **weights)
 
 
