@@ -10,9 +10,9 @@ import pytest
 
 from detkds_core.evolution import dumped
 from detkds_core.policy import named_policies, parse_formula, to_json
-from detkds_core.store import Store, events, jobs, results, searches
+from detkds_core.store import Store, events, jobs, leases, results, searches
 from detkds_evolver.drive import recall, step
-from detkds_evolver.main import Evolver
+from detkds_evolver.main import DUTY, Evolver
 from detkds_evolver.settings import Settings
 
 from .worker import LUCK, ap_of, create, measured, outcome, result_of, search_spec, work
@@ -50,6 +50,8 @@ def drive(store: Store, row: Callable[..., dict[str, Any]] = measured) -> None:
         with store.read() as session:
             due = searches.due(session)
         if not work(store, row) and not due:
+            with store.begin() as session:
+                leases.give_up(session, DUTY, holder=one.holder)
             return
     raise AssertionError("the search does not end")
 
