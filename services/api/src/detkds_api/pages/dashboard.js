@@ -266,7 +266,8 @@ async function result(id) {
 // Who was measured beside whom: the entrants of a search over its seeds, or the student of a distillation and its teacher.
 function comparison(metrics) {
   if (metrics.rows && metrics.rows.length) {
-    return [make("h2", {}, "Measured again"), table(entrantColumns(metrics.winner), metrics.rows),
+    const best = [...metrics.rows].sort((a, b) => (b.mean_ap ?? -1) - (a.mean_ap ?? -1));
+    return [make("h2", {}, "Measured again"), table(entrantColumns(metrics.winner), best),
       ...(metrics.comparisons && metrics.comparisons.length ? [make("h2", {}, "Compared, seed by seed"), table(pairColumns, metrics.comparisons)] : [])];
   }
   const rows = ["teacher", "student"].filter((who) => metrics[who]).map((who) => ({ who, ...metrics[who] }));
