@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from . import events, jobs, pages
+from . import events, jobs, labels, pages
 from .clock import db_time
 from .models import Distillation, Job
 from .states import active, move
@@ -26,15 +26,26 @@ def create(
     idempotency_key: str | None = None,
     owner: str | None = None,
     search_id: str | None = None,
+    notes: str = "",
+    tags: Sequence[str] = (),
+    request: Mapping[str, Any] | None = None,
+    cloned_from: str | None = None,
     max_attempts: int = 3,
 ) -> Distillation:
     """Store a distillation and put its job into the queue. spec: the job's, whole. search_id: whose policy it trains with.
+
+    request: the body that asked for it; cloned_from: whose request it repeats.
 
     Raises IntegrityError when the owner has used the idempotency key before; `by_key` finds that distillation.
     """
     distillation = Distillation(
         name=name,
+        notes=notes,
         spec=dict(spec),
+        teacher=spec.get("teacher", {}).get("detector", ""),
+        student=spec.get("student", {}).get("detector", ""),
+        request=None if request is None else dict(request),
+        cloned_from=cloned_from,
         dataset=dataset["name"],
         dataset_digest=dataset.get("digest") or "",
         idempotency_key=idempotency_key,
@@ -43,6 +54,7 @@ def create(
     )
     session.add(distillation)
     session.flush()
+    labels.give(session, distillation, tags)
     events.append(session, "distillation", distillation.id, "queued", {"name": name})
     jobs.enqueue(
         session,
@@ -67,11 +79,14 @@ def by_key(session: Session, idempotency_key: str, *, owner: str | None = None) 
 
 
 def list(
-    session: Session, *, limit: int = 50, cursor: str | None = None, state: str | None = None, owner: str | None = None
+    session: Session, *, limit: int = 50, cursor: str | None = None, sort: str = pages.NEWEST, owner: str | None = None, **asked: str | None
 ) -> tuple[builtins.list[Distillation], str | None]:
-    """The newest distillations first and the cursor of the next page. Raises ValueError for what is no cursor."""
-    query = select(Distillation).where(*_of(owner), *([Distillation.state == state] if state is not None else []))
-    return pages.newest_first(session, query, Distillation, limit=limit, cursor=cursor)
+    """A page of distillations and the cursor of the next one. sort: as of `pages.ordered`; asked: as of `labels.matching`.
+
+    Raises ValueError for what is no cursor of this order and these filters.
+    """
+    query = select(Distillation).where(*_of(owner), *labels.matching(Distillation, asked))
+    return pages.ordered(session, query, Distillation, sort=sort, asked=asked, limit=limit, cursor=cursor)
 
 
 def count_active(session: Session, owner: str) -> int:

@@ -58,7 +58,7 @@ def get(session: Session, key_id: str) -> ApiKey | None:
 
 def list(session: Session, *, limit: int = 50, cursor: str | None = None) -> tuple[builtins.list[ApiKey], str | None]:
     """The newest keys first, those that are valid no more included, and the cursor of the next page. Raises ValueError for no cursor."""
-    return pages.newest_first(session, select(ApiKey), ApiKey, limit=limit, cursor=cursor)
+    return pages.ordered(session, select(ApiKey), ApiKey, limit=limit, cursor=cursor)
 
 
 def digest(secret: str) -> str:

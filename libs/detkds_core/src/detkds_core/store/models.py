@@ -5,7 +5,7 @@ No relationships: every query is written out in the module of its domain. Times 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, get_args
 
@@ -56,6 +56,15 @@ def one_of(column: str, values: Iterable[str]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
 
 
+def list_indexes(*filters: str, sorts: Sequence[str] = ("created_at", "updated_at", "finished_at")) -> Iterable[Index]:
+    """The indexes of a list: every order with and without an owner, every filter under the order that a list has by default."""
+    for sort in sorts:
+        yield Index(None, sort, "id")
+        yield Index(None, "owner", sort, "id")
+    for column in filters:
+        yield Index(None, column, "created_at", "id")
+
+
 class Times:
     """When a row came to be, and when it last changed."""
 
@@ -74,54 +83,65 @@ class Dataset(Base):
     created_at: Mapped[datetime] = mapped_column(default=db_time())
 
 
-class Search(Times, Base):
+class Labelled:
+    """What people call a search or a distillation and write beside it, and what it was asked to do.
+
+    teacher, student: detectors of its spec. request: the body that asked for it, whole; NULL: it is from before requests were kept.
+    cloned_from, of the same table: whose request it repeats.
+    """
+
+    name: Mapped[str] = mapped_column(NAME)
+    notes: Mapped[str] = mapped_column(Text, default="")
+    teacher: Mapped[str] = mapped_column(NAME, default="")
+    student: Mapped[str] = mapped_column(NAME, default="")
+    request: Mapped[dict[str, Any] | None]
+
+
+class Search(Labelled, Times, Base):
     """A search for the policy of a pair. spec: all that decides its course. errors: steps of the evolver that failed in a row."""
 
     __tablename__ = "searches"
     __table_args__ = (
         one_of("state", get_args(SearchState)),
         UniqueConstraint("owner", "idempotency_key"),
-        Index(None, "created_at", "id"),
-        Index(None, "owner", "created_at", "id"),
-        Index(None, "state", "created_at", "id"),
+        *list_indexes("state", "dataset", "teacher", "student", "algorithm"),
     )
 
     id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
     owner: Mapped[str] = mapped_column(NAME, default="")  # not NULL: NULLs are never equal, and one key could be used twice
     idempotency_key: Mapped[str | None] = mapped_column(NAME)
-    name: Mapped[str] = mapped_column(NAME)
     state: Mapped[str] = mapped_column(WORD, default="QUEUED")
     reason: Mapped[str | None] = mapped_column(Text)
     spec: Mapped[dict[str, Any]]
     dataset: Mapped[str] = mapped_column(NAME)
     dataset_digest: Mapped[str] = mapped_column(String(128))
+    algorithm: Mapped[str] = mapped_column(WORD, default="")
+    cloned_from: Mapped[str | None] = mapped_column(ID, ForeignKey("searches.id"))
     errors: Mapped[int] = mapped_column(Integer, default=0)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
 
-class Distillation(Times, Base):
+class Distillation(Labelled, Times, Base):
     """The training of one student under one policy. Its state mirrors its job's; SUCCEEDED comes together with its result."""
 
     __tablename__ = "distillations"
     __table_args__ = (
         one_of("state", get_args(DistillationState)),
         UniqueConstraint("owner", "idempotency_key"),
-        Index(None, "created_at", "id"),
-        Index(None, "owner", "created_at", "id"),
-        Index(None, "state", "created_at", "id"),
+        *list_indexes("state", "dataset", "teacher", "student"),
     )
 
     id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
     owner: Mapped[str] = mapped_column(NAME, default="")
     idempotency_key: Mapped[str | None] = mapped_column(NAME)
-    name: Mapped[str] = mapped_column(NAME)
     state: Mapped[str] = mapped_column(WORD, default="QUEUED")
     reason: Mapped[str | None] = mapped_column(Text)
     spec: Mapped[dict[str, Any]]
     dataset: Mapped[str] = mapped_column(NAME)
     dataset_digest: Mapped[str] = mapped_column(String(128))
     search_id: Mapped[str | None] = mapped_column(ID, ForeignKey("searches.id"), index=True)  # whose policy it trains with
+    cloned_from: Mapped[str | None] = mapped_column(ID, ForeignKey("distillations.id"))
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
@@ -216,6 +236,7 @@ class Trial(Times, Base):
     __tablename__ = "trials"
     __table_args__ = (
         UniqueConstraint("search_id", "number", "candidate"),
+        Index(None, "search_id", "candidate", "number"),
         one_of("state", get_args(TrialState)),
         CheckConstraint("(state = 'INFEASIBLE') = (failure IS NOT NULL)", name="infeasible_has_failure"),
         CheckConstraint("state <> 'MEASURED' OR ap IS NOT NULL", name="measured_has_ap"),
@@ -300,9 +321,7 @@ class Result(Base):
             " OR (kind = 'distill' AND distillation_id IS NOT NULL AND search_id IS NULL)",
             name="one_origin",
         ),
-        Index(None, "created_at", "id"),
-        Index(None, "owner", "created_at", "id"),
-        Index(None, "kind", "created_at", "id"),
+        *list_indexes("kind", "dataset", "teacher", "student", sorts=("created_at", "ap")),
     )
 
     id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
@@ -313,6 +332,8 @@ class Result(Base):
     name: Mapped[str] = mapped_column(NAME)
     dataset: Mapped[str] = mapped_column(NAME)
     dataset_digest: Mapped[str] = mapped_column(String(128))
+    teacher: Mapped[str] = mapped_column(NAME, default="")
+    student: Mapped[str] = mapped_column(NAME, default="")
     policy: Mapped[dict[str, Any]]
     ap: Mapped[float | None]
     metrics: Mapped[dict[str, Any]]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from . import pages
+from . import labels, pages
 from .models import Distillation, Result, Search
 
 
@@ -34,6 +34,8 @@ def create(
         name=origin.name,
         dataset=origin.dataset,
         dataset_digest=origin.dataset_digest,
+        teacher=origin.teacher,
+        student=origin.student,
         policy=dict(policy),
         ap=ap,
         metrics=dict(metrics),
@@ -43,6 +45,7 @@ def create(
     )
     session.add(result)
     session.flush()
+    labels.give(session, result, labels.words(policy))
     return result
 
 
@@ -59,12 +62,26 @@ def of_distillation(session: Session, distillation_id: str) -> Result | None:
     return session.scalar(select(Result).where(Result.distillation_id == distillation_id))
 
 
+def some(session: Session, ids: Sequence[str], *, owner: str | None = None) -> dict[str, Result]:
+    """The results of these ids, as far as there are such of the owner's (None: of anybody's)."""
+    return {one.id: one for one in session.scalars(select(Result).where(Result.id.in_(ids), *_of(owner)))}
+
+
 def list(
-    session: Session, *, limit: int = 50, cursor: str | None = None, kind: str | None = None, owner: str | None = None
+    session: Session,
+    *,
+    limit: int = 50,
+    cursor: str | None = None,
+    sort: str = pages.NEWEST,
+    owner: str | None = None,
+    **asked: str | float | None,
 ) -> tuple[builtins.list[Result], str | None]:
-    """The newest results first and the cursor of the next page. Raises ValueError for what is no cursor."""
-    query = select(Result).where(*_of(owner), *([Result.kind == kind] if kind is not None else []))
-    return pages.newest_first(session, query, Result, limit=limit, cursor=cursor)
+    """A page of results and the cursor of the next one. sort: as of `pages.ordered`; asked: as of `labels.matching`.
+
+    Raises ValueError for what is no cursor of this order and these filters.
+    """
+    query = select(Result).where(*_of(owner), *labels.matching(Result, asked))
+    return pages.ordered(session, query, Result, sort=sort, asked=asked, limit=limit, cursor=cursor)
 
 
 def _of(owner: str | None) -> builtins.list[ColumnElement[bool]]:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from . import events, jobs, pages
+from . import events, jobs, labels, pages
 from .clock import db_time
 from .ids import new_id
 from .models import Candidate, Confirmation, Decision, Job, Search, Trial
@@ -29,16 +29,27 @@ def create(
     name: str,
     spec: Mapping[str, Any],
     dataset: Mapping[str, Any],
+    notes: str = "",
+    tags: Sequence[str] = (),
+    request: Mapping[str, Any] | None = None,
+    cloned_from: str | None = None,
     idempotency_key: str | None = None,
     owner: str | None = None,
 ) -> Search:
     """Store a search; the evolver takes it from there. dataset: its JSON, of which name and digest become columns.
 
+    request: the body that asked for it; cloned_from: whose request it repeats.
     Raises IntegrityError when the owner has used the idempotency key before; `by_key` finds that search.
     """
     search = Search(
         name=name,
+        notes=notes,
         spec=dict(spec),
+        teacher=spec.get("teacher", {}).get("detector", ""),
+        student=spec.get("student", {}).get("detector", ""),
+        algorithm=spec.get("algorithm", ""),
+        request=None if request is None else dict(request),
+        cloned_from=cloned_from,
         dataset=dataset["name"],
         dataset_digest=dataset.get("digest") or "",
         idempotency_key=idempotency_key,
@@ -46,6 +57,7 @@ def create(
     )
     session.add(search)
     session.flush()
+    labels.give(session, search, tags)
     events.append(session, "search", search.id, "queued", {"name": name})
     return search
 
@@ -57,6 +69,7 @@ def extend(
     name: str,
     spec: Mapping[str, Any],
     event: str,
+    request: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
 ) -> Search:
     """Store a search that goes on where another one has ended: it has that one's ledger, and `event` after it, its candidates and their
@@ -65,7 +78,7 @@ def extend(
     Raises IntegrityError as `create` does.
     """
     dataset = {"name": source.dataset, "digest": source.dataset_digest}
-    search = create(session, name=name, spec=spec, dataset=dataset, idempotency_key=idempotency_key, owner=source.owner)
+    search = create(session, name=name, spec=spec, dataset=dataset, request=request, idempotency_key=idempotency_key, owner=source.owner)
     for table in (Candidate, Trial):
         rows = session.execute(select(*table.__table__.columns).where(table.search_id == source.id)).mappings()
         copies = [{**row, "id": new_id(), "search_id": search.id} | ({"job_id": None} if table is Trial else {}) for row in rows]
@@ -87,11 +100,14 @@ def by_key(session: Session, idempotency_key: str, *, owner: str | None = None) 
 
 
 def list(
-    session: Session, *, limit: int = 50, cursor: str | None = None, state: str | None = None, owner: str | None = None
+    session: Session, *, limit: int = 50, cursor: str | None = None, sort: str = pages.NEWEST, owner: str | None = None, **asked: str | None
 ) -> tuple[builtins.list[Search], str | None]:
-    """The newest searches first and the cursor of the next page. Raises ValueError for what is no cursor."""
-    query = select(Search).where(*_of(owner), *([Search.state == state] if state is not None else []))
-    return pages.newest_first(session, query, Search, limit=limit, cursor=cursor)
+    """A page of searches and the cursor of the next one. sort: as of `pages.ordered`; asked: as of `labels.matching`.
+
+    Raises ValueError for what is no cursor of this order and these filters.
+    """
+    query = select(Search).where(*_of(owner), *labels.matching(Search, asked))
+    return pages.ordered(session, query, Search, sort=sort, asked=asked, limit=limit, cursor=cursor)
 
 
 def count_active(session: Session, owner: str) -> int:
