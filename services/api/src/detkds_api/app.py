@@ -12,21 +12,38 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from detkds_api import datasets, detectors, distill, health, keys, live, policies, problems, reference, results, searches
+from detkds_api import (
+    candidates,
+    comparison,
+    datasets,
+    detectors,
+    distill,
+    health,
+    keys,
+    live,
+    policies,
+    problems,
+    reference,
+    results,
+    search_control,
+    searches,
+)
 from detkds_api.caller import Callers, Pace
 from detkds_api.gate import Gate
 from detkds_api.service import keep_nulls
 from detkds_api.settings import Settings
 from detkds_core.store import Store
 
-ROUTERS = [domain.router for domain in (searches, distill, live, results, datasets, detectors, policies, keys, health)]
+DOMAINS = (searches, search_control, candidates, distill, live, comparison, results, datasets, detectors, policies, keys, health)
+ROUTERS = [domain.router for domain in DOMAINS]
 PAGES = Path(__file__).parent / "pages"
 
 DESCRIPTION = """\
 Find the knowledge-distillation policy that suits a teacher and a student detector on your data (`POST /searches`),
 train the student with it (`POST /distill`), and take the checkpoint with its evidence (`GET /results`).
 
-Long work answers 202 with a `Location` to look at. Both POSTs take an `Idempotency-Key`. Lists are read with `limit` and `cursor`.
+Long work answers 202 with a `Location` to look at. Both POSTs take an `Idempotency-Key`. Lists are read with `limit` and `cursor`; their
+filters and orders stand with each, and any other is refused.
 Errors are RFC 9457 problems whose `errors[]` say which field was wrong and what would be right.
 """
 

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from detkds_api import quota
 from detkds_api.caller import Caller
+from detkds_api.cloning import cloned, kept_request, repeats
 from detkds_api.datasets import make_builtin
-from detkds_api.fields import Body, Name, Seed
-from detkds_api.lists import Cursor, Limit, Page, page_of
+from detkds_api.fields import NOTES, TAGS, Body, Name, Notes, Seed, Tags
+from detkds_api.labelling import EXAMPLE as LABEL_EXAMPLE
+from detkds_api.labelling import LabelChange, relabel
+from detkds_api.lists import Page, RunsQuery, page_of
 from detkds_api.once import once
 from detkds_api.pairing import RecipeChoice, StudentChoice, TeacherChoice, resolve
 from detkds_api.policies import read_policy
 from detkds_api.problems import Conflict, FieldError, NotFound, invalid
 from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
 from detkds_api.progress import Progress, seconds_left, seconds_since, share
-from detkds_api.service import Id, IdempotencyKey, Service, example, is_id
+from detkds_api.service import Id, IdempotencyKey, Running, Service, example, is_id
 from detkds_core.catalogue import Recipe
 from detkds_core.policy import Policy, formula, from_json, to_json
 from detkds_core.store import distillations as stored
-from detkds_core.store import jobs, results, searches
+from detkds_core.store import jobs, labels, results, searches
 from detkds_core.store.models import Distillation, Search
 from detkds_core.store.vocabulary import DistillationState as State
 
@@ -36,6 +39,8 @@ class DistillRequest(Body):
     """What to train: either a `pair` of the catalogue, or dataset, teacher and student; and under which policy."""
 
     name: Name | None = Field(default=None, description="to find it again by")
+    notes: Notes = Field(default="", description=NOTES)
+    tags: Tags = Field(default=[], description=TAGS)
     pair: Name | None = Field(default=None, description="of `GET /detectors`; gives all three of the following and a recipe")
     dataset: Name | None = Field(default=None, description="of `GET /datasets`")
     teacher: TeacherChoice | None = None
@@ -52,11 +57,25 @@ class DistillRequest(Body):
     )
 
 
+class DistillChanges(DistillRequest):
+    """What is to be different from a distillation whose request is repeated."""
+
+    policy: str | dict[str, Any] | None = Field(default=None, description="default: that of the request")  # type: ignore[assignment]
+
+
+class DistillationsQuery(RunsQuery):
+    """What the list of distillations can be asked for."""
+
+    state: State | None = Field(default=None, description="Those in this state.")
+
+
 class DistillationView(BaseModel):
-    """The training of one student under one policy, and where it stands."""
+    """The training of one student under one policy, and where it stands. cloned_from: the one whose request it repeats."""
 
     id: str
     name: str
+    notes: str
+    tags: list[str]
     state: State
     reason: str | None
     created_at: datetime
@@ -67,6 +86,7 @@ class DistillationView(BaseModel):
     formula: str
     progress: Progress
     result_id: str | None
+    cloned_from: str | None
     spec: dict[str, Any]
 
 
@@ -74,6 +94,8 @@ REQUEST_EXAMPLE = {"pair": "digits_gfl", "policy": {"search": "0198a3c2-7d1e-7c4
 EXAMPLE = {
     "id": "0198a3d0-1f7a-7f0e-8b44-6a0f1f6f5c21",
     "name": "digits_gfl, searched policy",
+    "notes": "",
+    "tags": ["digits"],
     "state": "RUNNING",
     "reason": None,
     "created_at": "2026-05-04T10:21:12Z",
@@ -84,6 +106,7 @@ EXAMPLE = {
     "formula": "2·l2(standardize(global))",
     "progress": {**PROGRESS_EXAMPLE, "step": "training", "done": 120, "total": 300, "best_ap": None, "message": ""},
     "result_id": None,
+    "cloned_from": None,
     "spec": {"seed": 0},
 }
 
@@ -98,61 +121,99 @@ def create_distillation(
     """
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.begin() as session:
-        asked, source = wanted.policy, named_search(session, service.caller, wanted.policy)
-        if source is not None:
-            asked = winner(session, source)
-            wanted = wanted.model_copy(update=left_to(source, wanted))
-        pairing = resolve(
-            session,
-            service.settings,
-            pair=wanted.pair,
-            dataset=wanted.dataset,
-            teacher=wanted.teacher,
-            student=wanted.student,
-            recipe=wanted.recipe,
-            resize=wanted.resize,
-            schedule="full",
-            base=Recipe.from_json(source.spec["recipe"]) if source is not None else None,
-        )
-        policy = read_policy(asked, "/policy", pairing)
-        spec = {
-            **pairing.spec(),
-            "policy": to_json(policy),
-            "seed": wanted.seed,
-            "inherit": pairing.inherits(wanted.inherit),
-            "pair": wanted.pair,
-        }
-        name = wanted.name or f"{wanted.pair or pairing.dataset['name']}, {called(policy, wanted.policy)}"
-
-        def create() -> Distillation:
-            quota.check(session, service, pairing.iterations)
-            return stored.create(
-                session,
-                name=name,
-                spec=spec,
-                dataset=pairing.dataset,
-                idempotency_key=idempotency_key,
-                owner=service.caller.owner,
-                search_id=source.id if source is not None else None,
-            )
-
-        one = once(
-            session,
-            idempotency_key,
-            lambda key: stored.by_key(session, key, owner=service.caller.owner),
-            create,
-            lambda found: (found.name, found.spec) == (name, spec),
-        )
-        answer = view(session, one)
+        answer = view(session, started(session, service, wanted, idempotency_key))
     response.headers["Location"] = f"/distill/{answer.id}"
     return answer
 
 
-@router.get("/distill", responses={200: example({"items": [EXAMPLE], "next_cursor": None})})
-def list_distillations(service: Service, limit: Limit = 50, cursor: Cursor = None, state: State | None = None) -> Page[DistillationView]:
-    """The newest distillations first, all or those in one state."""
+@router.post(
+    "/distill/{distillation_id}/clone",
+    status_code=202,
+    responses={202: example({**EXAMPLE, "state": "QUEUED", "cloned_from": EXAMPLE["id"]})},
+    openapi_extra=example({"seed": 1}, request=True),
+)
+def clone_distillation(
+    distillation_id: Id,
+    service: Service,
+    response: Response,
+    changes: DistillChanges | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> DistillationView:
+    """Start a new distillation with the same request, checked as any: the body has what is to be different, such as the seed.
+
+    Of `recipe`, the fields that are given change; another `pair` takes dataset, teacher and student with it. null takes a field back to its
+    default. One from before requests were kept cannot be cloned (409).
+    """
     with service.store.read() as session:
-        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor, state=state, owner=service.caller.sees))
+        source = existing(session, service.caller, distillation_id)
+        wanted = cloned(source, changes or DistillChanges(), DistillRequest, "/distill")
+    make_builtin(service.settings, wanted.dataset, wanted.pair)
+    with service.store.begin() as session:
+        answer = view(session, started(session, service, wanted, idempotency_key, cloned_from=distillation_id))
+    response.headers["Location"] = f"/distill/{answer.id}"
+    return answer
+
+
+def started(
+    session: Session, service: Running, wanted: DistillRequest, idempotency_key: str | None, cloned_from: str | None = None
+) -> Distillation:
+    """The distillation that a request asks for, stored. Raises InvalidInput, TooMany, KeyReused."""
+    request = kept_request(wanted)
+    asked, source = wanted.policy, named_search(session, service.caller, wanted.policy)
+    if source is not None:
+        asked = winner(session, source)
+        wanted = wanted.model_copy(update=left_to(source, wanted))
+    pairing = resolve(
+        session,
+        service.settings,
+        pair=wanted.pair,
+        dataset=wanted.dataset,
+        teacher=wanted.teacher,
+        student=wanted.student,
+        recipe=wanted.recipe,
+        resize=wanted.resize,
+        schedule="full",
+        base=Recipe.from_json(source.spec["recipe"]) if source is not None else None,
+    )
+    policy = read_policy(asked, "/policy", pairing)
+    spec = {
+        **pairing.spec(),
+        "policy": to_json(policy),
+        "seed": wanted.seed,
+        "inherit": pairing.inherits(wanted.inherit),
+        "pair": wanted.pair,
+    }
+
+    def create() -> Distillation:
+        quota.check(session, service, pairing.iterations)
+        return stored.create(
+            session,
+            name=wanted.name or f"{wanted.pair or pairing.dataset['name']}, {called(policy, wanted.policy)}",
+            notes=wanted.notes,
+            tags=wanted.tags,
+            spec=spec,
+            dataset=pairing.dataset,
+            request=request,
+            cloned_from=cloned_from,
+            idempotency_key=idempotency_key,
+            owner=service.caller.owner,
+            search_id=source.id if source is not None else None,
+        )
+
+    return once(
+        session,
+        idempotency_key,
+        lambda key: stored.by_key(session, key, owner=service.caller.owner),
+        create,
+        lambda found: repeats(found, request, cloned_from, spec),
+    )
+
+
+@router.get("/distill", responses={200: example({"items": [EXAMPLE], "next_cursor": None})})
+def list_distillations(service: Service, query: Annotated[DistillationsQuery, Query()]) -> Page[DistillationView]:
+    """The newest distillations first, or in another order; all, or those that every filter lets through."""
+    with service.store.read() as session:
+        found, after = page_of(lambda: stored.list(session, owner=service.caller.sees, **query.page()))
         return Page(items=[view(session, one) for one in found], next_cursor=after)
 
 
@@ -161,6 +222,17 @@ def get_distillation(distillation_id: Id, service: Service) -> DistillationView:
     """One distillation and where it stands."""
     with service.store.read() as session:
         return view(session, existing(session, service.caller, distillation_id))
+
+
+@router.patch(
+    "/distill/{distillation_id}", responses={200: example({**EXAMPLE, **LABEL_EXAMPLE})}, openapi_extra=example(LABEL_EXAMPLE, request=True)
+)
+def change_distillation(distillation_id: Id, change: LabelChange, service: Service) -> DistillationView:
+    """Change name, notes and tags of a distillation, in whatever state it is. What it does is decided when it is made."""
+    with service.store.begin() as session:
+        one = existing(session, service.caller, distillation_id)
+        relabel(session, one, change)
+        return view(session, one)
 
 
 @router.post("/distill/{distillation_id}/cancel", responses={200: example({**EXAMPLE, "state": "CANCELLED"})})
@@ -254,6 +326,8 @@ def view(session: Session, one: Distillation) -> DistillationView:
     return DistillationView(
         id=one.id,
         name=one.name,
+        notes=one.notes,
+        tags=labels.of(session, one),
         state=cast(State, one.state),
         reason=one.reason,
         created_at=one.created_at,
@@ -264,6 +338,7 @@ def view(session: Session, one: Distillation) -> DistillationView:
         formula=formula(from_json(one.spec["policy"])),
         progress=progress(session, one, result.ap if result else None),
         result_id=result.id if result else None,
+        cloned_from=one.cloned_from,
         spec=one.spec,
     )
 

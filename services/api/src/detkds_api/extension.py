@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 from sqlalchemy.orm import Session
 
+from detkds_api.budget import bought, enough_for
 from detkds_api.fields import Body, Name
 from detkds_api.problems import Conflict, FieldError, invalid, pointer
-from detkds_api.search_request import bought, enough_for
 from detkds_core.evolution import dumped
 from detkds_core.store import searches
 from detkds_core.store.models import Search
 
 EXTENDED = ", extended"
 LONGEST_NAME = 200  # characters, of the column
+LONGEST_REQUESTED = 120  # of a request
 
 
 class ExtendRequest(Body):
@@ -27,8 +28,17 @@ class ExtendRequest(Body):
     hours: float | None = Field(default=None, gt=0, le=1e6, description="further hours of one device, by what an iteration took before")
 
 
-def extension(session: Session, source: Search, wanted: ExtendRequest) -> tuple[str, dict[str, Any], str]:
-    """Name, specification and first event of the search that continues `source`.
+class Extension(NamedTuple):
+    """What a search that continues another one is. event: the first of its own; request: what would search as long from the beginning."""
+
+    name: str
+    spec: dict[str, Any]
+    event: str
+    request: dict[str, Any] | None
+
+
+def extension(session: Session, source: Search, wanted: ExtendRequest) -> Extension:
+    """The search that continues `source`.
 
     The specification is the old one with more to spend; `begun` keeps what the first one had, which decides what it did. Raises Conflict
     for a search that cannot be continued, InvalidInput.
@@ -51,7 +61,15 @@ def extension(session: Session, source: Search, wanted: ExtendRequest) -> tuple[
         "confirmation": {**confirmation, "seeds_used": used},
     }
     name = wanted.name or source.name.removesuffix(EXTENDED)[: LONGEST_NAME - len(EXTENDED)] + EXTENDED
-    return name, longer, dumped({"extended": {"budget": budget, "candidates": limit}})
+    return Extension(name, longer, dumped({"extended": {"budget": budget, "candidates": limit}}), request_of(source, name, budget, limit))
+
+
+def request_of(source: Search, name: str, budget: int, limit: int | None) -> dict[str, Any] | None:
+    """The request of a search with all that two may spend; None where the first one's was not kept."""
+    if source.request is None:
+        return None
+    other = {key: value for key, value in source.request.items() if key not in ("candidates", "iterations", "hours", "wall_clock_hours")}
+    return {**other, "name": name[:LONGEST_REQUESTED], "iterations": budget, **({"candidates": limit} if limit is not None else {})}
 
 
 def check_ended(session: Session, source: Search) -> None:

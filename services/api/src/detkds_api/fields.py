@@ -14,12 +14,46 @@ def printable(text: str) -> str:
     return text
 
 
+def lines(text: str) -> str:
+    """The same with line breaks and tabs. Raises ValueError."""
+    for line in text.replace("\t", "\n").split("\n"):
+        printable(line)
+    return text
+
+
+def trimmed(text: str) -> str:
+    """A word as it would be looked for. Raises ValueError."""
+    if text != text.strip():
+        raise ValueError("has a blank at its beginning or end; leave it out")
+    return text
+
+
+def different(texts: list[str]) -> list[str]:
+    """Raises ValueError where one appears twice."""
+    for place, text in enumerate(texts):
+        if text in texts[:place]:
+            raise ValueError(f"{text!r} appears twice; once is enough")
+    return texts
+
+
 Name = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(printable)]
+Notes = Annotated[str, Field(max_length=4000), AfterValidator(lines)]
+Tag = Annotated[str, Field(min_length=1, max_length=40), AfterValidator(printable), AfterValidator(trimmed)]
+Tags = Annotated[list[Tag], Field(max_length=20), AfterValidator(different)]
 PathText = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(printable)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+NOTES = "what is worth remembering of it, up to 4,000 characters"
+TAGS = "words to find it again by, up to 20"
 
 
 class Body(BaseModel):
     """A request body: unknown fields are refused, numbers are finite, `3.0` and `"3"` are not the integer 3."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True, frozen=True)
+
+
+class Asked(BaseModel):
+    """Query parameters: unknown ones are refused, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)

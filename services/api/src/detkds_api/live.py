@@ -10,7 +10,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from detkds_api import distill, searches
+from detkds_api import distill, search_views
 from detkds_api.service import Id, Service
 from detkds_core.store import events
 from detkds_core.store.models import Distillation, Event, Search
@@ -34,7 +34,7 @@ STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream"
 def known_search(search_id: Id, service: Service) -> str:
     """Asked for before the stream begins, for a stream cannot answer 404 any more. Raises NotFound."""
     with service.store.read() as session:
-        return searches.existing(session, service.caller, search_id).id
+        return search_views.existing(session, service.caller, search_id).id
 
 
 def known_distillation(distillation_id: Id, service: Service) -> str:

@@ -163,7 +163,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_handler(request: Request, error: RequestValidationError) -> Response:
-        return respond(request, from_validation(error, body_model(request)))
+        return respond(request, from_validation(error, body_model(request), query_model(request)))
 
     @app.exception_handler(HTTPException)
     async def http_handler(request: Request, error: HTTPException) -> Response:
@@ -188,6 +188,13 @@ def body_model(request: Request) -> type[BaseModel] | None:
     return model_in(getattr(getattr(field, "field_info", None), "annotation", None))
 
 
+def query_model(request: Request) -> type[BaseModel] | None:
+    """The pydantic model of the matched route's query parameters, if they have one."""
+    dependant = getattr(request.scope.get("route"), "dependant", None)
+    fields: Sequence[Any] = getattr(dependant, "query_params", ())
+    return model_in(fields[0].field_info.annotation) if len(fields) == 1 else None
+
+
 def model_in(annotation: object) -> type[BaseModel] | None:
     """The model inside an annotation such as `Recipe | None` or `list[Recipe]`, the first if there are several."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -198,7 +205,7 @@ def model_in(annotation: object) -> type[BaseModel] | None:
     return None
 
 
-def from_validation(error: RequestValidationError, model: type[BaseModel] | None) -> Problem:
+def from_validation(error: RequestValidationError, body: type[BaseModel] | None, query: type[BaseModel] | None = None) -> Problem:
     """pydantic's errors in the words of this API: where, what was wrong, what would be right."""
     found: dict[str, list[str]] = {}
     for entry in error.errors():
@@ -208,7 +215,7 @@ def from_validation(error: RequestValidationError, model: type[BaseModel] | None
         if place == "body":
             path = places(path, error.body)
         where = pointer(*path) if place == "body" else f"?{path[0]}" if place == "query" else f"header {path[0]}" if path else str(place)
-        found.setdefault(where, []).append(words(entry, path, model))
+        found.setdefault(where, []).append(words(entry, path, query if place == "query" else body))
     return invalid(FieldError(where, ", or ".join(messages)) for where, messages in found.items())
 
 
@@ -234,7 +241,8 @@ def words(entry: Mapping[str, Any], path: Sequence[str | int], model: type[BaseM
                 field = model.model_fields.get(part)
                 model = model_in(field.annotation) if field else None
         known = ", ".join(model.model_fields) if model is not None else ""
-        return f"there is no field {path[-1]!r}" + (f"; one of {known}" if known else "")
+        kind = "parameter" if entry["loc"][0] == "query" else "field"
+        return f"there is no {kind} {path[-1]!r}" + (f"; one of {known}" if known else "")
     if entry["type"] == "missing":
         return "is required"
     message = str(entry["msg"]).removeprefix("Value error, ").removeprefix("Input ")

@@ -9,15 +9,18 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy.orm import Session
 
 from detkds_api.caller import Caller
-from detkds_api.lists import Cursor, Limit, Page, page_of
+from detkds_api.fields import Name
+from detkds_api.lists import SORT, ListQuery, Page, page_of
 from detkds_api.paths import inside
 from detkds_api.problems import NotFound
 from detkds_api.service import Id, Service, example, is_id
 from detkds_core.policy import formula, from_json
+from detkds_core.policy.distillers import DISTILLERS
+from detkds_core.policy.vocabulary import DISTANCES, KNOWLEDGE, SLOTS
 from detkds_core.store import results as stored
 from detkds_core.store.models import Result
 from detkds_core.store.vocabulary import ResultKind as Kind
@@ -35,16 +38,47 @@ ARTIFACT: Mapping[str, str] = {  # as the trainer names them
 SUFFIX: Mapping[str, str] = {"safetensors": "safetensors", "pth": "pth", "config": "py", "last": "safetensors", "last_pth": "pth"}
 
 
+# What `term` may ask for: the words of the policy language, and the distillers.
+TERMS = tuple(
+    sorted(
+        {*KNOWLEDGE, *DISTILLERS, *(name for names in DISTANCES.values() for name in names)}
+        | {name for slots in SLOTS.values() for _, names in slots for name in names if name != "none"}
+    )
+)
+
 FORMATS = (
     "`pth`: a plain MMDetection checkpoint; `config`: the MMDetection configuration it goes with; `safetensors`: the same weights. "
     "With `eval_every` these are the best by the selection images; `last`, `last_pth`: those at the end."
 )
 
 
+def known_term(word: str) -> str:
+    """Raises ValueError for a word that no policy has."""
+    if word not in TERMS:
+        raise ValueError(f"{word!r} is in no policy; one of {', '.join(TERMS)}")
+    return word
+
+
+class ResultsQuery(ListQuery):
+    """What the list of results can be asked for."""
+
+    sort: Literal["created_at", "-created_at", "ap", "-ap"] = Field(default="-created_at", description=SORT)
+    kind: Kind | None = Field(default=None, description="Those of searches, or of distillations.")
+    dataset: Name | None = Field(default=None, description="Those on this dataset.")
+    teacher: Name | None = Field(default=None, description="Those with this teacher, a detector of `GET /detectors`.")
+    student: Name | None = Field(default=None, description="Those with this student, a detector of `GET /detectors`.")
+    term: Annotated[Name, AfterValidator(known_term)] | None = Field(
+        default=None, description="Those whose policy has this knowledge, transform, distance or distiller."
+    )
+    ap_at_least: float | None = Field(default=None, ge=0, le=100, description="Those with this AP (percent) or more.")
+    ap_at_most: float | None = Field(default=None, ge=0, le=100, description="Those with this AP (percent) or less.")
+
+
 class ResultView(BaseModel):
     """What came out of a search (its winner) or of a distillation (its student).
 
-    ap: percent, on the report images; metrics: all figures; evidence: what they rest on (seeds, images, dataset digest, seconds).
+    teacher, student: detectors. ap: percent, on the report images; metrics: all figures; evidence: what they rest on (seeds, images,
+    dataset digest, seconds).
     Of a search, `metrics.returned` says what the policy is: `searched`, or the best hand-designed distiller (`reference`) where the search
     did not beat it beyond noise, with `metrics.why`; the best of either stands in `metrics.searched` and `metrics.reference` all the same.
     """
@@ -56,6 +90,8 @@ class ResultView(BaseModel):
     distillation_id: str | None
     name: str
     dataset: str
+    teacher: str
+    student: str
     formula: str
     policy: dict[str, Any]
     ap: float | None
@@ -73,6 +109,8 @@ EXAMPLE = {
     "distillation_id": "0198a3d0-1f7a-7f0e-8b44-6a0f1f6f5c21",
     "name": "digits_gfl, searched policy",
     "dataset": "digits",
+    "teacher": "gfl_r18w32_fpn32",
+    "student": "gfl_r18w16_fpn32",
     "formula": "2·l2(standardize(global))",
     "policy": {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 2.0}]},
     "ap": 31.2,
@@ -93,6 +131,8 @@ def view(result: Result) -> ResultView:
         distillation_id=result.distillation_id,
         name=result.name,
         dataset=result.dataset,
+        teacher=result.teacher,
+        student=result.student,
         formula=formula(from_json(result.policy)),
         policy=result.policy,
         ap=result.ap,
@@ -104,10 +144,10 @@ def view(result: Result) -> ResultView:
 
 
 @router.get("/results", responses={200: example({"items": [EXAMPLE], "next_cursor": None})})
-def list_results(service: Service, limit: Limit = 50, cursor: Cursor = None, kind: Kind | None = None) -> Page[ResultView]:
-    """The newest results first, all or those of one kind."""
+def list_results(service: Service, query: Annotated[ResultsQuery, Query()]) -> Page[ResultView]:
+    """The newest results first, or in another order; all, or those that every filter lets through."""
     with service.store.read() as session:
-        found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor, kind=kind, owner=service.caller.sees))
+        found, after = page_of(lambda: stored.list(session, owner=service.caller.sees, **query.page()))
         return Page(items=[view(one) for one in found], next_cursor=after)
 
 

@@ -1,0 +1,123 @@
+"""`/searches/ID/candidates` and its ledger: what a search tried, where each policy came from, and what was decided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
+
+from detkds_api.lists import Cursor, Limit, Page, page_of
+from detkds_api.search_views import POLICY_EXAMPLE, existing
+from detkds_api.service import Id, Service, example
+from detkds_core.policy import formula, from_json
+from detkds_core.store import searches as stored
+from detkds_core.store.models import Candidate
+
+router = APIRouter(tags=["searches"])
+
+
+class CandidateView(BaseModel):
+    """A policy of a search and what it was worth (percent, on the selection images, at the highest rung that it was measured at).
+
+    resolved: its formula with the weights that its first training found. rung: iterations of that rung. iterations, seconds: all that it
+    cost. rejected: the gate that refused it, and why; audit: trained all the same, to judge the gates. same_as: the candidate whose double
+    it is. look: loss, ratio and agreement of its gradient with the task's, before it was trained.
+    """
+
+    index: int
+    state: str
+    stage: str
+    island: str | None
+    operator: str
+    parents: list[int]
+    formula: str
+    policy: dict[str, Any]
+    resolved: str | None
+    rung: int | None
+    iterations: int | None
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    seconds: float | None
+    failure: dict[str, Any] | None
+    rejected: dict[str, Any] | None
+    same_as: int | None
+    audit: bool
+    look: dict[str, Any] | None
+
+
+CANDIDATE_EXAMPLE = {
+    "index": 6,
+    "state": "MEASURED",
+    "stage": "stage1",
+    "island": "global",
+    "operator": "mutate",
+    "parents": [2],
+    "formula": "2·l2(standardize(global))",
+    "policy": POLICY_EXAMPLE,
+    "ap": 27.4,
+    "ap50": 49.8,
+    "ap75": 26.0,
+    "seconds": 31.2,
+    "failure": None,
+    "resolved": "2·l2(standardize(global))",
+    "rung": 120,
+    "iterations": 225,
+    "rejected": None,
+    "same_as": None,
+    "audit": False,
+    "look": {"loss": 1.94, "ratio": 0.51, "agreement": 0.08},
+}
+LEDGER_EXAMPLE = '{"asked":{"index":0,"members":[0,1],"new":[],"replicate":0,"rung":0,"seen":[]}}\n'
+
+
+@router.get("/searches/{search_id}/candidates", responses={200: example({"items": [CANDIDATE_EXAMPLE], "next_cursor": None})})
+def list_candidates(search_id: Id, service: Service, limit: Limit = 100, cursor: Cursor = None) -> Page[CandidateView]:
+    """The policies of a search by index, with what is measured of them."""
+    with service.store.read() as session:
+        existing(session, service.caller, search_id)
+        found, after = page_of(lambda: stored.candidates(session, search_id, limit=limit, cursor=cursor))
+        return Page(items=[candidate_view(one) for one in found], next_cursor=after)
+
+
+@router.get(
+    "/searches/{search_id}/ledger",
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"application/x-ndjson": {"example": LEDGER_EXAMPLE}}, "description": "the ledger, a line an event"}},
+)
+def get_ledger(search_id: Id, service: Service) -> PlainTextResponse:
+    """Every decision of a search and every result that it looked at, in order, a line each: from it the search can be replayed.
+
+    Of a `strict` search it follows from the specification and the measurements alone, byte for byte.
+    """
+    with service.store.read() as session:
+        existing(session, service.caller, search_id)
+        lines = stored.ledger_lines(session, search_id)
+    return PlainTextResponse("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
+
+
+def candidate_view(candidate: Candidate) -> CandidateView:
+    return CandidateView(
+        index=candidate.index,
+        state=candidate.state,
+        stage=candidate.stage,
+        island=candidate.island,
+        operator=candidate.operator,
+        parents=candidate.parents,
+        formula=formula(from_json(candidate.policy)),
+        policy=candidate.policy,
+        ap=candidate.ap,
+        ap50=candidate.ap50,
+        ap75=candidate.ap75,
+        seconds=candidate.seconds,
+        failure=candidate.failure,
+        resolved=formula(from_json(candidate.resolved)) if candidate.resolved else None,
+        rung=candidate.rung,
+        iterations=candidate.iterations,
+        rejected=candidate.rejected,
+        same_as=candidate.same_as,
+        audit=candidate.audit,
+        look=candidate.look,
+    )

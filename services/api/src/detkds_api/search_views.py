@@ -1,0 +1,140 @@
+"""How a search is shown, and where it stands."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, cast
+
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from detkds_api.budget import expected_students
+from detkds_api.caller import Caller
+from detkds_api.problems import NotFound
+from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
+from detkds_api.progress import Progress, seconds_left, seconds_since, share
+from detkds_api.service import is_id
+from detkds_core.policy import formula, from_json
+from detkds_core.store import jobs, labels, results
+from detkds_core.store import searches as stored
+from detkds_core.store.models import Candidate, Search
+from detkds_core.store.vocabulary import SearchState as State
+
+
+class Best(BaseModel):
+    """The best candidate so far, on the selection images."""
+
+    index: int
+    ap: float
+    formula: str
+    policy: dict[str, Any]
+
+
+class SearchView(BaseModel):
+    """A search and where it stands. cloned_from: the search whose request it repeats, with what was to be different."""
+
+    id: str
+    name: str
+    notes: str
+    tags: list[str]
+    state: State
+    reason: str | None
+    created_at: datetime
+    updated_at: datetime
+    dataset: str
+    teacher: str
+    student: str
+    progress: Progress
+    best: Best | None
+    result_id: str | None
+    cloned_from: str | None
+    spec: dict[str, Any]
+
+
+POLICY_EXAMPLE = {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 2.0}]}
+EXAMPLE = {
+    "id": "0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa",
+    "name": "digits_gfl seed 0",
+    "notes": "",
+    "tags": ["digits"],
+    "state": "RUNNING",
+    "reason": None,
+    "created_at": "2026-05-04T10:11:12Z",
+    "updated_at": "2026-05-04T10:12:40Z",
+    "dataset": "digits",
+    "teacher": "gfl_r18w32_fpn32",
+    "student": "gfl_r18w16_fpn32",
+    "progress": PROGRESS_EXAMPLE,
+    "best": {"index": 6, "ap": 27.4, "formula": "2·l2(standardize(global))", "policy": POLICY_EXAMPLE},
+    "result_id": None,
+    "cloned_from": None,
+    "spec": {"candidates": 24, "seed": 0},
+}
+
+
+def existing(session: Session, caller: Caller, search_id: str) -> Search:
+    """Raises NotFound, also for what is somebody else's."""
+    search = stored.get(session, search_id, owner=caller.sees) if is_id(search_id) else None
+    if search is None:
+        raise NotFound(f"there is no search {search_id}; GET /searches lists them")
+    return search
+
+
+def view(session: Session, search: Search) -> SearchView:
+    best = stored.best_candidate(session, search.id)
+    result = results.of_search(session, search.id) if search.state == "SUCCEEDED" else None
+    return SearchView(
+        id=search.id,
+        name=search.name,
+        notes=search.notes,
+        tags=labels.of(session, search),
+        state=cast(State, search.state),
+        reason=search.reason,
+        created_at=search.created_at,
+        updated_at=search.updated_at,
+        dataset=search.dataset,
+        teacher=search.spec["teacher"]["detector"],
+        student=search.spec["student"]["detector"],
+        progress=progress(session, search, best.ap if best else None),
+        best=best_view(best) if best else None,
+        result_id=result.id if result else None,
+        cloned_from=search.cloned_from,
+        spec=search.spec,
+    )
+
+
+def best_view(candidate: Candidate) -> Best:
+    assert candidate.ap is not None, "the best candidate is a measured one"
+    policy = candidate.resolved or candidate.policy
+    return Best(index=candidate.index, ap=candidate.ap, formula=formula(from_json(policy)), policy=policy)
+
+
+def progress(session: Session, search: Search, best_ap: float | None) -> Progress:
+    """Where a search stands, counted in student iterations: done of the budget while it searches, then seeds of the confirmation."""
+    spec = search.spec
+    full = spec["rungs"][-1] if "rungs" in spec else spec["recipe"]["iterations"]  # a search from before there were rungs has none
+    ended, budget = stored.spent(session, search.id), spec.get("budget") or spec["candidates"] * full
+    before = stored.inherited(session, search.id) if "continues" in spec else 0
+    if search.state not in ("RUNNING", "CONFIRMING"):
+        step = {"QUEUED": "waiting", "PAUSED": "paused", "SUCCEEDED": "done"}.get(search.state, "stopped")
+        fraction = 1.0 if search.state == "SUCCEEDED" else min(1.0, (ended - before) / max(1, budget - before))
+        return Progress(step=step, done=ended, total=budget, fraction=fraction, best_ap=best_ap, seconds_left=None, message="")
+    a_student = spec["confirmation"]["iterations"]
+    mine = jobs.of_search(session, search.id)
+    again = stored.confirmations(session, search.id)
+    confirmed, students = sum(one.state != "PROPOSED" for one in again), len(again) or expected_students(spec)
+    running = [job for job in mine if job.state == "RUNNING"]
+    work: float = (budget if search.state == "CONFIRMING" else ended) + confirmed * a_student
+    for job in running:
+        each = a_student if job.kind == "confirm" else job.spec.get("rung") or full
+        work += share(job.progress) * each * len(job.spec["candidates"])
+    fraction = min((work - before) / (budget - before + students * a_student), 1.0)
+    return Progress(
+        step="confirming" if search.state == "CONFIRMING" else "searching",
+        done=confirmed if search.state == "CONFIRMING" else ended,
+        total=students if search.state == "CONFIRMING" else budget,
+        fraction=round(fraction, 4),
+        best_ap=best_ap,
+        seconds_left=seconds_left(fraction, seconds_since(session, search.started_at)),
+        message=str((running[0].progress or {}).get("message") or "") if running else "waiting for a worker",
+    )
