@@ -2,11 +2,16 @@
 
 import json
 import math
+from typing import get_args
 
 import pytest
 
 from detkds_core.evolution import Candidate, Outcome, Spec
+from detkds_core.evolution.spec import Operator
 from detkds_core.policy import Policy, SearchSpace, Term
+
+from .worlds import make_spec as whole_spec
+from .worlds import measure, run
 
 SPACE = SearchSpace(knowledge=("global", "logits"), images_per_batch=8, has_edges=False)
 PKD = Policy((Term("global", ("none", "none", "standardize"), "l2", 5.0),))
@@ -96,3 +101,12 @@ def test_refused(changes, message):
 def test_an_ap_is_finite(ap):
     with pytest.raises(ValueError, match=r"outcome\.ap"):
         Outcome(ap)
+
+
+@pytest.mark.parametrize("algorithm", ["detkds", "random", "evolution", "genetic"])
+def test_every_way_to_make_a_candidate_has_its_word(algorithm):
+    changes = {"rungs": (90,), "look": 0} if algorithm in ("evolution", "genetic", "random") else {}
+    evolution = run(whole_spec(algorithm=algorithm, budget=6000, **changes), measure(0))
+    made = {one.operator for one in evolution.candidates}
+    assert made <= set(get_args(Operator))
+    assert len(made) >= 2

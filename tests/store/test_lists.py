@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 from sqlalchemy import event, text
 
-from detkds_core.store import Store, distillations, jobs, labels, results, searches
+from detkds_core.store import Store, candidates, distillations, jobs, labels, results, searches
 from detkds_core.store.migrations import upgrade
 from detkds_core.store.models import Distillation, Search
 
@@ -113,7 +113,7 @@ def test_a_cursor_is_refused_by_another_order_other_filters_and_another_list(sto
             with pytest.raises(ValueError, match="belongs to a list with other filters"):
                 searches.list(session, cursor=cursor, **other)
         with pytest.raises(ValueError, match="is not a cursor of this list"):
-            searches.candidates(session, "s", cursor=cursor)
+            candidates.list(session, "s", cursor=cursor)
 
 
 @pytest.mark.parametrize(

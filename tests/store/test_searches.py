@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
-from detkds_core.store import Store, datasets, distillations, events, jobs, leases, results, searches, workers
+from detkds_core.store import Store, candidates, datasets, distillations, events, jobs, leases, results, searches, workers
 from detkds_core.store.models import Search, Worker
 
 DATASET = {"name": "shapes", "digest": "d1", "classes": ["disc"]}
@@ -91,7 +91,7 @@ def test_a_text_that_is_no_cursor_is_refused(store: Store, cursor: str) -> None:
         with pytest.raises(ValueError, match="is not a cursor of this list"):
             searches.list(session, cursor=cursor)
         with pytest.raises(ValueError, match="is not a cursor of this list"):
-            searches.candidates(session, "s", cursor=cursor)
+            candidates.list(session, "s", cursor=cursor)
 
 
 def test_a_list_can_be_narrowed_to_a_state(store: Store) -> None:
@@ -357,8 +357,8 @@ def test_candidates_are_paged_by_index(store: Store) -> None:
     one = create(store)
     propose(store, one, *range(11))
     with store.read() as session:
-        first, cursor = searches.candidates(session, one, limit=10)
-        second, end = searches.candidates(session, one, limit=10, cursor=cursor)
+        first, cursor = candidates.list(session, one, limit=10)
+        second, end = candidates.list(session, one, limit=10, cursor=cursor)
     assert [each.index for each in (*first, *second)] == list(range(11))
     assert end is None
 

@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from detkds_api.lists import Cursor, Limit, Page, page_of
+from detkds_api.lists import LIMIT, ListQuery, Page, page_of
+from detkds_api.search_request import Knowledge
 from detkds_api.search_views import POLICY_EXAMPLE, existing
 from detkds_api.service import Id, Service, example
+from detkds_core.evolution.spec import Operator, Stage
 from detkds_core.policy import formula, from_json
-from detkds_core.store import searches as stored
-from detkds_core.store.models import Candidate
+from detkds_core.store import candidates as stored
+from detkds_core.store import searches
+from detkds_core.store.models import Candidate, Trial
+from detkds_core.store.vocabulary import CandidateState
 
 router = APIRouter(tags=["searches"])
+
+
+class CandidatesQuery(ListQuery):
+    """What the list of candidates can be asked for."""
+
+    limit: int = Field(default=100, ge=1, le=200, description=LIMIT)
+    state: CandidateState | None = Field(default=None, description="Those in this state.")
+    stage: Stage | None = Field(default=None, description="`reference`: hand-designed; `stage1`: single terms; `stage2`: combinations.")
+    island: Knowledge | None = Field(default=None, description="Those of this island: single terms of this knowledge.")
+    operator: Operator | None = Field(default=None, description="Those that were made so.")
+
+
+class Rung(BaseModel):
+    """One measurement of a candidate.
+
+    number: of the decision that asked for it. rung: student iterations. replicate: which of the search's seeds (0: its own); seed: what it
+    was trained with. ap: percent, on the selection images; null while it is not known, or where there is none.
+    """
+
+    number: int
+    rung: int
+    replicate: int
+    seed: int
+    state: CandidateState
+    ap: float | None
+    iterations: int | None
+    seconds: float | None
 
 
 class CandidateView(BaseModel):
     """A policy of a search and what it was worth (percent, on the selection images, at the highest rung that it was measured at).
 
-    resolved: its formula with the weights that its first training found. rung: iterations of that rung. iterations, seconds: all that it
-    cost. rejected: the gate that refused it, and why; audit: trained all the same, to judge the gates. same_as: the candidate whose double
-    it is. look: loss, ratio and agreement of its gradient with the task's, before it was trained.
+    island: the knowledge that a single term belongs to. operator: how it was made; parents: indices of those that it was made of.
+    resolved: its formula with the weights that its first training found. rung: iterations of that rung; rungs: every measurement, in the
+    order in which they were decided. iterations, seconds: all that it cost. rejected: the gate that refused it, and why; audit: trained
+    all the same, to judge the gates. same_as: the candidate whose double it is. look: loss, ratio and agreement of its gradient with the
+    task's, before it was trained.
     """
 
     index: int
@@ -36,6 +70,7 @@ class CandidateView(BaseModel):
     policy: dict[str, Any]
     resolved: str | None
     rung: int | None
+    rungs: list[Rung]
     iterations: int | None
     ap: float | None
     ap50: float | None
@@ -64,6 +99,10 @@ CANDIDATE_EXAMPLE = {
     "failure": None,
     "resolved": "2·l2(standardize(global))",
     "rung": 120,
+    "rungs": [
+        {"number": 4, "rung": 30, "replicate": 0, "seed": 0, "state": "MEASURED", "ap": 12.1, "iterations": 34, "seconds": 6.4},
+        {"number": 9, "rung": 120, "replicate": 0, "seed": 0, "state": "MEASURED", "ap": 27.4, "iterations": 120, "seconds": 24.8},
+    ],
     "iterations": 225,
     "rejected": None,
     "same_as": None,
@@ -74,12 +113,13 @@ LEDGER_EXAMPLE = '{"asked":{"index":0,"members":[0,1],"new":[],"replicate":0,"ru
 
 
 @router.get("/searches/{search_id}/candidates", responses={200: example({"items": [CANDIDATE_EXAMPLE], "next_cursor": None})})
-def list_candidates(search_id: Id, service: Service, limit: Limit = 100, cursor: Cursor = None) -> Page[CandidateView]:
-    """The policies of a search by index, with what is measured of them."""
+def list_candidates(search_id: Id, service: Service, query: Annotated[CandidatesQuery, Query()]) -> Page[CandidateView]:
+    """The policies of a search by index, with where each came from and what was measured of it; all, or those that filters let through."""
     with service.store.read() as session:
         existing(session, service.caller, search_id)
-        found, after = page_of(lambda: stored.candidates(session, search_id, limit=limit, cursor=cursor))
-        return Page(items=[candidate_view(one) for one in found], next_cursor=after)
+        found, after = page_of(lambda: stored.list(session, search_id, **query.page()))
+        trials = stored.trials(session, search_id, [one.index for one in found])
+        return Page(items=[candidate_view(one, trials[one.index]) for one in found], next_cursor=after)
 
 
 @router.get(
@@ -94,11 +134,11 @@ def get_ledger(search_id: Id, service: Service) -> PlainTextResponse:
     """
     with service.store.read() as session:
         existing(session, service.caller, search_id)
-        lines = stored.ledger_lines(session, search_id)
+        lines = searches.ledger_lines(session, search_id)
     return PlainTextResponse("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
 
 
-def candidate_view(candidate: Candidate) -> CandidateView:
+def candidate_view(candidate: Candidate, trials: Sequence[Trial]) -> CandidateView:
     return CandidateView(
         index=candidate.index,
         state=candidate.state,
@@ -115,9 +155,23 @@ def candidate_view(candidate: Candidate) -> CandidateView:
         failure=candidate.failure,
         resolved=formula(from_json(candidate.resolved)) if candidate.resolved else None,
         rung=candidate.rung,
+        rungs=[rung_view(one) for one in trials],
         iterations=candidate.iterations,
         rejected=candidate.rejected,
         same_as=candidate.same_as,
         audit=candidate.audit,
         look=candidate.look,
+    )
+
+
+def rung_view(trial: Trial) -> Rung:
+    return Rung(
+        number=trial.number,
+        rung=trial.rung,
+        replicate=trial.replicate,
+        seed=trial.seed,
+        state=cast(CandidateState, trial.state),
+        ap=trial.ap,
+        iterations=trial.iterations,
+        seconds=trial.seconds,
     )

@@ -17,7 +17,7 @@ from detkds_api.labelling import LabelChange, relabel
 from detkds_api.lists import Page, RunsQuery, page_of
 from detkds_api.once import once
 from detkds_api.preview import EXAMPLE as PREVIEW_EXAMPLE
-from detkds_api.preview import Preview, previewed
+from detkds_api.preview import Preview, previewed, student_bytes
 from detkds_api.search_request import SearchRequest, planned
 from detkds_api.search_views import EXAMPLE, SearchView, existing, view
 from detkds_api.service import Id, IdempotencyKey, Running, Service, example
@@ -109,7 +109,8 @@ def preview_search(wanted: SearchRequest, service: Service) -> Preview:
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.read() as session:
         found = planned(session, service, wanted)
-    return previewed(found)
+        student = student_bytes(session, found.spec)
+    return previewed(service.settings, found, student)
 
 
 @router.get("/searches", responses={200: example({"items": [EXAMPLE], "next_cursor": None})})

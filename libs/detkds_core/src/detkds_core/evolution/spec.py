@@ -14,6 +14,9 @@ from detkds_core.policy import to_json as policy_to_json
 
 Stage = Literal["reference", "stage1", "stage2"]
 Algorithm = Literal["detkds", "random", "random_halving", "evolution", "genetic", "tpe", "nsga2"]
+# How a candidate was made: of nothing (`warm`: a policy of an earlier search, `seed`: hand-designed), or of others.
+Opening = Literal["reference", "warm", "seed", "sample", "enumerate"]
+Operator = Literal[Opening, "mutate", "weight", "migrate", "combine", "toggle", "swap", "scale", "crossover"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 ETA = 3  # one of so many is promoted
 CALIBRATION_SHARE = 0.25  # of the budget, at most
@@ -154,9 +157,8 @@ class Spec:
 class Candidate:
     """A proposed policy in canonical form, and where it comes from.
 
-    island: the knowledge that a stage 1 candidate belongs to. parents: indices of the candidates it was made of. operator: how
-    (`reference`, `warm` (of the seeds), `seed` (hand-designed), `sample`, `mutate`, `weight`, `migrate`, `enumerate`, `combine`, `toggle`,
-    `swap`, `scale`, `crossover`). audit: whether it is trained even if a gate refuses it.
+    island: the knowledge that a stage 1 candidate belongs to. parents: indices of the candidates it was made of. operator: how, one of
+    `Operator`. audit: whether it is trained even if a gate refuses it.
     """
 
     index: int

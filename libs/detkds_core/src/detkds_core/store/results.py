@@ -67,6 +67,14 @@ def some(session: Session, ids: Sequence[str], *, owner: str | None = None) -> d
     return {one.id: one for one in session.scalars(select(Result).where(Result.id.in_(ids), *_of(owner)))}
 
 
+def parameters(session: Session, student: str) -> int | None:
+    """How many parameters a detector had in its newest distillation; None: there was none."""
+    query = select(Result.metrics).where(Result.student == student, Result.kind == "distill").order_by(Result.created_at.desc()).limit(1)
+    metrics = session.scalar(query)
+    count = (metrics or {}).get("student", {}).get("parameters")
+    return int(count) if count else None
+
+
 def list(
     session: Session,
     *,

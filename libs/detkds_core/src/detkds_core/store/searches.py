@@ -210,14 +210,6 @@ def lock(session: Session, search_id: str) -> Search | None:
     return session.scalar(query.execution_options(populate_existing=True))
 
 
-def candidates(
-    session: Session, search_id: str, *, limit: int = 100, cursor: str | None = None
-) -> tuple[builtins.list[Candidate], str | None]:
-    """The candidates of a search by index and the cursor of the next page. Raises ValueError for what is no cursor."""
-    query = select(Candidate).where(Candidate.search_id == search_id)
-    return pages.ascending(session, query, Candidate.index, kind=int, limit=limit, cursor=cursor)
-
-
 def all_candidates(session: Session, search_id: str) -> builtins.list[Candidate]:
     """Every candidate of a search by index."""
     query = select(Candidate).where(Candidate.search_id == search_id).order_by(Candidate.index)
