@@ -31,7 +31,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from detkds_client.client import Client, ServiceUnreachable
+from detkds_client import Client, ServiceUnreachable
 from detkds_core import processes
 from detkds_core.datasets.digits import digits
 from detkds_core.store import Store, jobs

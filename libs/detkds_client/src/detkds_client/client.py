@@ -2,88 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import httpx2
 
-from detkds_client.types import Candidate, Dataset, DetectorChoice, Distillation, Key, NamedPolicy, NewKey, Result, Search
+from detkds_client.connection import Connection, given, problem_of
+from detkds_client.types import (
+    Candidate,
+    Comparison,
+    Dataset,
+    DetectorChoice,
+    Distillation,
+    Key,
+    NamedPolicy,
+    NewKey,
+    Result,
+    Search,
+)
 
-FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED", "DEAD")
-PATIENCE = 90.0  # seconds that waiting outlives an unreachable service: its restart, or a database's
 JsonPolicy = Mapping[str, Any]
 
 
-def dotted(pointer: str) -> str:
-    """A JSON pointer as people write it: `/policy/terms/1/weight` is `policy.terms[1].weight`; `?limit` stays."""
-    if not pointer.startswith("/"):
-        return pointer or "body"
-    parts = (part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/"))
-    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts).lstrip(".")
-
-
-class ProblemError(Exception):
-    """The service refused. Its text is readable as it is; `problem` is the RFC 9457 document, `status` the HTTP status."""
-
-    def __init__(self, problem: Mapping[str, Any], status: int) -> None:
-        self.problem = problem
-        self.status = status
-        self.errors: list[dict[str, str]] = list(problem.get("errors", []))
-        text = str(problem.get("detail") or problem.get("title") or f"the service answered {status}")
-        # The detail stops after some fields; whoever repairs a file wants to see all that is wrong with it.
-        super().__init__("\n".join(f"{dotted(one['pointer'])}: {one['message']}" for one in self.errors) if len(self.errors) > 1 else text)
-
-
-class ServiceUnreachable(Exception):
-    """Nobody answers at the service's address."""
-
-
-def find_url(home: Path | None = None) -> str:
-    """Where the service is: `DETKDS_URL`, else what `detkds serve` left in `$DETKDS_HOME/serve.json`.
-
-    Raises ServiceUnreachable when neither says.
-    """
-    if url := os.environ.get("DETKDS_URL"):
-        return url
-    folder = home or Path(os.environ.get("DETKDS_HOME", "~/.detkds")).expanduser()
-    try:
-        return str(json.loads((folder / "serve.json").read_text())["url"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ServiceUnreachable(
-            f"no service is known: {folder / 'serve.json'} is not there. "
-            "Start one with 'detkds serve', or name one with --url or DETKDS_URL"
-        ) from None
-
-
-class Client:
-    """A connection to one service. Use it as a context manager, or close it.
-
-    url None: `find_url` looks for one; key None: `DETKDS_API_KEY`. Requests that are safe to repeat are repeated when the connection
-    fails: reading, cancelling, and creating too, since every creation carries an Idempotency-Key.
-    """
-
-    def __init__(self, url: str | None = None, key: str | None = None, *, timeout: float = 60.0, retries: int = 4) -> None:
-        self.url = (url or find_url()).rstrip("/")
-        self.retries = retries
-        key = key or os.environ.get("DETKDS_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # Proxies of the environment are for the internet; the service is on this machine or in this network.
-        self.http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.http.close()
+class Client(Connection):
+    """A service's operations. `Connection` says how it is found, and what is repeated."""
 
     # Searches
 
@@ -114,6 +57,8 @@ class Client:
         inherit: bool | None = None,
         resize: bool | None = None,
         warm_start: Sequence[str] | None = None,
+        notes: str | None = None,
+        tags: Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> Search:
         """Start a search for the pair's policy. What is None is left to the service; one of the budgets is needed, from candidates on."""
@@ -142,6 +87,8 @@ class Client:
             inherit=inherit,
             resize=resize,
             warm_start=warm_start,
+            notes=notes,
+            tags=tags,
         )
         return cast(Search, self.post("/searches", body, idempotency_key))
 
@@ -149,9 +96,10 @@ class Client:
         """What a search with these fields of `search` would do and cost; nothing is started."""
         return cast(dict[str, Any], self.post("/searches/preview", given(**wanted), None))
 
-    def searches(self, *, state: str | None = None, limit: int = 50) -> list[Search]:
-        """The newest searches first."""
-        return cast(list[Search], list(self.items("/searches", limit, state=state)))
+    def searches(self, *, limit: int | None = 50, **asked: str | None) -> list[Search]:
+        """At most `limit` searches, the newest first; asked: `sort` and filters of `GET /searches` (state, tag, dataset, name, teacher,
+        student, algorithm)."""
+        return cast(list[Search], list(self.items("/searches", limit, **asked)))
 
     def get_search(self, search_id: str) -> Search:
         return cast(Search, self.get(f"/searches/{search_id}"))
@@ -177,9 +125,19 @@ class Client:
         body = given(iterations=iterations, candidates=candidates, hours=hours, name=name)
         return cast(Search, self.post(f"/searches/{search_id}/extend", body, idempotency_key))
 
-    def candidates(self, search_id: str) -> list[Candidate]:
-        """All candidates of a search, by index."""
-        return cast(list[Candidate], list(self.items(f"/searches/{search_id}/candidates", None)))
+    def clone_search(self, search_id: str, *, idempotency_key: str | None = None, **changes: Any) -> Search:
+        """Start a search with the request of another one. changes: fields of `search` to be different; None: back to the default."""
+        return cast(Search, self.post(f"/searches/{search_id}/clone", changes, idempotency_key))
+
+    def label_search(
+        self, search_id: str, *, name: str | None = None, notes: str | None = None, tags: Sequence[str] | None = None
+    ) -> Search:
+        """Change what a search is called, and what is written beside it; what is None stays."""
+        return cast(Search, self.patch(f"/searches/{search_id}", given(name=name, notes=notes, tags=tags)))
+
+    def candidates(self, search_id: str, **asked: str | None) -> list[Candidate]:
+        """The candidates of a search by index: all, or those that the filters let through (state, stage, island, operator)."""
+        return cast(list[Candidate], list(self.items(f"/searches/{search_id}/candidates", None, **asked)))
 
     def wait_search(
         self, search_id: str, on_progress: Callable[[Search], None] | None = None, *, poll: float = 1.0, timeout: float | None = None
@@ -202,6 +160,8 @@ class Client:
         name: str | None = None,
         inherit: bool | None = None,
         resize: bool | None = None,
+        notes: str | None = None,
+        tags: Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> Distillation:
         """Train the student under a policy: its name, its formula, its JSON, or `{"search": id}` for a search's winner."""
@@ -216,15 +176,27 @@ class Client:
             name=name,
             inherit=inherit,
             resize=resize,
+            notes=notes,
+            tags=tags,
         )
         return cast(Distillation, self.post("/distill", body, idempotency_key))
 
-    def distillations(self, *, state: str | None = None, limit: int = 50) -> list[Distillation]:
-        """The newest distillations first."""
-        return cast(list[Distillation], list(self.items("/distill", limit, state=state)))
+    def distillations(self, *, limit: int | None = 50, **asked: str | None) -> list[Distillation]:
+        """At most `limit` distillations, the newest first; asked: `sort` and filters of `GET /distill` (as of searches)."""
+        return cast(list[Distillation], list(self.items("/distill", limit, **asked)))
 
     def get_distillation(self, distillation_id: str) -> Distillation:
         return cast(Distillation, self.get(f"/distill/{distillation_id}"))
+
+    def clone_distillation(self, distillation_id: str, *, idempotency_key: str | None = None, **changes: Any) -> Distillation:
+        """Start a distillation with the request of another one; changes as of `clone_search`."""
+        return cast(Distillation, self.post(f"/distill/{distillation_id}/clone", changes, idempotency_key))
+
+    def label_distillation(
+        self, distillation_id: str, *, name: str | None = None, notes: str | None = None, tags: Sequence[str] | None = None
+    ) -> Distillation:
+        """Change what a distillation is called, and what is written beside it; what is None stays."""
+        return cast(Distillation, self.patch(f"/distill/{distillation_id}", given(name=name, notes=notes, tags=tags)))
 
     def cancel_distillation(self, distillation_id: str) -> Distillation:
         return self.change_distillation(distillation_id, "cancel")
@@ -247,9 +219,14 @@ class Client:
 
     # Results
 
-    def results(self, *, kind: str | None = None, limit: int = 50) -> list[Result]:
-        """The newest results first. kind: "search" or "distill"."""
-        return cast(list[Result], list(self.items("/results", limit, kind=kind)))
+    def results(self, *, limit: int | None = 50, **asked: str | float | None) -> list[Result]:
+        """At most `limit` results, the newest first; asked: `sort` ("-ap": the best first) and filters of `GET /results` (kind, dataset,
+        teacher, student, term, ap_at_least, ap_at_most)."""
+        return cast(list[Result], list(self.items("/results", limit, **asked)))
+
+    def compare(self, ids: Sequence[str]) -> Comparison:
+        """Several results side by side, in groups of those that were measured on the same images."""
+        return cast(Comparison, self.get("/results/compare", ids=",".join(ids)))
 
     def result(self, result_id: str) -> Result:
         return cast(Result, self.get(f"/results/{result_id}"))
@@ -325,80 +302,3 @@ class Client:
 
     def health(self) -> dict[str, Any]:
         return cast(dict[str, Any], self.get("/health"))
-
-    # HTTP
-
-    def get(self, path: str, **parameters: Any) -> Any:
-        return self.request("GET", path, params=given(**parameters))
-
-    def post(self, path: str, body: Mapping[str, Any] | None = None, idempotency_key: str | None = None) -> Any:
-        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return self.request("POST", path, json=body, headers=headers) if body is not None else self.request("POST", path, headers=headers)
-
-    def items(self, path: str, limit: int | None, **parameters: Any) -> Iterator[Any]:
-        """The items of a list over its pages, at most `limit`."""
-        left = limit
-        cursor: str | None = None
-        while left is None or left > 0:
-            page = self.get(path, limit=100 if left is None else min(left, 100), cursor=cursor, **parameters)
-            yield from page["items"]
-            cursor = page["next_cursor"]
-            left = None if left is None else left - len(page["items"])
-            if cursor is None:
-                return
-
-    def wait(self, path: str, on_progress: Callable[[Any], None] | None, poll: float, timeout: float | None) -> Any:
-        """Ask again and again until the state is final. A service that restarts in between is waited for."""
-        started = reached = time.monotonic()
-        while True:
-            try:
-                document = self.get(path)
-                reached = time.monotonic()
-            except ServiceUnreachable:
-                if time.monotonic() - reached > PATIENCE:
-                    raise
-                time.sleep(poll)
-                continue
-            if on_progress is not None:
-                on_progress(document)
-            if document["state"] in FINAL_STATES:
-                return document
-            if timeout is not None and time.monotonic() - started > timeout:
-                raise TimeoutError(f"{path} is still {document['state']} after {timeout:.0f} s")
-            time.sleep(poll)
-
-    def request(self, method: str, path: str, **arguments: Any) -> Any:
-        """One exchange, repeated when the connection fails. Raises ProblemError, ServiceUnreachable."""
-        for attempt in range(self.retries + 1):
-            try:
-                response = self.http.request(method, path, **arguments)
-            except (httpx2.ConnectError, httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError) as error:
-                if attempt == self.retries:
-                    raise self.unreachable(error) from error
-                time.sleep(min(0.1 * 2**attempt, 2.0))
-                continue
-            except httpx2.TransportError as error:
-                raise self.unreachable(error) from error
-            if response.is_success:
-                return response.json()
-            raise problem_of(response)
-        raise AssertionError("the loop above returns or raises")
-
-    def unreachable(self, error: Exception) -> ServiceUnreachable:
-        return ServiceUnreachable(f"no answer from {self.url} ({error or type(error).__name__}); is 'detkds serve' running there?")
-
-
-def problem_of(response: httpx2.Response) -> ProblemError:
-    """The answer's problem document, or one made of whatever something between here and the service answered instead."""
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = None
-    if not isinstance(problem, dict):
-        problem = {"detail": f"{response.url} answered {response.status_code}, and not as a DetKDS service does"}
-    return ProblemError(problem, response.status_code)
-
-
-def given(**fields: Any) -> dict[str, Any]:
-    """The fields that are not None."""
-    return {name: value for name, value in fields.items() if value is not None}

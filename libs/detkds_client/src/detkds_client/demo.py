@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from detkds_client import show
 from detkds_client.client import Client
+from detkds_client.show_progress import following
 from detkds_client.types import Candidate, DetectorChoice, Distillation, Result, Search
 from detkds_core import processes
 from detkds_core.catalogue import PAIRS, Pair, Recipe
@@ -70,7 +71,7 @@ def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = 
             name=f"demo on {dataset}",
             **common,
         )
-        with show.following() as follow:
+        with following() as follow:
             search = client.wait_search(started["id"], cast(Callable[[Search], None], follow))
         must_succeed(search)
         found = client.result(str(search["result_id"]))
@@ -163,7 +164,7 @@ def trained_teacher(pair: Pair, home: Path, seed: int) -> Path:
 def distilled(client: Client, **wanted: Any) -> Result:
     """Train one student through the service and wait for its result."""
     started = client.distill(**wanted)
-    with show.following() as follow:
+    with following() as follow:
         done = client.wait_distillation(started["id"], cast(Callable[[Distillation], None], follow))
     must_succeed(done)
     return client.result(str(done["result_id"]))

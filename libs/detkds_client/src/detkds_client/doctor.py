@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 from rich.text import Text
 
-from detkds_client.client import Client, ProblemError, ServiceUnreachable, find_url
+from detkds_client.client import Client
+from detkds_client.connection import ProblemError, ServiceUnreachable, find_url
 from detkds_client.show import console, put, table
 
 PROBE_SECONDS = 180  # a cold import of torch and MMDetection on a slow disk takes tens of seconds

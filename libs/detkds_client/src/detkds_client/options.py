@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -29,6 +29,10 @@ Resize = Annotated[
 ]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until the end, or return at once.")]
 Name = Annotated[str | None, typer.Option(help="A name to find it again by.")]
+Notes = Annotated[str | None, typer.Option(help="What is worth remembering of it.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="A word to find it again by; repeatable.")]
+RunId = Annotated[str, typer.Argument(metavar="ID", help="A search or a distillation.")]
+Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
 
 
 class Refusal(Exception):
@@ -39,3 +43,9 @@ class Refusal(Exception):
 def connected(url: str | None) -> Iterator[Client]:
     with Client(url) as client:
         yield client
+
+
+def only_lists(asked: Mapping[str, object]) -> None:
+    """Raises Refusal for filters and orders where one is shown."""
+    if given := [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]:
+        raise Refusal(f"{', '.join(given)}: for lists; leave the id out, or the option")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +24,6 @@ STATE_STYLE: Mapping[str, str] = {
     "CANCELLED": "dim",
     "PAUSED": "yellow",
 }
-BAR_WIDTH = 24  # characters
 FILE_WIDTH = 400  # characters; of what goes into a file or a pipe
 WIDE = 120  # characters; in a narrower terminal, columns marked "wide" are left out
 
@@ -99,6 +96,7 @@ def searches(found: Sequence[Search]) -> None:
             f"{one['progress']['fraction']:.0%}",
             ap(one["progress"]["best_ap"]),
             one["dataset"],
+            ", ".join(one["tags"]),
             when(one["created_at"]),
         )
         for one in found
@@ -110,6 +108,7 @@ def searches(found: Sequence[Search]) -> None:
         ("done", "right"),
         ("best AP", "right"),
         ("dataset", "wide"),
+        ("tags", "wide"),
         ("created (UTC)", "wide"),
     ]
     listed(columns, rows, "No search yet. Start one: detkds search --pair digits_gfl")
@@ -124,6 +123,7 @@ def distillations(found: Sequence[Distillation]) -> None:
             f"{one['progress']['fraction']:.0%}",
             one["dataset"],
             one["formula"],
+            ", ".join(one["tags"]),
             when(one["created_at"]),
         )
         for one in found
@@ -135,6 +135,7 @@ def distillations(found: Sequence[Distillation]) -> None:
         ("done", "right"),
         ("dataset", "wide"),
         ("policy", "wide"),
+        ("tags", "wide"),
         ("created (UTC)", "wide"),
     ]
     listed(columns, rows, "No distillation yet. Start one: detkds distill --pair digits_gfl --policy pkd")
@@ -204,6 +205,10 @@ def preview(bought: Mapping[str, Any]) -> None:
     print(f"the confirmation takes {bought['confirmation_iterations']:,} more")
     formulas = ", ".join(f"{knowledge} {count:,}" for knowledge, count in bought["formulas"].items())
     print(f"different formulas: {formulas}")
+    if beside := bought.get("evaluated"):
+        print(f"measured beside: {', '.join(beside['references']) or 'nothing'}")
+        against = ", ".join(beside["distillers"]) or "no distiller"
+        print(f"confirmed with {beside['seeds']} seeds: {beside['finalists']} finalists, no distillation and {against}")
     for knowledge, why in bought["excluded"].items():
         print(f"{knowledge} is left out: {why}")
     if warm := bought.get("warm_start"):
@@ -214,6 +219,8 @@ def preview(bought: Mapping[str, Any]) -> None:
     print(f"expected on one device: {seconds / 60:.0f} min" if seconds else "nothing of this pair was measured yet, so no time is expected")
     if clock := bought.get("clock_seconds"):
         print(f"by the clock, with the workers that are there ({bought['workers']}): {clock / 60:.0f} min")
+    if disk := bought.get("disk"):
+        print(f"on disk about {disk['bytes'] / 1e6:,.0f} MB ({disk['free'] / 1e9:,.1f} GB are free)")
 
 
 def unit_of(one: Search) -> str:
@@ -267,6 +274,12 @@ def facts(pairs: Sequence[tuple[str, str | Text]]) -> None:
     put(grid)
 
 
+def labels(one: Search | Distillation) -> list[tuple[str, str]]:
+    """What people wrote beside it, and whose request it repeats."""
+    found = [("cloned from", one["cloned_from"]), ("tags", ", ".join(one["tags"])), ("notes", one["notes"])]
+    return [(label, text) for label, text in found if text]
+
+
 def search(one: Search) -> None:
     best = one["best"]
     facts(
@@ -275,6 +288,7 @@ def search(one: Search) -> None:
             ("state", state(one["state"])),
             *([("reason", one["reason"])] if one["reason"] else []),
             *([("continues", one["spec"]["continues"])] if one["spec"].get("continues") else []),
+            *labels(one),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
             ("done", f"{one['progress']['done']:,} of {one['progress']['total']:,} {unit_of(one)}"),
             *([("best", f"AP {best['ap']:.1f}, candidate {best['index']}: {best['formula']}")] if best else []),
@@ -291,6 +305,7 @@ def distillation(one: Distillation) -> None:
             *([("reason", one["reason"])] if one["reason"] else []),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
             ("policy", one["formula"]),
+            *labels(one),
             *([("result", one["result_id"])] if one["result_id"] else []),
         ]
     )
@@ -357,41 +372,3 @@ def loss_lines(curve: Sequence[Mapping[str, Any]]) -> list[str]:
         ratios = [sum(point.get(name, 0.0) for name in terms) / point["task"] if point["task"] else 0.0 for point in (first, last)]
         lines.append(f"distillation to task: {ratios[0]:.2g} to {ratios[1]:.2g}")
     return lines
-
-
-def progress_line(document: Mapping[str, Any]) -> Text:
-    """Step, bar, count, best AP and time left of a search or a distillation, in one line."""
-    progress = document["progress"]
-    filled = round(BAR_WIDTH * progress["fraction"])
-    line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(f"{progress['step']:<12} ", style="bold")
-    line.append("━" * filled, style="cyan")
-    line.append("━" * (BAR_WIDTH - filled), style="dim")
-    line.append(f" {progress['done']}/{progress['total']}")
-    line.append(f"   best AP {ap(progress['best_ap'])}")
-    line.append(f"   {duration(progress['seconds_left'])} left" if progress["seconds_left"] is not None else "")
-    if progress["message"]:
-        line.append(f"   {progress['message']}", style="dim")
-    return line
-
-
-@contextmanager
-def following() -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that shows progress documents: one live line in a terminal, a line a change elsewhere."""
-    screen = console()
-    if not screen.is_terminal:
-        last = ""
-
-        def write(document: Mapping[str, Any]) -> None:
-            nonlocal last
-            progress = document["progress"]
-            line = f"{document['state']} {progress['step']} {progress['done']}/{progress['total']} best AP {ap(progress['best_ap'])}"
-            if line != last:
-                left = f", {duration(progress['seconds_left'])} left" if progress["seconds_left"] is not None else ""
-                print(line + left, flush=True)
-                last = line
-
-        yield write
-        return
-    with Live(console=screen, refresh_per_second=4, transient=True) as live:
-        yield lambda document: live.update(progress_line(document))

@@ -41,6 +41,8 @@ class Search(TypedDict):
 
     id: str
     name: str
+    notes: str
+    tags: list[str]
     state: SearchState
     reason: str | None
     created_at: str
@@ -51,11 +53,28 @@ class Search(TypedDict):
     progress: Progress
     best: Best | None
     result_id: str | None
+    cloned_from: str | None
     spec: dict[str, Any]
 
 
+class Rung(TypedDict):
+    """One measurement of a candidate: at `rung` iterations, with the seed of a replicate. ap: percent, None where there is none."""
+
+    number: int
+    rung: int
+    replicate: int
+    seed: int
+    state: str
+    ap: float | None
+    iterations: int | None
+    seconds: float | None
+
+
 class Candidate(TypedDict):
-    """One policy of a search and what it was worth. ap: percent, None while it is not measured or could not be."""
+    """One policy of a search and what it was worth. ap: percent, None while it is not measured or could not be.
+
+    parents: indices of those that it was made of. rungs: every measurement.
+    """
 
     index: int
     state: str
@@ -71,6 +90,7 @@ class Candidate(TypedDict):
     seconds: float | None
     resolved: str | None
     rung: int | None
+    rungs: list[Rung]
     iterations: int | None
     rejected: dict[str, Any] | None
     same_as: int | None
@@ -84,6 +104,8 @@ class Distillation(TypedDict):
 
     id: str
     name: str
+    notes: str
+    tags: list[str]
     state: DistillationState
     reason: str | None
     created_at: str
@@ -94,6 +116,7 @@ class Distillation(TypedDict):
     formula: str
     progress: Progress
     result_id: str | None
+    cloned_from: str | None
     spec: dict[str, Any]
 
 
@@ -107,6 +130,8 @@ class Result(TypedDict):
     distillation_id: str | None
     name: str
     dataset: str
+    teacher: str
+    student: str
     formula: str
     policy: dict[str, Any]
     ap: float | None
@@ -114,6 +139,49 @@ class Result(TypedDict):
     evidence: dict[str, Any]
     environment: dict[str, Any]
     checkpoint: bool
+
+
+class Cost(TypedDict):
+    """What a result took, all its trainings together."""
+
+    seconds: float | None
+    iterations: int | None
+
+
+class Compared(TypedDict):
+    """A result in a comparison. interval: of its AP (percent), None for one seed; seeds, images: what the AP rests on."""
+
+    id: str
+    kind: str
+    name: str
+    created_at: str
+    teacher: str
+    student: str
+    formula: str
+    ap: float | None
+    interval: list[float | None] | None
+    seeds: list[int]
+    images: int | None
+    dataset: str
+    dataset_digest: str
+    versions: dict[str, str]
+    cost: Cost
+
+
+class Group(TypedDict):
+    """Results that were measured on the same images. why: what keeps them from the first group."""
+
+    dataset: str
+    dataset_digest: str
+    images: int | None
+    why: str | None
+    results: list[Compared]
+
+
+class Comparison(TypedDict):
+    """Results in groups: those of two groups say nothing about one another."""
+
+    groups: list[Group]
 
 
 class Dataset(TypedDict):

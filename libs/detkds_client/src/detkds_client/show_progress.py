@@ -1,0 +1,52 @@
+"""How progress looks: one live line in a terminal, a line a change elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.live import Live
+from rich.text import Text
+
+from detkds_client.show import ap, console, duration
+
+BAR_WIDTH = 24  # characters
+
+
+def progress_line(document: Mapping[str, Any]) -> Text:
+    """Step, bar, count, best AP and time left of a search or a distillation, in one line."""
+    progress = document["progress"]
+    filled = round(BAR_WIDTH * progress["fraction"])
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append(f"{progress['step']:<12} ", style="bold")
+    line.append("━" * filled, style="cyan")
+    line.append("━" * (BAR_WIDTH - filled), style="dim")
+    line.append(f" {progress['done']}/{progress['total']}")
+    line.append(f"   best AP {ap(progress['best_ap'])}")
+    line.append(f"   {duration(progress['seconds_left'])} left" if progress["seconds_left"] is not None else "")
+    if progress["message"]:
+        line.append(f"   {progress['message']}", style="dim")
+    return line
+
+
+@contextmanager
+def following() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that shows progress documents: one live line in a terminal, a line a change elsewhere."""
+    screen = console()
+    if not screen.is_terminal:
+        last = ""
+
+        def write(document: Mapping[str, Any]) -> None:
+            nonlocal last
+            progress = document["progress"]
+            line = f"{document['state']} {progress['step']} {progress['done']}/{progress['total']} best AP {ap(progress['best_ap'])}"
+            if line != last:
+                left = f", {duration(progress['seconds_left'])} left" if progress["seconds_left"] is not None else ""
+                print(line + left, flush=True)
+                last = line
+
+        yield write
+        return
+    with Live(console=screen, refresh_per_second=4, transient=True) as live:
+        yield lambda document: live.update(progress_line(document))

@@ -1,0 +1,90 @@
+"""What a command line says in one word, as the API's objects: `DETECTOR:CHECKPOINT`, `FIELD=VALUE`, `search:ID`, numbers with commas."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from detkds_client.options import Refusal
+from detkds_client.types import DetectorChoice
+
+EXAMPLES = {"--recipe": "iterations=200", "--set": "confirmation.seeds=3"}
+
+
+def choice(text: str | None) -> DetectorChoice | None:
+    """`DETECTOR` or `DETECTOR:CHECKPOINT` as the API's object."""
+    if text is None:
+        return None
+    name, colon, checkpoint = text.partition(":")
+    return {"detector": name, "checkpoint": checkpoint} if colon else {"detector": name}
+
+
+def teacher_choice(text: str | None) -> DetectorChoice | None:
+    """A teacher without weights teaches nothing."""
+    if text is not None and ":" not in text:
+        raise Refusal(f"--teacher {text}: write it as DETECTOR:CHECKPOINT, for example --teacher {text}:/data/teacher.safetensors")
+    return choice(text)
+
+
+def fields(texts: list[str] | None, option: str = "--recipe") -> dict[str, Any] | None:
+    """`FIELD=VALUE` texts as a dictionary; a value that is JSON is read as such (3, 0.1, null), another is text."""
+    if not texts:
+        return None
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise Refusal(f"{option} {text}: write it as FIELD=VALUE, for example {option} {EXAMPLES[option]}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def numbers(option: str, text: str | None) -> list[int] | None:
+    """`15,30,60` as numbers; none for an empty text."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        raise Refusal(f"{option} {text}: write it as numbers with commas between, for example {option} 15,30,60") from None
+
+
+def distillers_of(text: str | None) -> str | list[str] | None:
+    """`all`, or names and formulas with commas between; a formula's own commas stand in brackets."""
+    if text is None or text == "all":
+        return text
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+
+
+def policy_of(text: str) -> str | dict[str, Any]:
+    """The API's policy of a command line's: `@file.json`, `search:ID`, or a name or formula as it is."""
+    if text.startswith("@"):
+        try:
+            document = json.loads(Path(text[1:]).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Refusal(f"{text[1:]} cannot be read as JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise Refusal(f'{text[1:]} does not hold a policy: {{"terms": [...]}}')
+        return document
+    if text.startswith("search:"):
+        return {"search": text.removeprefix("search:")}
+    return text
+
+
+def changes(texts: list[str] | None) -> dict[str, Any]:
+    """`FIELD=VALUE` texts as the body of a clone; a dot leads into an object: `confirmation.seeds=3`, `candidates=null`."""
+    found: dict[str, Any] = {}
+    for name, value in (fields(texts, "--set") or {}).items():
+        *parents, last = name.split(".")
+        place = found
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise Refusal(f"--set {name}: {parent} is given whole already; set its fields, or all of it at once")
+        place[last] = value
+    return found
