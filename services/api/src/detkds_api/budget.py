@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LOOK = 4  # iterations that a look at a candidate costs, about
 NO_PACE = "no iteration of this pair with this recipe has been measured yet; give 'candidates' or 'iterations' the first time"
-DEFAULT_REFERENCES = ("none", "pkd")
+DEFAULT_REFERENCES = ("none", "pkd")  # and others that suit the pair, as many as the budget allows
 DEFAULT_PARALLELISM = 2
 DEFAULT_GROUP = 4  # candidates that share batches and teacher: less for each, and still fine-grained progress
 

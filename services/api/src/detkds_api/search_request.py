@@ -19,6 +19,7 @@ from detkds_core.catalogue import DETECTORS
 from detkds_core.evolution import Spec
 from detkds_core.evolution.spec import GATES, HALVING, OF_OPTUNA, Algorithm
 from detkds_core.policy import Policy, SearchSpace, canonical, named_policies, to_json
+from detkds_core.policy.distillers import learns_first
 from detkds_core.policy.named import name_of, suiting
 from detkds_core.store import searches as stored
 from detkds_core.store import workers
@@ -29,6 +30,7 @@ Knowledge = Literal["global", "fgbg", "instance", "logits", "localization"]
 FEATURE_RATIOS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 RESPONSE_RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)
 RUNGS = (4, 2)  # parts of the full proxy; an eighth does not order policies (docs/benchmarks.md, "Rungs and forks")
+REFERENCE_SHARE = 0.2  # of the budget, and of the candidates, for the default references at the lowest rung
 
 
 class Confirmation(Body):
@@ -83,7 +85,8 @@ class SearchRequest(Body):
     references: list[Name | dict[str, Any]] | None = Field(
         default=None,
         max_length=50,
-        description="named policies, formulas or policies, measured beside the searched ones; default: none and pkd",
+        description="named policies, formulas or policies, measured first and then varied like any other candidate; default: none, pkd and"
+        " further named policies that suit the pair, as far as a fifth of the budget pays for them",
     )
     warm_start: list[Name] | None = Field(
         default=None,
@@ -144,41 +147,55 @@ def planned(session: Session, service: Running, wanted: SearchRequest) -> Planne
     )
     speed = Speed(stored.seconds_an_iteration(session, pairing.spec()), workers.alive(session))
     space = wanted_space(wanted, pairing)
-    references = wanted_references(wanted, pairing)
+    extent = wanted_extent(wanted, pairing, speed)
+    references = wanted_references(wanted, pairing, extent)
     warm = None
     if wanted.warm_start:
         warm = seeds(session, named_searches(session, service.caller, wanted.warm_start), pairing, space, references)
-    spec = specification(wanted, pairing, space, references, warm.policies if warm else (), speed)
+    spec = specification(wanted, pairing, space, extent, references, warm.policies if warm else ())
     return Planned(pairing, spec, speed, warm)
 
 
-def specification(
-    wanted: SearchRequest,
-    pairing: Pairing,
-    space: SearchSpace,
-    references: tuple[Policy, ...],
-    warm: tuple[Policy, ...],
-    speed: Speed,
-) -> dict[str, Any]:
-    """All that decides the course of the search, in full: what the evolver reads, and what a later reader can repeat.
+class Extent(NamedTuple):
+    """How far a search goes. rungs: student iterations of each; budget: all that it may spend; confirmation: as the evolver reads it."""
 
-    warm: policies of earlier searches. Raises InvalidInput.
-    """
+    rungs: tuple[int, ...]
+    budget: int
+    confirmation: dict[str, Any]
+
+
+def wanted_extent(wanted: SearchRequest, pairing: Pairing, speed: Speed) -> Extent:
+    """Raises InvalidInput."""
     if wanted.algorithm in OF_OPTUNA and find_spec("optuna") is None:
         message = f"{wanted.algorithm!r} needs Optuna, which is not installed here: pip install 'detkds_core[optuna]'"
         raise invalid([FieldError("/algorithm", message)])
-    halves = wanted.algorithm in HALVING
-    rungs = wanted_rungs(wanted, pairing, halves)
+    rungs = wanted_rungs(wanted, pairing, wanted.algorithm in HALVING)
     confirmation = {
         "finalists": wanted.confirmation.finalists,
         "seeds": wanted.confirmation.seeds,
         "iterations": wanted.confirmation.iterations or rungs[-1],
         "distillers": wanted_distillers(wanted.confirmation, pairing),
     }
+    return Extent(rungs, wanted_budget(wanted, rungs, confirmation, speed), confirmation)
+
+
+def specification(
+    wanted: SearchRequest,
+    pairing: Pairing,
+    space: SearchSpace,
+    extent: Extent,
+    references: tuple[Policy, ...],
+    warm: tuple[Policy, ...],
+) -> dict[str, Any]:
+    """All that decides the course of the search, in full: what the evolver reads, and what a later reader can repeat.
+
+    warm: policies of earlier searches. Raises InvalidInput.
+    """
+    halves = wanted.algorithm in HALVING
     try:
         evolution = Spec(
             knowledge=space.knowledge,
-            budget=wanted_budget(wanted, rungs, confirmation, speed),
+            budget=extent.budget,
             candidates=wanted.candidates,
             group=wanted.group or DEFAULT_GROUP,
             parallelism=wanted.parallelism or DEFAULT_PARALLELISM,
@@ -186,7 +203,7 @@ def specification(
             references=references,
             seeds=warm,
             space=space,
-            rungs=rungs,
+            rungs=extent.rungs,
             algorithm=wanted.algorithm,
             look=LOOK if halves else 0,
         )
@@ -197,10 +214,10 @@ def specification(
     return {
         **pairing.spec(),
         **evolution.to_json(),
-        "fork": rungs[-1] // 2 if len(rungs) > 1 else 0,
+        "fork": extent.rungs[-1] // 2 if len(extent.rungs) > 1 else 0,
         "gates": list(GATES) if halves else [],
         "mode": wanted.mode,
-        "confirmation": confirmation,
+        "confirmation": extent.confirmation,
         "inherit": pairing.inherits(wanted.inherit),
         "pair": wanted.pair,
         **({"warm_start": wanted.warm_start} if wanted.warm_start else {}),
@@ -246,18 +263,31 @@ def wanted_knowledge(wanted: SearchRequest, pairing: Pairing) -> tuple[str, ...]
     return tuple(name for name in pairing.exchange.knowledge if name in wanted.knowledge)
 
 
-def wanted_references(wanted: SearchRequest, pairing: Pairing) -> tuple[Policy, ...]:
-    """The policies that are measured beside, each checked against the pair. Raises InvalidInput."""
-    asked = wanted.references if wanted.references is not None else list(DEFAULT_REFERENCES)
-    return tuple(read_policy(one, pointer("references", place), pairing) for place, one in enumerate(asked))
+def wanted_references(wanted: SearchRequest, pairing: Pairing, extent: Extent) -> tuple[Policy, ...]:
+    """The policies that are measured first, each checked against the pair. Raises InvalidInput.
+
+    By default no distillation and hand-designed policies that suit the pair, PKD first, as many as REFERENCE_SHARE allows; without those
+    that learn something on the teacher beforehand, which takes longer than a rung.
+    """
+    if wanted.references is not None:
+        return tuple(read_policy(one, pointer("references", place), pairing) for place, one in enumerate(wanted.references))
+    paid = REFERENCE_SHARE * extent.budget / extent.rungs[0]
+    most = max(len(DEFAULT_REFERENCES), int(min(paid, REFERENCE_SHARE * (wanted.candidates or paid / REFERENCE_SHARE))))
+    policies = (named_policies()[name].policy for name in (*DEFAULT_REFERENCES, *suiting_names(pairing)))
+    ready = dict.fromkeys(canonical(policy) for policy in policies if not any(learns_first(one) for one in policy.distillers))
+    return tuple(ready)[:most]
+
+
+def suiting_names(pairing: Pairing) -> tuple[str, ...]:
+    """The named policies that suit the pair."""
+    stages = DETECTORS[pairing.student["detector"]].stages
+    return suiting(pairing.exchange, pairing.facts, pairing.families, stages)
 
 
 def wanted_distillers(wanted: Confirmation, pairing: Pairing) -> list[dict[str, Any]]:
     """The hand-designed distillers of the confirmation, `{"name", "policy"}` each, checked against the pair. Raises InvalidInput."""
     if wanted.distillers == "all":
-        stages = DETECTORS[pairing.student["detector"]].stages
-        names = suiting(pairing.exchange, pairing.facts, pairing.families, stages)
-        return [{"name": name, "policy": to_json(canonical(named_policies()[name].policy))} for name in names]
+        return [{"name": name, "policy": to_json(canonical(named_policies()[name].policy))} for name in suiting_names(pairing)]
     chosen: dict[Policy, str] = {}
     for place, asked in enumerate(wanted.distillers):
         policy = read_policy(asked, pointer("confirmation", "distillers", place), pairing)

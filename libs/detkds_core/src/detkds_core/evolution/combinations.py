@@ -1,8 +1,9 @@
 """Stage 2: which terms together, and with which weights (a term that is left out has weight 0).
 
-The choices are the best two formulas of every island. It opens with the combinations among the seeds, then with hand-made ones (all terms
-with damped weights, the best pairs, ...), and then mutates the best candidates seen: a weight, a term on or off, the other formula of an
-island, all weights together.
+The choices are the best two formulas of every island, and the hand-designed distillers with learned parts that were measured as
+references. It opens with the combinations among the seeds, then with hand-made ones (all terms with damped weights, the best pairs, ...),
+and then mutates the best candidates seen, hand-designed policies among them: a weight, a term or a distiller on or off, the other formula
+of an island, where and from when a term looks, all weights together.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from detkds_core.evolution.history import History, Measured, halved_and_doubled, no_distillation, only_term, tournament
+from detkds_core.evolution.history import History, Measured, halved_and_doubled, no_distillation, only_term, rounded, tournament
 from detkds_core.evolution.spec import Candidate
-from detkds_core.policy import Policy, Term
+from detkds_core.policy import Distiller, Policy, Term
 
 FORMULAS = 2  # choices of every island
 ELITE = 8  # how many of the best candidates breed
@@ -22,27 +23,27 @@ TOURNAMENT = 3
 ATTEMPTS = 50
 OPENING = 12  # combinations made by hand before mutation
 ENUMERATED = 5_000  # combinations looked through when draws find nothing new
+PLAIN = Term("global", ("none",), "l1", 1.0)
 DAMPING = 0.5  # two to five terms add up: their gradients together stay near that of one (1 / sqrt(2) .. 1 / sqrt(5))
 
 
 def propose_combination(history: History, rng: random.Random) -> Candidate | None:
     """The next candidate of stage 2, or None when every combination of the choices has been proposed."""
     for seed in history.spec.seeds:
-        if len(seed.terms) > 1 and (candidate := combination(history, seed.terms, (), "warm")) is not None:
+        if len(seed.terms) > 1 and (candidate := combination(history, (seed, ()), "warm")) is not None:
             return candidate
     choices = best_formulas(history)
     if not choices:
         return None
     if opening_count(history) < OPENING:
-        for terms, parents in opening_moves(history, choices):
-            if (candidate := combination(history, terms, parents, "combine")) is not None:
+        for move in opening_moves(history, choices):
+            if (candidate := combination(history, move, "combine")) is not None:
                 return candidate
     for _ in range(ATTEMPTS):
-        terms, parents, operator = mutation(history, choices, rng)
-        if (candidate := combination(history, terms, parents, operator)) is not None:
+        if (candidate := combination(history, *mutation(history, choices, rng))) is not None:
             return candidate
-    for terms, parents in itertools.islice(every_combination(history, choices), ENUMERATED):
-        if (candidate := combination(history, terms, parents, "enumerate")) is not None:
+    for move in itertools.islice(every_combination(history, choices), ENUMERATED):
+        if (candidate := combination(history, move, "enumerate")) is not None:
             return candidate
     return None
 
@@ -51,16 +52,16 @@ def opening_count(history: History) -> int:
     return sum(one.operator == "combine" for one in (*history.candidates, *history.drafts))
 
 
-def combination(history: History, terms: Sequence[Term], parents: tuple[int, ...], operator: str) -> Candidate | None:
-    """The candidate of these terms, or None when they are illegal together or known already."""
-    policy = history.spec.space.admits(Policy(tuple(terms))) if terms else None
-    if policy is None or not history.is_new(policy):
-        return None
-    return Candidate(history.count, policy, "stage2", None, tuple(sorted(set(parents))), operator)
-
-
 Choice = tuple[Term, int]  # a term with the weight that served it best, and the candidate that it comes from
-Move = tuple[list[Term], tuple[int, ...]]
+Move = tuple[Policy, tuple[int, ...]]  # and the candidates that it is made of
+
+
+def combination(history: History, move: Move, operator: str) -> Candidate | None:
+    """The candidate of a move, or None when its policy is empty, illegal or known already."""
+    policy, parents = move
+    if policy == Policy(()) or (admitted := history.spec.space.admits(policy)) is None or not history.is_new(admitted):
+        return None
+    return Candidate(history.count, admitted, "stage2", None, tuple(sorted(set(parents))), operator)
 
 
 def best_formulas(history: History) -> dict[str, list[Choice]]:
@@ -110,7 +111,7 @@ def opening_moves(history: History, choices: dict[str, list[Choice]]) -> Iterato
     for group in groups:
         yield together(group, 1.0)
     for weight in halved_and_doubled(best[0][0].weight):
-        yield [replace(best[0][0], weight=weight)], (best[0][1],)
+        yield Policy((replace(best[0][0], weight=weight),)), (best[0][1],)
 
 
 def gains(history: History, index: int) -> bool:
@@ -124,53 +125,98 @@ def gains(history: History, index: int) -> bool:
 
 def together(first: Sequence[Choice], scale: float, second: Sequence[Choice] = (), second_scale: float = 1.0) -> Move:
     """All terms, those of `first` with their weights times `scale`, those of `second` times `second_scale`."""
-    terms = [replace(term, weight=term.weight * scale) for term, _ in first]
-    terms += [replace(term, weight=term.weight * second_scale) for term, _ in second]
-    return terms, tuple(index for _, index in (*first, *second))
+    terms = [scaled(term, scale) for term, _ in first] + [scaled(term, second_scale) for term, _ in second]
+    return Policy(tuple(terms)), tuple(index for _, index in (*first, *second))
 
 
-def mutation(history: History, choices: dict[str, list[Choice]], rng: random.Random) -> tuple[list[Term], tuple[int, ...], str]:
-    """One change to one of the best candidates. It may be illegal or known already; the caller draws again."""
-    terms, index = parent(history, choices, rng)
+def scaled(term: Term, scale: float) -> Term:
+    return replace(term, weight=rounded(term.weight * scale))
+
+
+def mutation(history: History, choices: dict[str, list[Choice]], rng: random.Random) -> tuple[Move, str]:
+    """One change to one of the best candidates, and its name. It may be illegal or known already; the caller draws again."""
+    policy, index = parent(history, choices, rng)
+    terms = policy.terms
+    luck = rng.random()
+    if (luck < 0.10 or not terms) and (change := distiller_changed(history, policy, rng)) is not None and (terms or rng.random() < 0.5):
+        return (change[0], (index, *change[1])), "toggle"
+    absent = [island for island in choices if island not in {term.knowledge for term in terms}]
+    if (luck < 0.35 or not terms) and absent:
+        term, origin = rng.choice(choices[rng.choice(absent)])
+        added = scaled(term, rng.choice((DAMPING, 1.0)))
+        return (replace(policy, terms=(*terms, added)), (index, origin)), "toggle"
+    if not terms:  # a distiller beside which nothing can stand: there is no change
+        return (policy, (index,)), "toggle"
     place = rng.randrange(len(terms))
     changed = terms[place]
-    absent = [island for island in choices if island not in {term.knowledge for term in terms}]
-    luck = rng.random()
-    if luck < 0.30 and absent:
-        term, origin = rng.choice(choices[rng.choice(absent)])
-        return [*terms, replace(term, weight=term.weight * rng.choice((DAMPING, 1.0)))], (index, origin), "toggle"
-    if luck < 0.40 and len(terms) > 1:
-        return terms[:place] + terms[place + 1 :], (index,), "toggle"
+
+    def instead(*others: Term) -> Policy:
+        return replace(policy, terms=(*terms[:place], *others, *terms[place + 1 :]))
+
+    if luck < 0.45 and len(terms) > 1:
+        return (instead(), (index,)), "toggle"
     if luck < 0.55:
         term, origin = rng.choice(choices.get(changed.knowledge, [(changed, index)]))
-        return [*terms[:place], term, *terms[place + 1 :]], (index, origin), "swap"
-    if luck < 0.65:
+        return (instead(term), (index, origin)), "swap"
+    if luck < 0.60 and (known := lookers(history)):
+        donor, origin = rng.choice(known)
+        return (instead(looking_like(changed, donor)), (index, origin)), "look"
+    if luck < 0.68:
         scale = rng.choice((0.5, 2.0))
-        return [replace(term, weight=term.weight * scale) for term in terms], (index,), "scale"
+        return (replace(policy, terms=tuple(scaled(term, scale) for term in terms)), (index,)), "scale"
     listed = history.spec.space.weights(changed.knowledge) if changed.balanced == history.spec.space.balanced else ()
     weights = [*halved_and_doubled(changed.weight)] * 2 + [*listed]
-    terms[place] = replace(changed, weight=rng.choice(weights))
-    return terms, (index,), "weight"
+    return (instead(replace(changed, weight=rng.choice(weights))), (index,)), "weight"
 
 
-def parent(history: History, choices: dict[str, list[Choice]], rng: random.Random) -> tuple[list[Term], int]:
-    """The terms of the winner among a few of the elite; of any choice, where no result is visible yet.
+def distiller_changed(history: History, policy: Policy, rng: random.Random) -> tuple[Policy, tuple[int, ...]] | None:
+    """The policy without its distillers, or with those of a measured candidate, and that one; None if there are none."""
+    if policy.distillers:
+        return replace(policy, distillers=()), ()
 
-    A policy with a distiller breeds nothing: what it is worth is not its terms' alone.
-    """
+    def found() -> list[tuple[tuple[Distiller, ...], int]]:
+        able = (one.candidate for one in history.ranked if one.candidate.policy.distillers and gains(history, one.candidate.index))
+        return [(one.policy.distillers, one.index) for one in itertools.islice(able, ELITE)]
+
+    if donors := history.remembered("distillers", found):
+        distillers, origin = rng.choice(donors)
+        return replace(policy, distillers=distillers), (origin,)
+    return None
+
+
+def lookers(history: History) -> list[Choice]:
+    """The ways in which measured terms look (region, and schedule of the weight), each with the first term that has it."""
+
+    def found() -> list[Choice]:
+        known: dict[Term, Choice] = {}
+        for one in history.measured:
+            for term in one.candidate.policy.terms:
+                known.setdefault(looking_like(PLAIN, term), (term, one.candidate.index))
+        return list(known.values())
+
+    return history.remembered("lookers", found)
+
+
+def looking_like(term: Term, donor: Term) -> Term:
+    """The term with the region of another one, its warm-up, and when it ends."""
+    return replace(term, region=donor.region, warm_up=donor.warm_up, stop=donor.stop, decay=donor.decay)
+
+
+def parent(history: History, choices: dict[str, list[Choice]], rng: random.Random) -> tuple[Policy, int]:
+    """The policy of the winner among a few of the elite, and which that is; of any choice, where no result is visible yet."""
     islands = set(history.spec.knowledge)
 
     def found() -> list[Measured]:
-        terms = ((one, one.candidate.policy.terms) for one in history.ranked if not one.candidate.policy.distillers)
-        able = (one for one, mine in terms if mine and {term.knowledge for term in mine} <= islands)
+        policies = ((one, one.candidate.policy) for one in history.ranked)
+        able = (one for one, policy in policies if policy != Policy(()) and {term.knowledge for term in policy.terms} <= islands)
         return list(itertools.islice(able, ELITE))
 
     elite = history.remembered("elite", found)
     if elite:
         winner = tournament(rng, elite, TOURNAMENT).candidate
-        return list(winner.policy.terms), winner.index
+        return winner.policy, winner.index
     term, index = rng.choice([choice for formulas in choices.values() for choice in formulas])
-    return [term], index
+    return Policy((term,)), index
 
 
 def every_combination(history: History, choices: dict[str, list[Choice]]) -> Iterator[Move]:
@@ -185,4 +231,4 @@ def every_combination(history: History, choices: dict[str, list[Choice]]) -> Ite
         options.append(mine)
     for chosen in itertools.product(*options):
         kept = [choice for choice in chosen if choice is not None]
-        yield [term for term, _ in kept], tuple(index for _, index in kept)
+        yield Policy(tuple(term for term, _ in kept)), tuple(index for _, index in kept)

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, TypeVar
 
@@ -145,6 +145,19 @@ class History:
         rung = next((rung for rung in sorted(mine, reverse=True) if belongs(rung)), min(mine))
         return Measured(one.candidate, rung, mine[rung], len(self.values[index][rung]))
 
+    def own_term(self, one: Measured) -> Term:
+        """The term of a one-term candidate, to breed from: with the weight that the space would give it.
+
+        In a space of ratios a hand-designed term's fixed weight becomes the ratio that was seen at the fork.
+        """
+        (term,) = one.candidate.policy.terms
+        space = self.spec.space
+        if not space.balanced or term.balanced:
+            return term
+        seen = (outcome.ratio for _, _, outcome in self.outcomes[one.candidate.index])
+        ratio = rounded(next((ratio for ratio in seen if ratio is not None), 0.0))
+        return replace(term, weight=ratio, balanced=True, auto=False) if 0 < ratio <= MAX_WEIGHT else term
+
     def members(self, island: str) -> list[Measured]:
         """The measured one-term candidates of an island as they are worth breeding from, in the order of their first results."""
         return self.remembered(("members", island), lambda: [self.earned(self._measured[index]) for index in self._members[island]])
@@ -209,6 +222,15 @@ def generator(seed: int, *place: int | str) -> random.Random:
 
 def halved_and_doubled(weight: float) -> Iterator[float]:
     """The two neighbours of a weight on its own scale, those that are legal weights."""
-    for scaled in (weight * 0.5, weight * 2.0):
+    for scaled in (rounded(weight * 0.5), rounded(weight * 2.0)):
         if 0 < scaled <= MAX_WEIGHT:
             yield scaled
+
+
+def rounded(weight: float) -> float:
+    """A weight to three significant digits: no search can tell more of them apart, and a reader can say them.
+
+    >>> rounded(2 / 3)
+    0.667
+    """
+    return float(f"{weight:.3g}")

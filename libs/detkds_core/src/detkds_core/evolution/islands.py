@@ -20,7 +20,8 @@ from detkds_core.policy import Policy, Term, named_policies
 from detkds_core.policy.vocabulary import FEATURES
 
 ATTEMPTS = 50  # draws before the island's formulas are enumerated
-OPENING = 6  # terms of seeds, hand-designed and random ones before an island evolves
+OPENING = 6  # terms of seeds, hand-designed and random ones before an island evolves, at most
+OPENED = 0.25  # share of the budget that all openings together may take, at the lowest rung; two terms each they have anyway
 SAMPLE, MIGRATE, SEED, WEIGHT = 0.10, 0.10, 0.05, 0.20  # shares of an island's proposals; the rest mutates transforms and distance
 DRAFTS = 8  # of which the most promising is proposed
 STALE = 40  # an island without a new best among so many proposals is finished
@@ -49,17 +50,25 @@ def islands_by_claim(history: History) -> list[str]:
     lowest = {island: first_values(history, island) for island in spec.knowledge}
     seen = [value for values in lowest.values() for value in values]
     spread = history.remembered("spread of first values", lambda: pstdev(seen) if len(seen) > 1 else 1.0)
-    floor = max(OPENING, math.ceil(spec.floor * (total + len(spec.knowledge))))
+    first = opening(history)
+    floor = max(first, math.ceil(spec.floor * (total + len(spec.knowledge))))
     smallest = min(counts.values())
 
     def claim(island: str) -> tuple[int, float]:
-        if counts[island] < floor and counts[island] <= smallest + OPENING // 2:
+        if counts[island] < floor and counts[island] <= smallest + first // 2:
             return (0, counts[island])
         earned = fmean(sorted(lowest[island], reverse=True)[:3]) if lowest[island] else min(seen, default=0.0)
         bound = earned + spread * math.sqrt(math.log(total + 1) / (counts[island] + 1))
         return (2 if is_finished(history, island) else 1, -bound)
 
     return sorted(spec.knowledge, key=claim)
+
+
+def opening(history: History) -> int:
+    """How many terms every island begins with: fewer in a small search, which would end before it evolves."""
+    spec = history.spec
+    paid = OPENED * spec.budget / spec.rungs[0] / len(spec.knowledge)
+    return max(2, min(OPENING, int(paid)))
 
 
 def first_values(history: History, island: str) -> list[float]:
@@ -82,7 +91,7 @@ def propose_on(history: History, island: str, rng: random.Random) -> Candidate |
     """A new term of one island, or None when all of its formulas have been proposed."""
     space = history.spec.space
     drafts: list[Candidate] = []
-    wanted = DRAFTS if history.singles(island) >= OPENING else 1
+    wanted = DRAFTS if history.singles(island) >= opening(history) else 1
     for _ in range(ATTEMPTS):
         term, parents, operator = draw(history, island, rng)
         if space.has(term) and (policy := space.admits(Policy((term,)))) is not None and history.is_new(policy):
@@ -101,8 +110,10 @@ def draw(history: History, island: str, rng: random.Random) -> tuple[Term, tuple
     """One draw: (term, parents, operator). It may be illegal or known already; the caller draws again."""
     spec = history.spec
     count = history.singles(island)
-    seeds = [one for one in known_terms(history, island) if history.is_new(Policy((one[0],)))] if known_too(count, rng) else []
-    if count < OPENING:
+    opens = count < opening(history)
+    wished = opens or rng.random() < 4 * SEED  # to look for those known from elsewhere takes time, and few draws use them
+    seeds = [one for one in known_terms(history, island) if history.is_new(Policy((one[0],)))] if wished else []
+    if opens:
         return (seeds[0][0], (), seeds[0][1]) if seeds and count % 2 == 0 else (spec.space.sample(rng, island), (), "sample")
     population = history.members(island)[-spec.population :]
     luck = rng.random()
@@ -111,10 +122,10 @@ def draw(history: History, island: str, rng: random.Random) -> tuple[Term, tuple
     if luck < SAMPLE + SEED and seeds:
         return seeds[0][0], (), seeds[0][1]
     parent = tournament(rng, population, spec.tournament)
-    term = parent.candidate.policy.terms[0]
+    term = history.own_term(parent)
     if luck < SAMPLE + SEED + MIGRATE and (migrants := neighbours(history, island)):
         migrant = tournament(rng, migrants, spec.tournament)
-        gene = replace(migrant.candidate.policy.terms[0], knowledge=island)
+        gene = replace(history.own_term(migrant), knowledge=island)
         try:
             return spec.space.crossover(rng, term, gene), (parent.candidate.index, migrant.candidate.index), "migrate"
         except ValueError:
@@ -128,11 +139,6 @@ def draw(history: History, island: str, rng: random.Random) -> tuple[Term, tuple
         return spec.space.mutate(rng, term), (parent.candidate.index,), "mutate"
     except ValueError:
         return spec.space.sample(rng, island), (), "sample"
-
-
-def known_too(count: int, rng: random.Random) -> bool:
-    """Whether this draw may be a term that is known from elsewhere: looking for those takes time, and few draws use them."""
-    return count < OPENING or rng.random() < 4 * SEED
 
 
 def neighbours(history: History, island: str) -> list[Measured]:

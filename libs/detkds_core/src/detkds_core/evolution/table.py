@@ -79,12 +79,14 @@ class Table:
         return canonical_json(canonical(Policy((term,)))) in self.rows
 
     def admits(self, policy: Policy) -> Policy | None:
-        """The table's policy: this one, or of the combinations of the same knowledge the one with most genes in common."""
+        """The table's policy: this one, or of the combinations of the same knowledge the one with most genes in common.
+
+        With a distiller, only this one."""
         islands = [term.knowledge for term in policy.terms]
         if len(set(islands)) < len(islands):
             return None
         policy = canonical(policy)
-        if canonical_json(policy) in self.rows or len(islands) < 2:
+        if canonical_json(policy) in self.rows or len(islands) < 2 or policy.distillers:
             return policy if canonical_json(policy) in self.rows else None
         members = self.combinations.get(frozenset(islands), [])
         wanted = {term.knowledge: term for term in policy.terms}

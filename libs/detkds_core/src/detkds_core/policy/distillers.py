@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
+from detkds_core.policy.terms import Distiller
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -141,6 +143,12 @@ _ENTRIES = (
 DISTILLERS: Mapping[str, DistillerEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 
 KNOWLEDGE_OF = {"features": "global", "logits": "logits", "boxes": "localization"}  # the knowledge that a signal is compared as
+
+
+def learns_first(distiller: Distiller) -> bool:
+    """Whether it learns something on the teacher before the student's training."""
+    steps = DISTILLERS[distiller.name].settings.get("steps")
+    return steps is not None and dict(distiller.settings).get("steps", steps.default) > 0
 
 
 def pair_faults(name: str, offer: Offer, families: tuple[str, str] | None = None) -> list[str]:
