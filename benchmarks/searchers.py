@@ -95,6 +95,7 @@ def one(kind: str, algorithm: str, budget: float, seed: int, lever: str, options
         algorithm=algorithm,
         group=GROUP if halves else 1,
         look=LOOK * full if halves else 0.0,
+        lenient=kind == "table",
         **off.get("spec", {}),
     )
     seeds_of_table = [(rungs, "REPLICATES", min(rungs.REPLICATES, len(world.seeds)))] if isinstance(world, Table) else []

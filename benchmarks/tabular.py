@@ -148,6 +148,8 @@ def work(folder: Path) -> None:
 def brief(row: dict[str, Any], rung: int) -> dict[str, Any]:
     """What the table keeps of a row."""
     kept: dict[str, Any] = {"ap": None if row["ap"] is None else round(row["ap"], 3), "seconds": round(row["seconds"], 2)}
+    if row.get("lenient_ap") is not None:
+        kept["lenient_ap"] = round(row["lenient_ap"], 3)
     if rung == RUNGS[0] and row["look"] is not None:
         look = row["look"]
         kept["look"] = {name: float(f"{look[name]:.4g}") for name in ("loss", "ratio", "agreement")}

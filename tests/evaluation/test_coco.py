@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detkds_core.evaluation.coco import coco_ap
+from detkds_core.evaluation.coco import coco_ap, lenient_ap
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
 
@@ -29,6 +29,20 @@ def oracle(ground_truth, detections, image_ids=None):
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     classes = [p[p > -1] for p in np.moveaxis(precision, 2, 0)]
     return [None if s < 0 else 100 * s for s in evaluation.stats[:6]], [100 * c.mean() if c.size else None for c in classes]
+
+
+def lenient_oracle(ground_truth, detections):
+    """pycocotools' AP over IoU 0.10 to 0.50 in percent."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(ground_truth)
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), "bbox")
+        evaluation.params.iouThrs = np.linspace(0.10, 0.50, 9)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    return 100 * precision[precision > -1].mean()
 
 
 def figures(metrics):
@@ -96,6 +110,32 @@ def test_equal_to_pycocotools_on_some_images(scene):
     chosen = [10, *(image["id"] for image in ground_truth["images"][2:])]
     if detections:
         same(figures(coco_ap(ground_truth, detections, chosen)), oracle(ground_truth, detections, chosen))
+
+
+@settings(max_examples=50, deadline=None)
+@given(scenes())
+def test_lenient_ap_is_the_mean_of_two_of_pycocotools(scene):
+    ground_truth, detections = scene
+    cats = {
+        **ground_truth,
+        "annotations": [{**one, "category_id": 3} for one in ground_truth["annotations"]],
+        "categories": CATEGORIES[:1],
+    }
+    if detections:
+        both = lenient_oracle(ground_truth, detections), lenient_oracle(cats, [{**one, "category_id": 3} for one in detections])
+        assert lenient_ap(ground_truth, detections) == pytest.approx(sum(both) / 2, abs=1e-9)
+    else:
+        assert lenient_ap(ground_truth, detections) == 0
+
+
+def test_lenient_ap_by_hand():
+    # An IoU of 0.25 is right at 0.10, 0.15, 0.20 and 0.25, wrong at the five others; COCO's AP is 0.
+    near = found(22, 10, 20, 10)  # 8 x 10 of 320
+    assert lenient_ap(one_box(), [near]) == pytest.approx(100 * 4 / 9)
+    assert coco_ap(one_box(), [near]).ap == 0
+    # The wrong class: half of it is whatever the class.
+    assert lenient_ap(one_box(), [found(10, 10, 20, 10, category_id=7)]) == pytest.approx(50)
+    assert lenient_ap(one_box(), []) == 0
 
 
 def test_equal_to_pycocotools_on_a_crowded_image():

@@ -135,3 +135,22 @@ def test_a_calibrator_ranks_where_it_is_among_the_best():
     earned = {one.candidate.index: (one.rung, one.fitness) for one in made.ranked}
     assert [one.candidate.index for one in made.ranked] == [5, 4, 0, 6, 3, 1, 7, 2]
     assert (earned[5], earned[4], earned[0], earned[3], earned[1]) == ((2, 5.0), (2, 4.0), (0, 9.0), (0, 8.0), (0, 1.0))
+
+
+def test_short_trainings_are_ordered_by_their_lenient_ap_and_the_full_proxy_by_its_ap():
+    made = History(make_spec(calibration=0, lenient=True))
+    made.asked(Job(0, 0, 0, (0, 1, 2), tuple(map(single, range(3)))))
+    made.told(0, {0: Outcome(0.2, lenient_ap=9.0), 1: Outcome(0.1, lenient_ap=12.0), 2: Outcome(0.3, lenient_ap=7.0)})
+    assert made.order(0) == [1, 0, 2]
+    made.asked(Job(1, made.spec.top, 0, (0, 1)))
+    made.told(1, {0: Outcome(5.0, lenient_ap=1.0), 1: Outcome(4.0, lenient_ap=2.0)})
+    assert made.order(made.spec.top) == [0, 1]
+
+
+def test_without_a_lenient_ap_it_is_the_ap():
+    made = History(make_spec(calibration=0, lenient=True))
+    made.asked(Job(0, 0, 0, (0, 1), (single(0), single(1))))
+    made.told(0, {0: Outcome(3.0), 1: Outcome(2.0)})
+    assert made.values == {0: {0: [3.0]}, 1: {0: [2.0]}}
+    with pytest.raises(ValueError, match=r"outcome.lenient_ap: nan is not finite"):
+        Outcome(1.0, lenient_ap=float("nan"))

@@ -206,6 +206,7 @@ def specification(
             rungs=extent.rungs,
             algorithm=wanted.algorithm,
             look=LOOK if halves else 0,
+            lenient=True,
         )
     except ValueError as error:
         path, _, message = str(error).partition(": ")

@@ -103,7 +103,7 @@ def outcome_of(trial: Trial) -> Outcome:
     """What a trial tells the evolution."""
     failure = jobs.readable(trial.failure) if trial.failure else None
     gate = trial.rejected["gate"] if trial.rejected else None
-    return Outcome(trial.ap, failure, gate, trial.same_as, tuple(trial.sketch or ()), trial.ratio)
+    return Outcome(trial.ap, failure, gate, trial.same_as, tuple(trial.sketch or ()), trial.ratio, trial.lenient_ap)
 
 
 def check_hope(evolution: Evolution) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from detkds_core.evaluation.masks import outline
 
 DETECTIONS_PER_IMAGE = 100
+LENIENT = np.linspace(0.10, 0.50, 9)  # IoU
 AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 10**10)}  # square pixels; COCO's own
 
 
@@ -54,23 +55,8 @@ def coco_ap(
     Raises ValueError when the images hold no ground truth (AP is undefined then), and for an unknown image or category id or
     a number that is not finite.
     """
-    known = {image["id"] for image in ground_truth["images"]}
-    chosen = known if image_ids is None else set(image_ids)
-    if unknown := sorted(chosen - known):
-        raise ValueError(f"image_ids: {unknown[:5]} are not images of the ground truth")
-    annotations = _annotations(ground_truth, chosen, kind)
-    if all(annotation["iscrowd"] for annotation in annotations):
-        raise ValueError(f"ground truth: the {len(chosen)} images measured hold no box that is not crowd, so AP is undefined")
-    categories = sorted(ground_truth["categories"], key=lambda category: int(category["id"]))
-    results = _results(detections, known, {category["id"] for category in categories}, chosen, kind)
-
-    silent = logging.getLogger(__name__).debug
-    images = [image for image in ground_truth["images"] if image["id"] in chosen]
-    truth = COCO({"images": images, "annotations": annotations, "categories": categories}, print_function=silent)
-    evaluation = COCOeval_faster(truth, truth.loadRes(results), iouType=kind, print_function=silent, ranges=dict(AREAS))
-    evaluation.params.maxDets = [1, 10, DETECTIONS_PER_IMAGE]
-    evaluation.evaluate()
-    evaluation.accumulate()
+    chosen, annotations, results, categories = _chosen(ground_truth, detections, image_ids, kind)
+    evaluation = _evaluated(ground_truth, chosen, annotations, results, categories, kind)
     # (IoU thresholds, 101 recalls, classes, areas "all" and AREAS, detections per image); -1 where there is no ground truth
     precision: NDArray[np.float64] = np.asarray(evaluation.eval["precision"])[..., -1]
     every = precision[..., 0]
@@ -84,6 +70,60 @@ def coco_ap(
         images=len(chosen),
         per_class={category["name"]: _mean(every[:, :, index]) for index, category in enumerate(categories)},
     )
+
+
+def lenient_ap(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], image_ids: Sequence[int] | None = None) -> float:
+    """AP of boxes in percent over IoU 0.10, 0.15, ... 0.50: half of it the mean over classes, half of all classes as one.
+
+    A detector learns roughly where before exactly where, and that there is something before what it is, so this tells weak ones apart
+    that COCO's AP does not yet (docs/benchmarks.md, "Rungs and forks"). Parameters and errors as of `coco_ap`.
+    """
+    chosen, annotations, results, categories = _chosen(ground_truth, detections, image_ids, "bbox")
+    alike = [[{**one, "category_id": 1} for one in some] for some in (annotations, results)]
+    halves = []
+    for some, found, classes in ((annotations, results, categories), (*alike, [{"id": 1, "name": "object"}])):
+        evaluation = _evaluated(ground_truth, chosen, some, found, classes, "bbox", LENIENT)
+        precision: NDArray[np.float64] = np.asarray(evaluation.eval["precision"])[..., -1]
+        halves.append(_mean(precision[..., 0]) or 0.0)
+    return sum(halves) / 2
+
+
+def _chosen(
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], image_ids: Sequence[int] | None, kind: str
+) -> tuple[set[int], list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The images that are measured, their annotations and detections, and the categories by id. Raises ValueError as `coco_ap`."""
+    known = {image["id"] for image in ground_truth["images"]}
+    chosen = known if image_ids is None else set(image_ids)
+    if unknown := sorted(chosen - known):
+        raise ValueError(f"image_ids: {unknown[:5]} are not images of the ground truth")
+    annotations = _annotations(ground_truth, chosen, kind)
+    if all(annotation["iscrowd"] for annotation in annotations):
+        raise ValueError(f"ground truth: the {len(chosen)} images measured hold no box that is not crowd, so AP is undefined")
+    categories = sorted(ground_truth["categories"], key=lambda category: int(category["id"]))
+    results = _results(detections, known, {category["id"] for category in categories}, chosen, kind)
+    return chosen, annotations, results, categories
+
+
+def _evaluated(
+    ground_truth: Mapping[str, Any],
+    chosen: set[int],
+    annotations: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    categories: list[dict[str, Any]],
+    kind: str,
+    thresholds: NDArray[np.float64] | None = None,
+) -> COCOeval_faster:
+    """The evaluation, accumulated. thresholds: of the IoU; None: COCO's own."""
+    silent = logging.getLogger(__name__).debug
+    images = [image for image in ground_truth["images"] if image["id"] in chosen]
+    truth = COCO({"images": images, "annotations": annotations, "categories": categories}, print_function=silent)
+    evaluation = COCOeval_faster(truth, truth.loadRes(results), iouType=kind, print_function=silent, ranges=dict(AREAS))
+    evaluation.params.maxDets = [1, 10, DETECTIONS_PER_IMAGE]
+    if thresholds is not None:
+        evaluation.params.iouThrs = thresholds
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
 
 
 def _annotations(ground_truth: Mapping[str, Any], chosen: set[int], kind: str) -> list[dict[str, Any]]:

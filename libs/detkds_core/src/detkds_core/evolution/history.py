@@ -84,7 +84,7 @@ class History:
                     members.pop(index, None)
             if index not in self.refused and index not in self.original and outcome.ap is not None:
                 mine = self.values.setdefault(index, {})
-                mine.setdefault(job.rung, []).append(outcome.ap)
+                mine.setdefault(job.rung, []).append(self.worth(job.rung, outcome))
                 top = max(mine)
                 means = self.means.setdefault(index, {})
                 means[job.rung] = fmean(mine[job.rung])
@@ -93,6 +93,12 @@ class History:
                 if term is not None and term.knowledge in self._members:
                     self._members[term.knowledge][index] = None
         self._cache.clear()
+
+    def worth(self, rung: int, outcome: Outcome) -> float:
+        """What a measured candidate is ordered by at a rung: its AP, below the full proxy the lenient one where the search wants that."""
+        assert outcome.ap is not None, "a candidate that was measured"
+        lenient = self.spec.lenient and rung < self.spec.top and outcome.lenient_ap is not None
+        return outcome.lenient_ap if lenient and outcome.lenient_ap is not None else outcome.ap
 
     def extended(self, budget: int, limit: int | None) -> None:
         """From here on the search may spend more. All results are visible."""

@@ -38,6 +38,7 @@ class Spec:
     combining terms. floor: part of stage 1 that every island gets. population: how many of its last results an island breeds from.
     tournament: how many of them compete to be a parent. audit: share of the candidates that are trained even if a gate refuses them.
     calibration: how many of the first candidates pass every rung when that costs at most a quarter of the budget.
+    lenient: candidates below the full proxy are ordered by their lenient AP, where it was measured.
     """
 
     knowledge: tuple[str, ...]
@@ -59,6 +60,7 @@ class Spec:
     audit: float = 0.05
     calibration: int = 30
     seeds: tuple[Policy, ...] = ()
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         if not self.knowledge:
@@ -210,6 +212,7 @@ class Job:
 class Outcome:
     """What a job tells of a candidate. ap: on the selection images (0-100); None where it was not trained or could not be.
 
+    lenient_ap: see `evaluation.coco.lenient_ap` (0-100); what short trainings are told apart by.
     failure: why it could not. rejected: the gate that refused it, also where an audit measured it all the same. same_as: the earlier
     candidate that does the same, whose measurements count for both. sketch, ratio: of its gradient at the fork, direction and length over
     the task's.
@@ -221,11 +224,13 @@ class Outcome:
     same_as: int | None = None
     sketch: tuple[float, ...] = ()
     ratio: float | None = None
+    lenient_ap: float | None = None
 
     def __post_init__(self) -> None:
         # NaN compares false with everything: a ranking with one in it would depend on the order of comparisons.
-        if self.ap is not None and not math.isfinite(self.ap):
-            raise ValueError(f"outcome.ap: {self.ap} is not finite; an infeasible candidate has ap None and a failure")
+        for name, value in (("ap", self.ap), ("lenient_ap", self.lenient_ap)):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"outcome.{name}: {value} is not finite; an infeasible candidate has ap None and a failure")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` gives an equal outcome back."""

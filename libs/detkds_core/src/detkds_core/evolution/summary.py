@@ -55,7 +55,7 @@ def funnel(history: History) -> dict[str, Any]:
             if outcome.rejected is not None and outcome.ap is not None:
                 audited += 1
                 others = sorted((fmean(mine[rung]) for mine in history.values.values() if rung in mine), reverse=True)
-                false += bool(others) and outcome.ap >= others[len(others) // history.spec.eta]
+                false += bool(others) and history.worth(rung, outcome) >= others[len(others) // history.spec.eta]
     return {
         "proposed": len(history.candidates),
         "rejected": dict(sorted(rejected.items())),

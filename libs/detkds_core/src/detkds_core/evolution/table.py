@@ -128,7 +128,8 @@ class Table:
             row = self.rows[canonical_json(evolution.candidates[index].policy)]
             looked = self._cell(self.rungs[0], self.seeds[0], row)
             first = known.setdefault(row if looked.get("same_as") is None else looked["same_as"], index)
-            ap = self._cell(spec.rungs[job.rung], seed, row)["ap"]
+            cell = self._cell(spec.rungs[job.rung], seed, row)
+            ap, lenient = cell["ap"], cell.get("lenient_ap")
             refused = looked.get("rejected") if gates and any(one.index == index for one in job.new) else None
             refused = None if refused == "duplicate" else refused  # that gate is `doubles`
             if doubles and first != index:
@@ -136,7 +137,7 @@ class Table:
             elif refused and not evolution.candidates[index].audit:
                 found[index] = Outcome(None, rejected=refused)
             else:
-                found[index] = Outcome(ap, failure="not_finite" if ap is None else None, rejected=refused)
+                found[index] = Outcome(ap, failure="not_finite" if ap is None else None, rejected=refused, lenient_ap=lenient)
         return found
 
     def _cell(self, rung: int, seed: int, row: int) -> Mapping[str, Any]:

@@ -229,8 +229,8 @@ class Candidate(Times, Base):
 class Trial(Times, Base):
     """One measurement of one candidate: at a rung (iterations), with the seed of a replicate, as a decision of the search asked for.
 
-    number: of the decision (`evolution.Job.index`); the candidates of one decision are trained together. ap: percent, on the selection
-    images. job_id: the latest job that measures it.
+    number: of the decision (`evolution.Job.index`); the candidates of one decision are trained together. ap, lenient_ap: percent, on the
+    selection images. job_id: the latest job that measures it.
     """
 
     __tablename__ = "trials"
@@ -254,6 +254,7 @@ class Trial(Times, Base):
     ap: Mapped[float | None]
     ap50: Mapped[float | None]
     ap75: Mapped[float | None]
+    lenient_ap: Mapped[float | None]
     images: Mapped[int | None]
     iterations: Mapped[int | None]
     seconds: Mapped[float | None]

@@ -326,7 +326,7 @@ def assign(session: Session, search_id: str, number: int, candidates: Sequence[i
 def measure(session: Session, search_id: str, number: int, index: int, figures: Mapping[str, Any]) -> bool:
     """Store what a candidate was worth in decision `number` (a row of an `evaluate` result). False: it was known before."""
     place = (Trial.search_id == search_id, Trial.number == number, Trial.candidate == index)
-    names = ("ap", "ap50", "ap75", "images", "iterations", "seconds", "rejected", "same_as")
+    names = ("ap", "ap50", "ap75", "lenient_ap", "images", "iterations", "seconds", "rejected", "same_as")
     values = {name: figures.get(name) for name in names}
     look = figures.get("look") or {}
     values |= {"sketch": look.get("sketch") or None, "ratio": look.get("ratio")}

@@ -13,7 +13,7 @@ from torch import nn
 from detkds_core.catalogue import Recipe
 from detkds_core.datasets import Dataset, report_ids, selection_ids
 from detkds_core.detectors.pair import PairError, check_policy
-from detkds_core.evaluation.coco import Metrics
+from detkds_core.evaluation.coco import Metrics, lenient_ap
 from detkds_core.evaluation.predict import detect, draws_masks, metrics_of
 from detkds_core.evaluation.resampling import image_weights, resampled_ap
 from detkds_core.policy import Policy, from_json, to_json
@@ -29,9 +29,9 @@ from detkds_core.training.learner import Learner, final_weights, resolved
 def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Train the candidates of an `evaluate` or `confirm` job from one start, side by side, and measure each.
 
-    `evaluate` measures on the selection images; `confirm` on the report images, which no search sees, and gives `resampled_ap` as well:
-    the APs on images drawn anew from them, the same draws for every policy and seed. A candidate that fails says why and costs the
-    others nothing.
+    `evaluate` measures on the selection images, and the lenient AP too where it is a rung; `confirm` on the report images, which no search
+    sees, and gives `resampled_ap` as well: the APs on images drawn anew from them, the same draws for every policy and seed. A candidate
+    that fails says why and costs the others nothing.
     The last weights are measured (their average where the recipe keeps one); `eval_every` is for the training of one student.
 
     With `fork` the candidates are looked at where a trunk of so many steps stands, and with `rung` they are branches of so many steps from
@@ -137,6 +137,8 @@ def _passed(
             best = metrics.ap if best is None else max(best, metrics.ap)
         cost = {"iterations": lasted[index], "train_seconds": trained, "measure_seconds": time.monotonic() - measuring}
         rows[index] = _row(index, resolved(learner), metrics, recipe.iterations, cost, learner.failure)
+        if metrics is not None and spec.get("rung") is not None:
+            rows[index]["lenient_ap"] = lenient_ap(dataset.val.load(), detections, ids)
         if metrics is not None and confirming:
             drawn = resampled_ap(dataset.val.load(), detections, ids, image_weights(len(ids)))
             rows[index]["resampled_ap"] = [None if ap is None else round(ap, 3) for ap in drawn]
