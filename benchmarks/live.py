@@ -27,7 +27,7 @@ from detkds_core.datasets import default_cache, load_dataset
 FILE = Path(__file__).parent / "data" / "live.json"
 ITERATIONS = 2_400  # of the search
 GROUP = 8
-FINALISTS = 3
+FINALISTS = 5
 SEEDS = 5
 STATES = ("QUEUED", "RUNNING", "CONFIRMING")
 VERDICT = ("verdict", "returned", "why", "against_alone", "against_reference", "comparisons", "searched", "reference")
