@@ -231,6 +231,8 @@ def report(arguments: argparse.Namespace, runs: Runs) -> None:
         table = measured_table()
         best = max(map(table.worth, table.policies))
         print(f"{len(table.policies)} policies: no distillation {table.worth(Policy(())):.1f}, the best {best:.1f}")
+        for gate, (refused, falsely) in table.gates().items():
+            print(f"{gate} refuses {refused}, {falsely} of them among the best third at the full proxy")
         compare(runs, arguments.algorithms, arguments.budgets or TABLE_BUDGETS)
 
 

@@ -126,3 +126,12 @@ def test_a_hole_is_refused():
     data["runs"]["60 2"][5] = None
     with pytest.raises(ValueError, match=r"runs\['60 2'\]: 1 of 31 measurements are missing"):
         Table(data)
+
+
+def test_what_the_gates_refuse_was_trained_all_the_same():
+    assert TABLE.gates() == {"descent": (1, 0)}  # row 2 is one of the worst
+    data = made_up()
+    for seed in (1, 2):
+        data["runs"][f"15 {seed}"][BEST] |= {"rejected": "descent"}
+        data["runs"][f"15 {seed}"][BEST - 20] |= {"rejected": "gradient"}
+    assert Table(data).gates() == {"descent": (2, 1), "gradient": (1, 0)}

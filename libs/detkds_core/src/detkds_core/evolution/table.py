@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from detkds_core.evolution.search import Evolution
-from detkds_core.evolution.spec import Job, Outcome
+from detkds_core.evolution.spec import ETA, Job, Outcome
 from detkds_core.policy import Policy, Term, canonical, canonical_json, from_json
 
 NEAR = 6  # members drawn, of which the one with most genes in common is the mutant
@@ -117,6 +117,21 @@ class Table:
         row = self.rows[canonical_json(canonical(policy))]
         each = [self._cell(self.rungs[-1], seed, row)["ap"] for seed in self.seeds]
         return fmean(ap or 0.0 for ap in each)
+
+    def gates(self) -> dict[str, tuple[int, int]]:
+        """By gate, how many of the policies it refused, and how many of them are among the best third at the full proxy nonetheless.
+
+        The table trains what it refuses, all of it; doubles are none of this gate's business.
+        """
+        worths = sorted(map(self.worth, self.policies), reverse=True)
+        good = worths[len(worths) // ETA]
+        counts: dict[str, tuple[int, int]] = {}
+        for row, policy in enumerate(self.policies):
+            gate = self._cell(self.rungs[0], self.seeds[0], row).get("rejected")
+            if gate and gate != "duplicate":
+                refused, falsely = counts.get(gate, (0, 0))
+                counts[gate] = (refused + 1, falsely + (self.worth(policy) >= good))
+        return dict(sorted(counts.items()))
 
     def measured(self, evolution: Evolution, job: Job, *, gates: bool, doubles: bool) -> dict[int, Outcome]:
         """What the table has for a job. Replicate n is the seed n places after the search's own, as often as it takes."""
