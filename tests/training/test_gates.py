@@ -36,6 +36,7 @@ def test_each_gate_refuses_its_own():
     assert gate_of(found(failure={"kind": "no_gradient", "detail": ""})) == "gradient"
     assert gate_of(found(first_loss=100.0)) is None
     assert gate_of(found(first_loss=100.1)) == "first_loss"
+    assert gate_of(found("l2[warm_up=500](global)", first_loss=100.1)) is None, "on the first batch it weighs nothing"
     assert gate_of(found(), descents=(AWAY, AWAY)) == "descent"
     assert gate_of(found(), descents=(AWAY, FINE)) is None
     assert gate_of(found(), [Known(4, (0.6, 0.8))]) == "duplicate"

@@ -73,7 +73,8 @@ def judge(finding: Finding, gates: Sequence[str], known: Sequence[Known], descen
         return Rejection(gate, look.failure["detail"]) if gate in gates else None
     if "duplicate" in gates and (same := duplicate_of(finding, known)) is not None:
         return Rejection("duplicate", f"its gradient is that of candidate {same}", same)
-    if "first_loss" in gates and finding.first_loss > MAX_FIRST_LOSS:
+    warms_up = any(term.warm_up for term in finding.policy.terms)  # from 0: the first batch of the training does not see the look's loss
+    if "first_loss" in gates and finding.first_loss > MAX_FIRST_LOSS and not warms_up:
         return Rejection("first_loss", f"its loss on the first batch is {finding.first_loss:g}, above {MAX_FIRST_LOSS:g}")
     why = None
     for one in descents if "descent" in gates else ():
