@@ -37,7 +37,7 @@ def tried(service, wanted):
             stored.try_out(session, search, number, members, rung=rung, replicate=replicate, seed=3 + replicate, job_id=job)
         for number, index, figures in (
             (0, 0, {"ap": 10.0, "iterations": 5, "seconds": 1.0}),
-            (0, 1, {"ap": 12.0, "iterations": 5, "seconds": 1.5}),
+            (0, 1, {"ap": 12.0, "lenient_ap": 40.0, "iterations": 5, "seconds": 1.5}),
             (0, 2, {"rejected": {"gate": "descent", "detail": "its loss rises"}, "iterations": 4, "seconds": 0.5}),
             (0, 3, {"failure": {"kind": "not_finite", "detail": "nan"}, "iterations": 1, "seconds": 0.1}),
             (1, 1, {"ap": 20.0, "iterations": 2, "seconds": 3.0}),
@@ -61,10 +61,11 @@ def read(service, path, **parameters):
 
 def test_every_measurement_of_a_candidate_is_shown_with_its_rung_and_seed(service, tried):
     reference, seed, refused, failed, waiting = read(service, tried)
+    common = {"replicate": 0, "seed": 3, "state": "MEASURED", "lenient_ap": None, "iterations": 2, "seconds": 3.0}
     assert seed["rungs"] == [
-        {"number": 0, "rung": 1, "replicate": 0, "seed": 3, "state": "MEASURED", "ap": 12.0, "iterations": 5, "seconds": 1.5},
-        {"number": 1, "rung": 2, "replicate": 0, "seed": 3, "state": "MEASURED", "ap": 20.0, "iterations": 2, "seconds": 3.0},
-        {"number": 2, "rung": 2, "replicate": 1, "seed": 4, "state": "MEASURED", "ap": 22.0, "iterations": 2, "seconds": 3.0},
+        common | {"number": 0, "rung": 1, "ap": 12.0, "lenient_ap": 40.0, "iterations": 5, "seconds": 1.5},
+        common | {"number": 1, "rung": 2, "ap": 20.0},
+        common | {"number": 2, "rung": 2, "replicate": 1, "seed": 4, "ap": 22.0},
     ]
     assert (seed["ap"], seed["rung"], seed["iterations"], seed["parents"], seed["operator"]) == (21.0, 2, 9, [], "seed")
     assert [one["ap"] for one in reference["rungs"]] == [10.0]

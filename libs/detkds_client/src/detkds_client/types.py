@@ -58,7 +58,7 @@ class Search(TypedDict):
 
 
 class Rung(TypedDict):
-    """One measurement of a candidate: at `rung` iterations, with the seed of a replicate. ap: percent, None where there is none."""
+    """One measurement of a candidate: at `rung` iterations, with the seed of a replicate. ap, lenient_ap: percent, None where there is none."""
 
     number: int
     rung: int
@@ -66,6 +66,7 @@ class Rung(TypedDict):
     seed: int
     state: str
     ap: float | None
+    lenient_ap: float | None
     iterations: int | None
     seconds: float | None
 

@@ -37,7 +37,8 @@ class Rung(BaseModel):
     """One measurement of a candidate.
 
     number: of the decision that asked for it. rung: student iterations. replicate: which of the search's seeds (0: its own); seed: what it
-    was trained with. ap: percent, on the selection images; null while it is not known, or where there is none.
+    was trained with. ap: percent, on the selection images; null while it is not known, or where there is none. lenient_ap: at IoU 0.10 to
+    0.50, half of it whatever the class, by which candidates below the full proxy are ordered; null at the full proxy.
     """
 
     number: int
@@ -46,6 +47,7 @@ class Rung(BaseModel):
     seed: int
     state: CandidateState
     ap: float | None
+    lenient_ap: float | None
     iterations: int | None
     seconds: float | None
 
@@ -100,8 +102,28 @@ CANDIDATE_EXAMPLE = {
     "resolved": "2·l2(standardize(global))",
     "rung": 120,
     "rungs": [
-        {"number": 4, "rung": 30, "replicate": 0, "seed": 0, "state": "MEASURED", "ap": 12.1, "iterations": 34, "seconds": 6.4},
-        {"number": 9, "rung": 120, "replicate": 0, "seed": 0, "state": "MEASURED", "ap": 27.4, "iterations": 120, "seconds": 24.8},
+        {
+            "number": 4,
+            "rung": 30,
+            "replicate": 0,
+            "seed": 0,
+            "state": "MEASURED",
+            "ap": 12.1,
+            "lenient_ap": 30.6,
+            "iterations": 34,
+            "seconds": 6.4,
+        },
+        {
+            "number": 9,
+            "rung": 120,
+            "replicate": 0,
+            "seed": 0,
+            "state": "MEASURED",
+            "ap": 27.4,
+            "lenient_ap": None,
+            "iterations": 120,
+            "seconds": 24.8,
+        },
     ],
     "iterations": 225,
     "rejected": None,
@@ -172,6 +194,7 @@ def rung_view(trial: Trial) -> Rung:
         seed=trial.seed,
         state=cast(CandidateState, trial.state),
         ap=trial.ap,
+        lenient_ap=trial.lenient_ap,
         iterations=trial.iterations,
         seconds=trial.seconds,
     )

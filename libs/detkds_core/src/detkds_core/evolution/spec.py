@@ -16,7 +16,7 @@ Stage = Literal["reference", "stage1", "stage2"]
 Algorithm = Literal["detkds", "random", "random_halving", "evolution", "genetic", "tpe", "nsga2"]
 # How a candidate was made: of nothing (`warm`: a policy of an earlier search, `seed`: hand-designed), or of others.
 Opening = Literal["reference", "warm", "seed", "sample", "enumerate"]
-Operator = Literal[Opening, "mutate", "weight", "migrate", "combine", "toggle", "swap", "scale", "crossover"]
+Operator = Literal[Opening, "mutate", "weight", "migrate", "combine", "toggle", "swap", "look", "scale", "crossover"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 ETA = 3  # one of so many is promoted
 CALIBRATION_SHARE = 0.25  # of the budget, at most
