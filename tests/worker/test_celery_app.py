@@ -19,6 +19,7 @@ WANTED = {
     "worker_pool": "prefork",
     "worker_pool_start_method": "spawn",
     "worker_max_tasks_per_child": 1,
+    "worker_proc_alive_timeout": 120,
     "task_time_limit": None,
     "task_soft_time_limit": None,
     "broker_transport_options": {"visibility_timeout": 3600, "unacked_restore_interval": 5, "unacked_restore_throttle": 1},

@@ -37,6 +37,7 @@ CELERY_SETTINGS: dict[str, Any] = {
     "worker_pool": "prefork",
     "worker_pool_start_method": "spawn",  # a forked child would share database connections
     "worker_max_tasks_per_child": 1,
+    "worker_proc_alive_timeout": 120,  # by default a child that is not up in 4 s is killed: on a busy host every one of them, for ever
     "broker_transport_options": {"visibility_timeout": 3600, "unacked_restore_interval": 5, "unacked_restore_throttle": 1},
     "broker_connection_retry_on_startup": True,
     "worker_soft_shutdown_timeout": 60,
