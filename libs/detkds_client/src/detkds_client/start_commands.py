@@ -50,7 +50,7 @@ def search(
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     knowledge: Annotated[list[str] | None, typer.Option(help="Search only these kinds of knowledge; repeatable.")] = None,
     space: Annotated[str, typer.Option(help="published: the names that DetKDS can reach; full: all that the language has.")] = "published",
-    reference: Annotated[list[str] | None, typer.Option(help="Named policies measured beside; repeatable. Default: none, pkd.")] = None,
+    reference: Annotated[list[str] | None, typer.Option(help="Named policies to begin with; repeatable. Default: those that suit.")] = None,
     rungs: Annotated[str | None, typer.Option(help="Iterations of the short trainings, comma separated, rising.")] = None,
     group: Annotated[int | None, typer.Option(help="Candidates that are trained together.")] = None,
     parallelism: Annotated[int | None, typer.Option(help="Jobs that may be under way at once.")] = None,

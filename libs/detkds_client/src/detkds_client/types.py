@@ -58,7 +58,7 @@ class Search(TypedDict):
 
 
 class Rung(TypedDict):
-    """One measurement of a candidate: at `rung` iterations, with the seed of a replicate. ap, lenient_ap: percent, None where there is none."""
+    """One measurement of a candidate: at `rung` iterations, with the seed of a replicate. ap, lenient_ap: percent, None where none is."""
 
     number: int
     rung: int
