@@ -99,24 +99,29 @@ class Supervised:
         for service in children(self.process.pid):
             kind = next((kind for kind in KINDS if f"detkds_{kind}" in command_of(service)), None)
             found += [(kind, service)] if kind else []
-            found += [("trainer", trainer) for trainer in children(service) if command_of(trainer)] if kind == "worker" else []
+            found += [("trainer", one) for one in descendants(service) if "trainer" in command_of(one)] if kind == "worker" else []
         return found
 
     def kill(self, rng: random.Random) -> str:
         """`kill -9` one of them; its kind. A supervisor is started again, its services are its own affair."""
-        before = self.alive()
-        kind, process = rng.choice(before)
+        kind, process = rng.choice(self.alive())
+        if kind == "supervisor":
+            self.kill_supervisor()
+            return kind
         try:
             os.kill(process, signal.SIGKILL)
         except ProcessLookupError:  # a trainer that had just ended
             return self.kill(rng)
-        if kind == "supervisor":
-            self.process.wait()
-            (self.home / "serve.json").unlink(missing_ok=True)
-            family = [Path(f"/proc/{pid}") for _, pid in before]
-            wait_for(lambda: not any(one.exists() for one in family), START_SECONDS, "the end of all that the supervisor had started")
-            self.start()
         return kind
+
+    def kill_supervisor(self) -> None:
+        """`kill -9` it, which ends all others, and start it again."""
+        family = [Path(f"/proc/{pid}") for _, pid in self.alive()]
+        self.process.kill()
+        self.process.wait()
+        (self.home / "serve.json").unlink(missing_ok=True)
+        wait_for(lambda: not any(one.exists() for one in family), START_SECONDS, "the end of all that the supervisor had started")
+        self.start()
 
     def stop(self) -> None:
         self.client.close()
@@ -129,6 +134,12 @@ def children(parent: int) -> list[int]:
         return sorted(map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()))
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def descendants(parent: int) -> list[int]:
+    """Children and their children: under Celery a trainer is one of these."""
+    found = children(parent)
+    return [*found, *(one for child in found for one in descendants(child))]
 
 
 def command_of(process: int) -> str:
@@ -211,7 +222,7 @@ def comparable(value: Any) -> Any:
 
 
 def differs(name: str) -> bool:
-    return name in ("id", "search_id") or name.endswith(("_at", "seconds"))
+    return name in ("id", "search_id", "distillation_id") or name.endswith(("_at", "seconds"))
 
 
 @contextmanager
