@@ -128,13 +128,23 @@ def test_a_search_without_a_full_proxy_ranks_what_there_is():
 
 
 def test_a_calibrator_ranks_where_it_is_among_the_best():
-    # six calibrators pass all rungs; the best third of the full proxy is 5 and 4, of the lowest rung 0 and 3
-    full = {index: float(index) for index in range(6)}
-    rows = [(0, 0, {0: 9.0, 1: 1.0, 2: 0.0, 3: 8.0, 4: 2.0, 5: 3.0}), (1, 0, full), (2, 0, full), (0, 0, {6: 8.5, 7: 0.5})]
-    made = history(rows, calibration=6, budget=100_000)
+    # nine calibrators pass all rungs; the best third of the full proxy is 8, 7, 6, of the lowest rung 0, 3 and 9, which is none
+    full = {index: float(index) for index in range(9)}
+    lowest = {0: 9.0, 1: 1.0, 2: 0.0, 3: 8.0, 4: 2.0, 5: 3.0, 6: 4.0, 7: 5.0, 8: 6.0}
+    made = history([(0, 0, lowest), (1, 0, full), (2, 0, full), (0, 0, {9: 8.5, 10: 0.5})], calibration=9, budget=100_000)
     earned = {one.candidate.index: (one.rung, one.fitness) for one in made.ranked}
-    assert [one.candidate.index for one in made.ranked] == [5, 4, 0, 6, 3, 1, 7, 2]
-    assert (earned[5], earned[4], earned[0], earned[3], earned[1]) == ((2, 5.0), (2, 4.0), (0, 9.0), (0, 8.0), (0, 1.0))
+    assert [one.candidate.index for one in made.ranked] == [8, 7, 6, 0, 9, 3, 5, 4, 1, 10, 2]
+    assert (earned[8], earned[6], earned[0], earned[3], earned[1]) == ((2, 8.0), (2, 6.0), (0, 9.0), (0, 8.0), (0, 1.0))
+
+
+def test_the_few_that_climbed_first_do_not_rank_before_better_ones_that_wait():
+    below = {index: float(index) for index in range(8)}
+    # 0 and 1 have climbed early; at the rung that all share, the others are better
+    made = history([(0, 0, below), (1, 0, {0: 20.0, 1: 21.0})])
+    assert [one.candidate.index for one in made.ranked] == [7, 6, 5, 4, 3, 2, 1, 0]
+    # when eight are there, it is the higher rung that ranks them
+    made = history([(0, 0, below | {8: 99.0}), (1, 0, {index: 20.0 - index for index in range(8)})])
+    assert [one.candidate.index for one in made.ranked] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_short_trainings_are_ordered_by_their_lenient_ap_and_the_full_proxy_by_its_ap():

@@ -15,6 +15,7 @@ from detkds_core.policy import Policy, Term
 from detkds_core.policy.vocabulary import MAX_WEIGHT
 
 T = TypeVar("T")
+CROWD = 8  # candidates at a rung before it ranks above lower ones
 
 
 class History:
@@ -135,18 +136,18 @@ class History:
         return self.remembered(("order", rung), found)
 
     def earned(self, one: Measured) -> Measured:
-        """A candidate at the highest rung where it belongs: its own, but that a calibrator, which passes all, is among the best there.
+        """A candidate at the highest rung that it is compared at: its own, unless few others are there, or it climbed without merit.
 
-        Otherwise a calibrator of no merit would rank before all that have not climbed as high yet, and the islands would breed from it.
+        A search that is small, or young, has a handful at the full proxy, and they climbed before better ones were proposed: these must not
+        rank behind them. And a calibrator passes all rungs; it belongs where it is among the best.
         """
         index = one.candidate.index
-        if index >= self.spec.calibrators:
-            return one
         mine = self.means[index]
 
         def belongs(rung: int) -> bool:
             others = self.order(rung)
-            return index in others[: len(others) // self.spec.eta]
+            merit = index >= self.spec.calibrators or index in others[: len(others) // self.spec.eta]
+            return merit and len(others) >= CROWD
 
         rung = next((rung for rung in sorted(mine, reverse=True) if belongs(rung)), min(mine))
         return Measured(one.candidate, rung, mine[rung], len(self.values[index][rung]))
