@@ -11,11 +11,13 @@ import pytest
 from detkds_core.evolution import dumped
 from detkds_core.policy import named_policies, parse_formula, to_json
 from detkds_core.store import Store, events, jobs, leases, results, searches
+from detkds_core.store.queue import Device
+from detkds_core.store.vocabulary import EVOLVER
 from detkds_evolver.drive import recall, step
-from detkds_evolver.main import DUTY, Evolver
+from detkds_evolver.main import Evolver
 from detkds_evolver.settings import Settings
 
-from .worker import LUCK, ap_of, create, measured, outcome, result_of, search_spec, work
+from .worker import DATASET, LUCK, ap_of, create, measured, outcome, result_of, search_spec, work
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def drive(store: Store, row: Callable[..., dict[str, Any]] = measured) -> None:
             due = searches.due(session)
         if not work(store, row) and not due:
             with store.begin() as session:
-                leases.give_up(session, DUTY, holder=one.holder)
+                leases.give_up(session, EVOLVER, holder=one.holder)
             return
     raise AssertionError("the search does not end")
 
@@ -110,6 +112,29 @@ def test_the_jobs_of_a_search_are_its_decisions(sqlite: Store) -> None:
     third = next(spec for spec in evaluate[2:] if spec["known"])
     assert {"index", "sketch", "ratio"} == set(third["known"][0])
     assert {one["index"] for one in third["known"]} <= set(range(third["candidates"][0]["index"]))
+
+
+def test_the_jobs_of_a_search_have_its_owner_its_priority_and_its_needs(sqlite: Store) -> None:
+    with sqlite.begin() as session:
+        search = searches.create(
+            session, name="test", spec=search_spec(budget=600), dataset=DATASET, owner="me", priority=-3, device_memory_gib=24
+        ).id
+    one, failed = evolver(sqlite), False
+    while True:
+        one.round()
+        with sqlite.begin() as session:
+            claim = jobs.claim(session, worker="w", device=Device("GPU-0a", 1, 24), lease_seconds=60)
+            if claim is None:
+                break
+            if not failed:  # its candidates are split, a job each
+                failed = jobs.fail(session, claim, kind="not_finite", detail="once")
+            else:
+                jobs.finish(session, claim, result_of(claim.spec))
+    with sqlite.read() as session:
+        found = jobs.of_search(session, search)
+        assert {job.kind for job in found} == {"evaluate", "confirm"}
+        assert {(job.owner, job.priority, job.device_memory_gib) for job in found} == {("me", -3, 24)}
+        assert searches.get(session, search).state == "SUCCEEDED"
 
 
 def test_the_ledger_replays_and_the_trials_are_its_measurements(sqlite: Store) -> None:

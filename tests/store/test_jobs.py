@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from detkds_core.store import Store, distillations, events, jobs
+from detkds_core.store import Store, distillations, events, jobs, searches
 from detkds_core.store.jobs import Claim
 
 DATASET = {"name": "shapes", "digest": "d1"}
@@ -347,8 +347,11 @@ def test_a_distillation_mirrors_its_job(store: Store) -> None:
     assert kinds(store, distillation.id) == ["queued", "running", "queued", "running", "queued", "running", "failed"]
 
 
-def test_a_distillation_goes_before_a_search_and_can_be_cancelled(store: Store) -> None:
-    enqueue(store)
+def test_a_distillation_goes_before_a_search_that_runs_and_can_be_cancelled(store: Store) -> None:
+    with store.begin() as session:
+        search = searches.create(session, name="s", spec={}, dataset=DATASET).id
+    claim(store, enqueue(store, search_id=search))
+    enqueue(store, search_id=search)
     with store.begin() as session:
         distillation = distillations.create(session, name="d", spec={"policy": {"terms": []}}, dataset=DATASET)
     taken = claim(store)

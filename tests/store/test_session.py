@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import CheckConstraint, Connection, DateTime, inspect, select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from detkds_core.store import Store, jobs, searches
+from detkds_core.store import Store, jobs, searches, workers
 from detkds_core.store.clock import db_time
 from detkds_core.store.ids import new_id
 from detkds_core.store.migrations import upgrade
@@ -109,6 +109,41 @@ def test_what_the_first_schema_remembered_is_kept(request: pytest.FixtureRequest
             ("MEASURED", 120),
             ("INFEASIBLE", None),
             ("INFEASIBLE", None),
+        ]
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_jobs_from_before_they_had_owners_get_those_of_what_they_belong_to(request: pytest.FixtureRequest, kind: str) -> None:
+    store = Store(request.getfixturevalue(f"{kind}_database"))
+    with store.engine.begin() as connection:
+        upgrade(connection, "0005")
+        now = {"now": datetime.now(UTC).replace(tzinfo=None) if kind == "sqlite" else datetime.now(UTC), "no": False}
+        for table, row, owner in (("searches", "s", "a"), ("distillations", "d", "b")):
+            columns = "id, owner, name, state, spec, dataset, dataset_digest, created_at, updated_at"
+            columns, errors = (f"{columns}, errors", ", 0") if table == "searches" else (columns, "")
+            values = f"'{row}', '{owner}', 'old', 'RUNNING', '{{}}', 'd', '', :now, :now{errors}"
+            connection.execute(text(f"INSERT INTO {table} ({columns}) VALUES ({values})"), now)
+        columns = "id, kind, state, priority, spec, search_id, distillation_id, attempt, max_attempts, collected, created_at, updated_at"
+        for values in (
+            "'j', 'evaluate', 'QUEUED', 0, '{}', 's', NULL",
+            "'k', 'distill', 'QUEUED', 10, '{}', NULL, 'd'",
+            "'l', 'evaluate', 'QUEUED', 0, '{}', NULL, NULL",
+        ):
+            connection.execute(text(f"INSERT INTO jobs ({columns}) VALUES ({values}, 0, 3, :no, :now, :now)"), now)
+        connection.execute(text("INSERT INTO workers (name, expires_at) VALUES ('w', :now)"), now)
+    store.migrate()
+    with store.read() as session:
+        found = [jobs.get(session, one) for one in "jkl"]
+        assert [(one.owner, one.priority, one.devices, one.device) for one in found] == [(owner, 0, 1, None) for owner in ("a", "b", "")]
+        assert searches.get(session, "s").priority == 0
+        assert workers.standings(session) == []
+    with store.altering() as connection:
+        take_back(connection, "0005")
+        assert [tuple(row) for row in connection.execute(text("SELECT id, priority FROM jobs ORDER BY id"))] == [
+            ("j", 0),
+            ("k", 10),
+            ("l", 0),
         ]
     store.close()
 

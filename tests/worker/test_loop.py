@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from celery import Celery
 
-from detkds_core.store import Store, jobs, workers
-from detkds_worker.loop import gpu, worker_name
+from detkds_core.store import Store, jobs, waiting, workers
+from detkds_core.store.queue import Device
+from detkds_worker.identity import Name, own_device
 
 from .test_processes import alive, until
 
@@ -112,26 +116,127 @@ def test_a_killed_worker_takes_its_trainer_along(tmp_path: Path, database: Store
     assert state(database, job) == "RUNNING"  # until its lease ends and the evolver's reaper comes by
 
 
-def test_a_worker_is_named_by_host_process_and_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worker_name().split("/")[1] == str(os.getpid())
+def test_the_device_of_a_worker_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smi = tmp_path / "nvidia-smi"
-    smi.write_text('#!/bin/sh\n[ "$3" = "--id=2" ] && echo GPU-2c || { echo GPU-0a; echo GPU-1b; }\n')
+    smi.write_text('#!/bin/sh\n[ "$3" = "--id=2" ] && echo "GPU-2c, 24564" || { echo "GPU-0a, 81559"; echo "GPU-1b, 12045"; }\n')
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpu() == "GPU-0a+GPU-1b"
+    assert own_device() == Device("GPU-0a+GPU-1b", 2, 12)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
-    assert gpu() == "GPU-2c"
+    assert own_device() == Device("GPU-2c", 1, 24)
     smi.write_text("#!/bin/sh\nexit 9\n")
-    assert gpu() == "cpu"
+    assert own_device() == Device("cpu", 0, 0)
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    assert gpu() == "cpu"
+    assert own_device() == Device("cpu", 0, 0)
 
 
-def test_with_a_broker_the_same_command_is_the_celery_worker(tmp_path: Path, redis_server: str, started: list[Any]) -> None:
-    started.append(start(tmp_path, QUICK, DETKDS_BROKER_URL=redis_server))
+def test_a_worker_keeps_its_name_and_several_have_names_of_their_own(tmp_path: Path) -> None:
+    host = socket.gethostname()
+    first, second = Name(tmp_path, None, Device("GPU-0a", 1, 12)), Name(tmp_path, None, Device("GPU-0a", 1, 12))
+    assert (str(first), str(second)) == (f"{host}/GPU-0a", f"{host}/GPU-0a#2")
+    first.lock.close()  # as the kernel does when the process ends
+    assert str(Name(tmp_path, None, Device("GPU-0a", 1, 12))) == f"{host}/GPU-0a"
+    assert str(Name(tmp_path, "gpu-0", Device("GPU-0a", 1, 12))) == "gpu-0"
+
+
+def standing(store: Store) -> dict[str, str]:
+    with store.read() as session:
+        return {one.worker.name: one.state for one in workers.standings(session)}
+
+
+def drain(store: Store, name: str, *, draining: bool) -> None:
+    with store.begin() as session:
+        (worker,) = (one.worker for one in workers.standings(session) if one.worker.name == name)
+        assert workers.drain(session, worker.id, draining=draining)
+
+
+def test_a_draining_worker_ends_its_job_takes_none_and_stays_so_when_it_is_started_anew(
+    tmp_path: Path, database: Store, started: list[Any]
+) -> None:
+    slow = SLEEPER.replace("time.sleep(60)", "time.sleep(2)") + "; open(sys.argv[2] + '/result.json', 'w').write('{}')"
+    settings = {"DETKDS_WORKER_NAME": "gpu-0", "DETKDS_LEASE_SECONDS": "1"}
+    first, second = enqueue(database), enqueue(database)
+    started.append(start(tmp_path, slow, **settings))
+    assert until(lambda: state(database, first) == "RUNNING", 20)
+    assert column(database, first, "device") == "cpu"
+    drain(database, "gpu-0", draining=True)
+    assert standing(database) == {"gpu-0": "draining"}
+    assert until(lambda: state(database, first) == "SUCCEEDED", 20)
+    assert standing(database) == {"gpu-0": "drained"}
+    started[0].kill()
+    started[0].wait()
+    started.append(start(tmp_path, slow, **settings))
+    assert until(lambda: (tmp_path / "worker.log").read_text().count("drains: it takes no new job") == 2, 20), "each start is told"
+    time.sleep(0.5)
+    assert state(database, second) == "QUEUED"
+    drain(database, "gpu-0", draining=False)
+    assert until(lambda: state(database, second) == "SUCCEEDED", 20)
+
+
+def test_a_worker_takes_no_job_while_the_disk_is_nearly_full(tmp_path: Path, database: Store, started: list[Any]) -> None:
+    job = enqueue(database, seed=1)
+    started.append(start(tmp_path, QUICK, DETKDS_DISK_FREE_GIB="1e9"))
+    assert until(lambda: "no job is taken: " in (tmp_path / "worker.log").read_text(), 20)
+    assert until(lambda: standing(database) != {}, 10)
+    with database.read() as session:
+        (one,) = workers.standings(session)
+        assert one.worker.disk_low
+        assert waiting.of_job(waiting.gather(session, viewer=None, allowed=None), jobs.get(session, job)).startswith(
+            "the disk of the artif"
+        )
+    assert state(database, job) == "QUEUED"
+    started[0].terminate()
+    started[0].wait(10)
+    started.append(start(tmp_path, QUICK, DETKDS_DISK_FREE_GIB="0"))
+    assert until(lambda: state(database, job) == "SUCCEEDED", 20)
+
+
+@pytest.fixture
+def bell(redis_server: str) -> Iterator[Any]:
+    """An empty broker, as who rings sees it."""
+    app = Celery(broker=redis_server)
+    app.control.purge()
+    yield app
+    app.close()
+
+
+def test_with_a_broker_the_same_command_is_the_celery_worker_and_one_ring_has_it_take_all_that_waits_in_its_order(
+    tmp_path: Path, database: Store, redis_server: str, bell: Any, started: list[Any]
+) -> None:
+    plain = enqueue(database, seed=1)
+    with database.begin() as session:
+        urgent = jobs.enqueue(session, kind="evaluate", spec={"candidates": [], "seed": 2}, priority=1).id
+    started.append(start(tmp_path, QUICK, DETKDS_BROKER_URL=redis_server, DETKDS_WORKER_NAME="gpu-0"))
     worker_log = tmp_path / "worker.log"
-    assert until(lambda: " ready." in worker_log.read_text(), 30)
-    assert "detkds.run_job" in worker_log.read_text()
+    assert until(lambda: " ready." in worker_log.read_text(), 60)
+    bell.send_task("detkds.run_job", args=[plain])
+    assert until(lambda: state(database, plain) == "SUCCEEDED", 60)
+    assert column(database, urgent, "finished_at") <= column(database, plain, "started_at")
+    assert (state(database, urgent), column(database, urgent, "worker")) == ("SUCCEEDED", "gpu-0")
+    assert until(lambda: f"rung for job {plain}: nothing waits" in worker_log.read_text(), 60)
+    started[0].terminate()
+    assert started[0].wait(10) == 0
+
+
+def test_a_celery_worker_that_drains_leaves_the_messages_to_others(
+    tmp_path: Path, database: Store, redis_server: str, bell: Any, started: list[Any]
+) -> None:
+    broker = redis.Redis.from_url(redis_server)
+    settings = {"DETKDS_BROKER_URL": redis_server, "DETKDS_WORKER_NAME": "gpu-0", "DETKDS_LEASE_SECONDS": "1"}
+    worker_log = tmp_path / "worker.log"
+    started.append(start(tmp_path, QUICK, **settings))
+    assert until(lambda: standing(database) == {"gpu-0": "idle"}, 60)
+    drain(database, "gpu-0", draining=True)
+    assert until(lambda: "Canceling queue celery" in worker_log.read_text(), 10)
+    job = enqueue(database, seed=1)
+    bell.send_task("detkds.run_job", args=[job])
+    time.sleep(1)
+    assert broker.llen("celery") == 1
+    assert state(database, job) == "QUEUED"
+    drain(database, "gpu-0", draining=False)
+    assert until(lambda: state(database, job) == "SUCCEEDED", 60)
+    assert broker.llen("celery") == 0
+    broker.close()
     started[0].terminate()
     assert started[0].wait(10) == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from detkds_api.warm_start import WarmStart
 from detkds_core.evolution import Evolution, Outcome, Spec
 from detkds_core.policy import SearchSpace, formula
 from detkds_core.store import results
+from detkds_core.store.disk import free_bytes
 
 PREVIEWED = 60  # full proxies of a budget whose course is played through; a larger one is scaled
 PLAYED = 250  # candidates of it, at most: rungs far below the full proxy would buy thousands
@@ -170,8 +170,7 @@ def disk(settings: Settings, spec: Mapping[str, Any], student: int, played: Evol
     # A job that proposes is told of all candidates before it, so that these bytes grow with the square of the budget.
     told = sum(job.new[0].index for job in played.jobs if job.new) * times**2 if spec["gates"] else 0
     jobs = round(decisions * JOB_BYTES + told * KNOWN_BYTES)
-    folder = next(one for one in (settings.artifacts_folder, *settings.artifacts_folder.parents) if one.is_dir())
-    return Disk(bytes=trunks + jobs, trunks=trunks, jobs=jobs, student=student, free=shutil.disk_usage(folder).free)
+    return Disk(bytes=trunks + jobs, trunks=trunks, jobs=jobs, student=student, free=free_bytes(settings.artifacts_folder))
 
 
 def student_bytes(session: Session, spec: Mapping[str, Any]) -> int:

@@ -153,7 +153,20 @@ def enqueue_group(session: Session, search: Search, evolution: Evolution, job: J
     for candidate in spec["candidates"]:
         if (one := new.get(candidate["index"])) is not None and one.audit:
             candidate["audit"] = True
-    return jobs.enqueue(session, kind="evaluate", spec=spec, search_id=search.id)
+    return enqueue(session, search, "evaluate", spec)
+
+
+def enqueue(session: Session, search: Search, kind: str, spec: Mapping[str, Any]) -> StoredJob:
+    """A job of a search, with what all of them have of it."""
+    return jobs.enqueue(
+        session,
+        kind=kind,
+        spec=spec,
+        search_id=search.id,
+        owner=search.owner,
+        priority=search.priority,
+        device_memory_gib=search.device_memory_gib,
+    )
 
 
 def looked(index: int, outcome: Outcome) -> dict[str, Any]:
@@ -178,7 +191,7 @@ def enter(session: Session, search: Search, evolution: Evolution) -> None:
 def enqueue_confirmation(session: Session, search: Search, policies: Mapping[int, Any], seed: int) -> StoredJob:
     iterations = search.spec.get("confirmation", {}).get("iterations")
     spec = job_spec(search.spec, "confirm", policies, seed=seed, iterations=iterations)
-    return jobs.enqueue(session, kind="confirm", spec=spec, search_id=search.id)
+    return enqueue(session, search, "confirm", spec)
 
 
 def collect(session: Session, search: Search, job: StoredJob) -> None:
@@ -228,7 +241,7 @@ def enqueue_alone(
     """A job for the first of a group's candidates; the rest wait for what it shows, and are compared with it as they were in the group."""
     first, *rest = candidates
     spec = {**job.spec, "candidates": [first], "rest": rest} | ({"known": list(known)} if "known" in job.spec else {})
-    alone = jobs.enqueue(session, kind=job.kind, spec=spec, search_id=search.id)
+    alone = enqueue(session, search, job.kind, spec)
     if job.kind == "evaluate":
         searches.assign(session, search.id, job.spec["number"], [first["index"]], alone.id)
 

@@ -14,6 +14,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from detkds_core.evolution import Evolution
 from detkds_core.store import Store, distillations, jobs, leases, searches
 from detkds_core.store.ids import new_id
+from detkds_core.store.vocabulary import EVOLVER
 from detkds_evolver import distill
 from detkds_evolver.doorbell import Doorbell
 from detkds_evolver.drive import SearchError, recall, step
@@ -21,7 +22,6 @@ from detkds_evolver.settings import Settings
 
 log = logging.getLogger("detkds.evolver")
 
-DUTY = "evolver"
 ERRORS = 5  # steps of one search that may fail in a row; more is no accident
 UNREACHABLE = (OperationalError, InterfaceError)  # a database that restarts or is busy: ask again, it is nobody's fault
 
@@ -65,7 +65,7 @@ class Evolver:
         if now < self.on_duty_until:
             return True
         with self.store.begin() as session:
-            mine = leases.acquire(session, DUTY, holder=self.holder, seconds=self.settings.evolver_lease_seconds)
+            mine = leases.acquire(session, EVOLVER, holder=self.holder, seconds=self.settings.evolver_lease_seconds)
         if mine:
             self.on_duty_until = now + self.settings.evolver_lease_seconds / 3
         else:
@@ -134,7 +134,7 @@ class Evolver:
     def retire(self) -> None:
         """Let another evolver begin at once."""
         with self.store.begin() as session:
-            leases.give_up(session, DUTY, holder=self.holder)
+            leases.give_up(session, EVOLVER, holder=self.holder)
         self.doorbell.close()
 
 

@@ -2,7 +2,9 @@
 
     celery -A detkds_worker.celery_app worker
 
-The message is only a doorbell: the database decides whether this worker may run the job; a message that comes twice or too late is dropped.
+The message is only a doorbell: whoever is woken takes the jobs that are next in the queue of the database, whatever it was rung for, until
+none waits; a message that comes twice or too late finds nothing and is dropped. A worker that drains stops listening, so that it takes no
+message from those who work.
 On SIGTERM Celery takes no more messages and waits for the running task; the task is told at once, gives its job back and ends in seconds.
 (Celery's soft shutdown, REMAP_SIGTERM=SIGQUIT, would sleep through its whole timeout even when the task has already ended.)
 """
@@ -16,10 +18,12 @@ from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
-from detkds_core.store import Store, jobs
-from detkds_worker.loop import Drain, worker_name
+from detkds_core.store import Store, disk
+from detkds_core.store.queue import Device
+from detkds_worker.identity import Name, own_device
+from detkds_worker.loop import Drain, take
 from detkds_worker.presence import Presence
 from detkds_worker.settings import Settings
 from detkds_worker.supervise import run_claim
@@ -48,17 +52,25 @@ app = Celery("detkds", broker=settings.broker_url.get_secret_value() if settings
 app.conf.update(CELERY_SETTINGS)
 
 drain = Drain()
+NAME = "DETKDS_HELD_NAME"  # environment variable by which a child knows its worker's name
+node: list[str] = []  # what Celery calls this worker, once it is known
 
 
 @app.task(name="detkds.run_job")  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
-    """Claim this job and supervise it to its end; nothing when it is not waiting (any more)."""
+    """Woken for `job_id`: supervise the jobs that are next, one after the other, until none waits that this worker may have.
+
+    Not one job a message: the bell would ring for a job whose message another job has used up only after a while.
+    """
     signal.signal(signal.SIGTERM, drain.ask)  # here and not at the child's start: Celery resets the signals of a new child
-    with store().begin() as session:
-        claim = jobs.claim(session, worker=worker_name(), lease_seconds=settings.lease_seconds, job_id=job_id)
-    if claim is None:
-        log.info("job %s is not waiting: message dropped", job_id)
-    else:
+    while not drain():
+        if short := disk.shortage(settings.artifacts_folder, settings.disk_free_gib):
+            log.warning("no job is taken: %s", short)
+            return
+        claim = take(store(), settings, os.environ[NAME], device())
+        if claim is None:
+            log.info("rung for job %s: nothing waits (any more) that this worker may take", job_id)
+            return
         run_claim(store(), claim, settings, draining=drain)
 
 
@@ -68,9 +80,32 @@ def store() -> Store:
 
 
 @cache
+def device() -> Device:
+    return own_device()
+
+
+@cache
+def name() -> Name:
+    """Of Celery's main process, which holds it; its children, which live for one message each, find it in their environment."""
+    return Name(settings.home, settings.worker_name, device())
+
+
+@cache
 def presence() -> Presence:
-    """Of Celery's main process: its children live for one job each."""
-    return Presence(store(), worker_name(), settings.lease_seconds)
+    return Presence(store(), str(name()), device(), settings, listen)
+
+
+def listen(draining: bool) -> None:
+    """Let this worker take messages, or leave them to others."""
+    control = app.control.cancel_consumer if draining else app.control.add_consumer
+    control(app.conf.task_default_queue, destination=[node[0]])
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def begin(sender: Any, **_: object) -> None:
+    """Before there are children."""
+    node.append(sender.hostname)
+    os.environ[NAME] = str(name())
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import signal
-import socket
-import subprocess
 import time
 from collections.abc import Callable
 
-from detkds_core.store import Store, jobs
+from detkds_core.store import Store, disk, jobs
+from detkds_core.store.queue import Device
+from detkds_worker.identity import Name, own_device
 from detkds_worker.presence import Presence
 from detkds_worker.settings import Settings
 from detkds_worker.supervise import UNREACHABLE, first_line, run_claim
@@ -39,18 +37,18 @@ class Drain:
 
 def run(store: Store, settings: Settings, draining: Callable[[], bool]) -> None:
     """Work on one job after the other until `draining()`; a database that cannot be reached is asked again."""
-    worker = worker_name()
-    log.info("worker %s waits for jobs, artifacts go to %s", worker, settings.artifacts)
-    presence = Presence(store, worker, settings.lease_seconds)
+    device = own_device()
+    name = Name(settings.home, settings.worker_name, device)
+    log.info("worker %s on %s waits for jobs, artifacts go to %s", name, device.name, settings.artifacts)
+    presence = Presence(store, str(name), device, settings)
     presence.begin()
+    short = None
     try:
         while not draining():
-            try:
-                with store.begin() as session:
-                    claim = jobs.claim(session, worker=worker, lease_seconds=settings.lease_seconds)
-            except UNREACHABLE as error:
-                log.warning("the database cannot be reached: %s", first_line(error))
-                claim = None
+            said, short = short, disk.shortage(settings.artifacts_folder, settings.disk_free_gib)
+            if short and not said:
+                log.warning("no job is taken: %s", short)
+            claim = None if short else take(store, settings, str(name), device)
             if claim is None:
                 time.sleep(settings.poll_seconds)
             else:
@@ -59,18 +57,13 @@ def run(store: Store, settings: Settings, draining: Callable[[], bool]) -> None:
         presence.end()
 
 
-def worker_name() -> str:
-    """Who holds a lease: host, process and GPU, so that a person finds the machine."""
-    return f"{socket.gethostname()}/{os.getpid()}/{gpu()}"
-
-
-def gpu() -> str:
-    """The UUID of the GPU that this worker may use, by nvidia-smi; "cpu" without one."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return "cpu"
-    command = [program, "--query-gpu=uuid", "--format=csv,noheader"]
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        command.append(f"--id={visible}")
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return "+".join(answer.stdout.split()) if answer.returncode == 0 and answer.stdout.strip() else "cpu"
+def take(store: Store, settings: Settings, name: str, device: Device) -> jobs.Claim | None:
+    """The next job in the queue that this worker may have. None: there is none, or the database cannot be reached."""
+    try:
+        with store.begin() as session:
+            return jobs.claim(
+                session, worker=name, lease_seconds=settings.lease_seconds, device=device, most_running=settings.quota_running or None
+            )
+    except UNREACHABLE as error:
+        log.warning("the database cannot be reached: %s", first_line(error))
+        return None

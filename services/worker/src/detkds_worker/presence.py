@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 from sqlalchemy.orm import Session
 
-from detkds_core.store import Store, workers
+from detkds_core.store import Store, disk, workers
+from detkds_core.store.queue import Device
+from detkds_worker.settings import Settings
 from detkds_worker.supervise import UNREACHABLE, first_line
 
 log = logging.getLogger("detkds.worker")
@@ -17,10 +19,16 @@ LEAVING_SECONDS = 2.0  # a worker that ends does not wait longer for the databas
 
 
 class Presence:
-    """From `begin` to `end` the database counts this worker; one that is killed, for `seconds` more."""
+    """From `begin` to `end` the database counts this worker; one that is killed, for a lease more.
 
-    def __init__(self, store: Store, name: str, seconds: float) -> None:
-        self.store, self.name, self.seconds = store, name, seconds
+    on_drain: called with whether the worker drains, whenever that has changed. What it raises is logged, and it is called again later.
+    """
+
+    def __init__(
+        self, store: Store, name: str, device: Device, settings: Settings, on_drain: Callable[[bool], None] = lambda draining: None
+    ) -> None:
+        self.store, self.name, self.device, self.settings, self.on_drain = store, name, device, settings, on_drain
+        self.drains = False
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self.beat, name="presence", daemon=True)
 
@@ -34,9 +42,23 @@ class Presence:
 
     def beat(self) -> None:
         while not self.ending.is_set():
-            self.tell(lambda session: workers.present(session, self.name, seconds=self.seconds))
-            self.ending.wait(self.seconds / 3)
+            self.tell(self.say)
+            self.ending.wait(self.settings.lease_seconds / 3)
         self.tell(lambda session: workers.leave(session, self.name))
+
+    def say(self, session: Session) -> None:
+        """That the worker is there; and hear whether it drains."""
+        low = disk.shortage(self.settings.artifacts_folder, self.settings.disk_free_gib) is not None
+        drains = workers.present(session, self.name, seconds=self.settings.lease_seconds, device=self.device, disk_low=low)
+        if drains == self.drains:
+            return
+        log.info("worker %s %s", self.name, "drains: it takes no new job" if drains else "takes jobs again")
+        try:
+            self.on_drain(drains)
+        except Exception:
+            log.exception("worker %s: whether it drains could not be passed on", self.name)
+        else:
+            self.drains = drains
 
     def tell(self, what: Callable[[Session], None]) -> None:
         try:

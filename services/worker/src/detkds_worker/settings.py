@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 class Settings(BaseSettings):
     """Where jobs come from, what trains them, and how long each may take."""
 
-    model_config = SettingsConfigDict(env_prefix="DETKDS_")
+    model_config = SettingsConfigDict(env_prefix="DETKDS_", env_ignore_empty=True)
 
     home: Path = Path("~/.detkds")
     database_url: SecretStr | None = None  # None: SQLite at home/detkds.sqlite
@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(default=5.0, ge=0)  # from SIGTERM to SIGKILL of a trainer
     deadline_seconds: float = Field(default=7 * 86400.0, gt=0)  # of one attempt; a job's spec may name a shorter one
     silence_seconds: float = Field(default=1800.0, gt=0)  # a trainer that says nothing for so long hangs
+    worker_name: Annotated[str, Field(min_length=1, max_length=100)] | None = None  # None: host and device (`identity`)
+    quota_running: int = Field(default=0, ge=0)  # jobs of one owner that may run at once; 0: any number
+    disk_free_gib: float = Field(default=5.0, ge=0)  # where artifacts are kept; with less, no job is taken; 0: it is anyhow
     threads: int | None = Field(default=None, ge=1)  # of a trainer; None: OMP_NUM_THREADS, else half the cores this process may use
 
     @field_validator("trainer", mode="before")
@@ -48,6 +51,11 @@ class Settings(BaseSettings):
         # Two logical cores are mostly one that computes: on 2 of them a second thread made a step slower (172 ms against 99 ms).
         self.threads = self.threads or int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // 2))
         return self
+
+    @property
+    def artifacts_folder(self) -> Path:
+        """Where checkpoints, logs and specs go."""
+        return self.artifacts or self.home / "artifacts"
 
     @property
     def url(self) -> str:

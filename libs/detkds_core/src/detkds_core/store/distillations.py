@@ -14,8 +14,6 @@ from .clock import db_time
 from .models import Distillation, Job
 from .states import active, move
 
-PRIORITY = 10  # someone waits for the student; a search has many jobs and would hold it up
-
 
 def create(
     session: Session,
@@ -30,9 +28,12 @@ def create(
     tags: Sequence[str] = (),
     request: Mapping[str, Any] | None = None,
     cloned_from: str | None = None,
+    priority: int = 0,
+    device_memory_gib: int | None = None,
     max_attempts: int = 3,
 ) -> Distillation:
     """Store a distillation and put its job into the queue. spec: the job's, whole. search_id: whose policy it trains with.
+    priority, device_memory_gib: as `jobs.enqueue` takes them.
 
     request: the body that asked for it; cloned_from: whose request it repeats.
 
@@ -51,6 +52,8 @@ def create(
         idempotency_key=idempotency_key,
         owner=owner or "",
         search_id=search_id,
+        priority=priority,
+        device_memory_gib=device_memory_gib,
     )
     session.add(distillation)
     session.flush()
@@ -61,7 +64,9 @@ def create(
         kind="distill",
         spec={"kind": "distill", **spec},
         distillation_id=distillation.id,
-        priority=PRIORITY,
+        owner=distillation.owner,
+        priority=priority,
+        device_memory_gib=device_memory_gib,
         max_attempts=max_attempts,
     )
     return distillation

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
-from . import events
+from . import events, queue
 from .clock import db_time
 from .ids import new_id
 from .models import Distillation, Job
@@ -43,19 +43,25 @@ def enqueue(
     spec: Mapping[str, Any],
     search_id: str | None = None,
     distillation_id: str | None = None,
+    owner: str = "",
     priority: int = 0,
+    device_memory_gib: int | None = None,
     max_attempts: int = 3,
 ) -> Job:
-    """Put work into the queue. Higher priority first, then older first.
+    """Put work into the queue; `queue` says which waiting job is next. It needs as many devices as the recipe in its spec says.
 
-    max_attempts: tries before the job is DEAD. Those that are lost do not count, until there are `MOST_ATTEMPTS` of both.
+    device_memory_gib: memory that each GPU must have; None: any device will do. max_attempts: tries before the job is DEAD. Those that are
+    lost do not count, until there are `MOST_ATTEMPTS` of both.
     """
     job = Job(
         kind=kind,
         spec=dict(spec),
         search_id=search_id,
         distillation_id=distillation_id,
+        owner=owner,
         priority=priority,
+        devices=int((spec.get("recipe") or {}).get("devices") or 1),
+        device_memory_gib=device_memory_gib,
         max_attempts=max_attempts,
     )
     session.add(job)
@@ -68,27 +74,33 @@ def get(session: Session, job_id: str) -> Job | None:
     return session.get(Job, job_id)
 
 
-def claim(session: Session, *, worker: str, lease_seconds: float, job_id: str | None = None) -> Claim | None:
-    """Take a waiting job for `lease_seconds`: this one, or the next in the queue. None: it is not waiting (any more), or none is."""
+def claim(
+    session: Session,
+    *,
+    worker: str,
+    lease_seconds: float,
+    device: queue.Device = queue.CPU,
+    most_running: int | None = None,
+    job_id: str | None = None,
+) -> Claim | None:
+    """Take a waiting job for `lease_seconds`: the next one in the queue that suits the device, or the one that is named, if it waits.
+
+    most_running: jobs that one owner may have running at once; None: any number.
+    None: no job waits that this worker may take; a worker that drains takes none.
+    """
     if job_id is None:
-        # SKIP LOCKED: workers that ask at the same time get different jobs and do not wait for one another. SQLite has one writer.
-        job_id = session.scalar(
-            select(Job.id)
-            .where(Job.state == "QUEUED")
-            .order_by(Job.priority.desc(), Job.created_at, Job.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        if job_id is None:
-            return None
+        wanted = Job.id == queue.next_job(worker=worker[:200], device=device, most_running=most_running).scalar_subquery()
+    else:
+        wanted = Job.id == job_id
     moved = move(
         session,
         Job,
-        Job.id == job_id,
+        wanted,
         source="QUEUED",
         target="RUNNING",
         attempt=Job.attempt + 1,
         worker=worker[:200],
+        device=device.name[:400],
         lease_token=new_id(),
         lease_expires_at=db_time(lease_seconds),
         progress=None,
@@ -96,10 +108,10 @@ def claim(session: Session, *, worker: str, lease_seconds: float, job_id: str | 
     )
     if not moved:
         return None
-    job = _read(session, job_id)
+    job = _read(session, moved[0])
     assert job.lease_token is not None
     _mirror(session, job)
-    events.append(session, "job", job.id, "started", {"attempt": job.attempt, "worker": job.worker})
+    events.append(session, "job", job.id, "started", {"attempt": job.attempt, "worker": job.worker, "device": job.device})
     return Claim(job.id, job.attempt, job.lease_token, job.kind, dict(job.spec), job.search_id, job.distillation_id)
 
 
@@ -227,8 +239,7 @@ def reap(session: Session) -> list[str]:
 
 def waiting(session: Session, *, limit: int = 100) -> list[str]:
     """The jobs that wait for a worker, next one first."""
-    query = select(Job.id).where(Job.state == "QUEUED").order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)
-    return list(session.scalars(query))
+    return list(session.scalars(queue.in_order().limit(limit)))
 
 
 def of_search(session: Session, search_id: str) -> list[Job]:

@@ -30,6 +30,7 @@ from .vocabulary import (
 ID = String(36)
 NAME = String(200)
 WORD = String(20)
+DEVICE = String(400)  # the UUIDs of eight GPUs
 
 
 class Base(DeclarativeBase):
@@ -98,7 +99,10 @@ class Labelled:
 
 
 class Search(Labelled, Times, Base):
-    """A search for the policy of a pair. spec: all that decides its course. errors: steps of the evolver that failed in a row."""
+    """A search for the policy of a pair. spec: all that decides its course. errors: steps of the evolver that failed in a row.
+
+    priority, device_memory_gib: of its jobs.
+    """
 
     __tablename__ = "searches"
     __table_args__ = (
@@ -118,6 +122,8 @@ class Search(Labelled, Times, Base):
     algorithm: Mapped[str] = mapped_column(WORD, default="")
     cloned_from: Mapped[str | None] = mapped_column(ID, ForeignKey("searches.id"))
     errors: Mapped[int] = mapped_column(Integer, default=0)
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    device_memory_gib: Mapped[int | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
@@ -142,12 +148,18 @@ class Distillation(Labelled, Times, Base):
     dataset_digest: Mapped[str] = mapped_column(String(128))
     search_id: Mapped[str | None] = mapped_column(ID, ForeignKey("searches.id"), index=True)  # whose policy it trains with
     cloned_from: Mapped[str | None] = mapped_column(ID, ForeignKey("distillations.id"))
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    device_memory_gib: Mapped[int | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
 
 class Job(Times, Base):
-    """Work for one trainer. A worker holds it by (id, attempt, lease_token); collected: its outcome has been counted, once."""
+    """Work for one trainer. A worker holds it by (id, attempt, lease_token); collected: its outcome has been counted, once.
+
+    owner: of its search or distillation. devices, device_memory_gib: GPUs that it needs, and the memory that each must have (NULL: any
+    device will do). device: what its worker trains it on, the UUID of a GPU (several joined by "+") or "cpu".
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -159,6 +171,7 @@ class Job(Times, Base):
         CheckConstraint("(state = 'SUCCEEDED') = (result IS NOT NULL)", name="succeeded_has_result"),
         Index(None, "state", "priority", "created_at", "id"),
         Index(None, "state", "lease_expires_at"),
+        Index(None, "owner", "started_at"),
         Index(None, "search_id", "collected"),
         Index(None, "distillation_id", "collected"),
     )
@@ -172,7 +185,11 @@ class Job(Times, Base):
     distillation_id: Mapped[str | None] = mapped_column(ID, ForeignKey("distillations.id", ondelete="CASCADE"))
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     max_attempts: Mapped[int] = mapped_column(Integer, default=3)
+    owner: Mapped[str] = mapped_column(NAME, default="")
+    devices: Mapped[int] = mapped_column(Integer, default=1)
+    device_memory_gib: Mapped[int | None]
     worker: Mapped[str | None] = mapped_column(NAME)
+    device: Mapped[str | None] = mapped_column(DEVICE)
     lease_token: Mapped[str | None] = mapped_column(ID)
     lease_expires_at: Mapped[datetime | None]
     progress: Mapped[dict[str, Any] | None]
@@ -377,11 +394,22 @@ class ApiKey(Base):
 
 
 class Worker(Base):
-    """A worker that is there, until it is not heard of any more."""
+    """A worker that is there, until it is not heard of any more; one that drains is remembered beyond that.
+
+    device: as a job's; gpus: how many these are (0: a CPU), memory_gib: of the smallest. draining: it takes no new job, also when it was
+    started anew under its name. disk_low: it takes none because the file system of the artifacts is nearly full.
+    """
 
     __tablename__ = "workers"
+    __table_args__ = (UniqueConstraint("name"),)
 
-    name: Mapped[str] = mapped_column(NAME, primary_key=True)
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(NAME)
+    device: Mapped[str] = mapped_column(DEVICE, default="cpu")
+    gpus: Mapped[int] = mapped_column(Integer, default=0)
+    memory_gib: Mapped[int] = mapped_column(Integer, default=0)
+    draining: Mapped[bool] = mapped_column(default=False)
+    disk_low: Mapped[bool] = mapped_column(default=False)
     expires_at: Mapped[datetime]
 
 

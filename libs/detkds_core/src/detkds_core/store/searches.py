@@ -35,8 +35,11 @@ def create(
     cloned_from: str | None = None,
     idempotency_key: str | None = None,
     owner: str | None = None,
+    priority: int = 0,
+    device_memory_gib: int | None = None,
 ) -> Search:
     """Store a search; the evolver takes it from there. dataset: its JSON, of which name and digest become columns.
+    priority, device_memory_gib: of all its jobs, as `jobs.enqueue` takes them.
 
     request: the body that asked for it; cloned_from: whose request it repeats.
     Raises IntegrityError when the owner has used the idempotency key before; `by_key` finds that search.
@@ -54,6 +57,8 @@ def create(
         dataset_digest=dataset.get("digest") or "",
         idempotency_key=idempotency_key,
         owner=owner or "",
+        priority=priority,
+        device_memory_gib=device_memory_gib,
     )
     session.add(search)
     session.flush()
@@ -71,14 +76,25 @@ def extend(
     event: str,
     request: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
+    priority: int = 0,
 ) -> Search:
     """Store a search that goes on where another one has ended: it has that one's ledger, and `event` after it, its candidates and their
-    measurements. These belong to no job of its own. The other search stays as it is.
+    measurements. These belong to no job of its own; its own need the devices that the other one's did. The other search stays as it is.
 
     Raises IntegrityError as `create` does.
     """
     dataset = {"name": source.dataset, "digest": source.dataset_digest}
-    search = create(session, name=name, spec=spec, dataset=dataset, request=request, idempotency_key=idempotency_key, owner=source.owner)
+    search = create(
+        session,
+        name=name,
+        spec=spec,
+        dataset=dataset,
+        request=request,
+        idempotency_key=idempotency_key,
+        owner=source.owner,
+        priority=priority,
+        device_memory_gib=source.device_memory_gib,
+    )
     for table in (Candidate, Trial):
         rows = session.execute(select(*table.__table__.columns).where(table.search_id == source.id)).mappings()
         copies = [{**row, "id": new_id(), "search_id": search.id} | ({"job_id": None} if table is Trial else {}) for row in rows]

@@ -14,3 +14,4 @@ JobKind = Literal["evaluate", "confirm", "distill"]
 ResultKind = Literal["search", "distill"]
 Role = Literal["searched", "alone", "reference"]
 Scope = Literal["read", "run", "admin"]  # of an API key, each with all before it
+EVOLVER = "evolver"  # the duty (`leases`) of driving the searches

@@ -1,0 +1,170 @@
+"""Why something waits, as a sentence. `gather` reads what is known of the fleet at one moment; the rest is decided from that alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from . import workers
+from .clock import db_time
+from .models import Job, Lease
+from .queue import Device, in_order
+from .vocabulary import EVOLVER
+
+NAMED = 3  # workers that a sentence names; the others are counted
+
+
+class Queued(NamedTuple):
+    """A job that waits. subject: the id of its search or distillation; devices, memory_gib: what it needs."""
+
+    job_id: str
+    subject: str | None
+    owner: str = ""
+    priority: int = 0
+    devices: int = 1
+    memory_gib: int | None = None
+
+
+class Seen(NamedTuple):
+    """A worker that is there. holds: what it works on, in words; None: nothing."""
+
+    name: str
+    device: Device
+    draining: bool = False
+    disk_low: bool = False
+    holds: str | None = None
+
+
+class Fleet(NamedTuple):
+    """What is known at one moment. queue: next one first. running: jobs of each owner. at_work: searches and distillations with such.
+
+    allowed: jobs that one owner may have running at once, None: any number. evolver: whether one is on duty.
+    """
+
+    queue: tuple[Queued, ...] = ()
+    workers: tuple[Seen, ...] = ()
+    running: Mapping[str, int] = {}
+    at_work: frozenset[str] = frozenset()
+    allowed: int | None = None
+    evolver: bool = True
+
+
+def gather(session: Session, *, viewer: str | None, allowed: int | None) -> Fleet:
+    """The fleet as it is. viewer: the owner who asks and to whom nobody else's work is named; None: one who may see everything."""
+    held = workers.held(session)
+    seen = [
+        Seen(
+            one.worker.name,
+            Device(one.worker.device, one.worker.gpus, one.worker.memory_gib),
+            one.worker.draining,
+            one.worker.disk_low,
+            told(one.held, viewer) if one.held else None,
+        )
+        for one in workers.standings(session, held)
+        if one.present
+    ]
+    rows = session.execute(in_order())
+    return Fleet(
+        queue=tuple(Queued(job, search or distillation, *rest) for job, search, distillation, *rest in rows),
+        workers=tuple(seen),
+        running=Counter(one.owner for one in held),
+        at_work=frozenset(subject for one in held if (subject := one.search_id or one.distillation_id)),
+        allowed=allowed,
+        evolver=session.scalar(select(Lease.name).where(Lease.name == EVOLVER, Lease.expires_at >= db_time())) is not None,
+    )
+
+
+def told(held: workers.Held, viewer: str | None) -> str:
+    """What a worker holds, in words that this viewer may read."""
+    if viewer is not None and held.owner != viewer:
+        return "a job of another owner"
+    kind = "search" if held.search_id else "distillation"
+    return f"{kind} {held.title} (job {held.job_id})" if held.title else f"job {held.job_id}"
+
+
+def of_subject(fleet: Fleet, state: str, subject: str) -> str | None:
+    """Why a search or a distillation waits; None: it works, or has ended."""
+    if state == "PAUSED":
+        return "paused"
+    if state not in ("QUEUED", "RUNNING", "CONFIRMING") or subject in fleet.at_work:
+        return None
+    place = next((place for place, job in enumerate(fleet.queue) if job.subject == subject), None)
+    if place is not None:
+        return reason(fleet, place)
+    if not fleet.evolver:
+        return "no evolver is there"
+    return "the evolver takes it up in a moment" if state == "QUEUED" else None
+
+
+def of_job(fleet: Fleet, job: Job) -> str | None:
+    """Why a job waits; None: it runs, or has ended."""
+    if job.state == "PAUSED":
+        return "paused"
+    place = next((place for place, one in enumerate(fleet.queue) if one.job_id == job.id), None)
+    return None if place is None else reason(fleet, place)
+
+
+def reason(fleet: Fleet, place: int) -> str:
+    """Why the job at this place of the queue is not running: the first of the reasons that holds.
+
+    No worker, none that takes jobs, none that suits, none with room on its disk; the bound of its owner; more urgent jobs; and at last
+    what the workers that suit it do.
+    """
+    job = fleet.queue[place]
+    if not fleet.workers:
+        return "no worker is there"
+    taking = [one for one in fleet.workers if not one.draining]
+    if not taking:
+        return "all workers are draining"
+    suiting = [one for one in taking if one.device.suits(job.devices, job.memory_gib)]
+    if not suiting:
+        return f"needs {needs(job)}; no worker has that: {listed([f'{one.name} has {had(one.device)}' for one in taking])}"
+    able = [one for one in suiting if not one.disk_low]
+    if not able:
+        names = listed([one.name for one in suiting])
+        return f"the disk of the artifacts is nearly full, so that no job is begun (DETKDS_DISK_FREE_GIB): {names}"
+    running = fleet.running.get(job.owner, 0)
+    if fleet.allowed is not None and job.owner and running >= fleet.allowed:
+        return f"owner {job.owner} runs {running} of {fleet.allowed} allowed"
+    # Only what one of these workers could take is before it.
+    before = [one for one in fleet.queue[:place] if any(worker.device.suits(one.devices, one.memory_gib) for worker in able)]
+    urgent = sum(one.priority > job.priority for one in before)
+    if urgent:
+        return f"{jobs_are(urgent, ' of higher priority')} before it"
+    free = sum(one.holds is None for one in able)
+    if free > len(before):
+        return "a worker takes it in a moment"
+    if free:
+        return f"{jobs_are(len(before))} before it"
+    busy = listed([f"{one.name} is held by {one.holds}" for one in able])
+    wanted = f"needs {needs(job)}; " if job.devices > 1 or job.memory_gib else ""
+    return f"{wanted}{busy}" + (f"; {jobs_are(len(before))} before it" if before else "")
+
+
+def needs(job: Queued) -> str:
+    """`1 GPU with 12 GiB`, `2 GPUs`."""
+    return gpus(job.devices, job.memory_gib)
+
+
+def had(device: Device) -> str:
+    """`1 GPU with 12 GiB`, `a CPU`."""
+    return gpus(device.gpus, device.memory_gib) if device.gpus else "a CPU"
+
+
+def gpus(count: int, memory_gib: int | None) -> str:
+    with_it = f" with {memory_gib} GiB" if memory_gib else ""
+    return f"{count} GPU{'' if count == 1 else 's'}{with_it}{' each' if with_it and count > 1 else ''}"
+
+
+def jobs_are(count: int, which: str = "") -> str:
+    return f"1 job{which} is" if count == 1 else f"{count} jobs{which} are"
+
+
+def listed(texts: list[str]) -> str:
+    """At most NAMED of them, and how many more there are."""
+    more = len(texts) - NAMED
+    return ", ".join(texts[:NAMED]) + (f", and {more} more" if more > 0 else "")
