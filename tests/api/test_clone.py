@@ -130,6 +130,30 @@ def test_an_extended_search_is_repeated_with_all_that_both_could_spend(service, 
     assert not {"continues", "begun"} & again["spec"].keys(), "from its beginning"
 
 
+def test_priority_and_memory_of_the_device_are_repeated_or_changed(service, wanted):
+    def needs(one):
+        return one["priority"], one["device_memory_gib"]
+
+    training = {**{name: wanted[name] for name in ("dataset", "teacher", "student", "recipe", "seed")}, "policy": "pkd"}
+    for path, body in (("/searches", wanted), ("/distill", training)):
+        one = service.http.post(path, json={**body, "priority": -5, "device_memory_gib": 24}).json()
+        assert needs(clone(service, f"{path}/{one['id']}")) == (-5, 24)
+        assert needs(clone(service, f"{path}/{one['id']}", priority=7, device_memory_gib=None)) == (7, None)
+        assert errors(service.http.post(f"{path}/{one['id']}/clone", json={"priority": 101})).keys() == {"/priority"}
+
+
+def test_an_extended_search_is_repeated_with_the_priority_of_its_extension(service, wanted):
+    earlier, _ = succeeded(service, wanted, [("!none", 2, 10.0), ("l1[balanced](global)", 2, 20.0)])
+    with service.store.begin() as session:
+        session.get(Search, earlier).request = {**wanted, "priority": 3, "device_memory_gib": 24}
+        session.get(Search, earlier).device_memory_gib = 24
+    for asked, priority in (({}, 0), ({"priority": -2}, -2)):
+        longer = service.http.post(f"/searches/{earlier}/extend", json={"iterations": 500, **asked}).json()
+        again = clone(service, f"/searches/{longer['id']}")
+        for one in (longer, again):
+            assert (one["priority"], one["device_memory_gib"]) == (priority, 24)
+
+
 def test_a_distillation_is_repeated_with_its_policy_or_another(service, wanted):
     body = {name: wanted[name] for name in ("dataset", "teacher", "student", "recipe", "seed")}
     one = service.http.post("/distill", json={**body, "policy": "pkd", "tags": ["t"]}).json()

@@ -104,7 +104,7 @@ def test_the_same_key_is_done_once(service, ended):
         ({"iterations": 1}, "/iterations", "1 are less than one full proxy of 2 iterations"),
         ({"iterations": 0}, "/iterations", "0 should be greater than or equal to 1"),
         ({"hours": 1e-9}, "/hours", "buys 0 iterations at 0.2 s each, less than one full proxy of 2"),
-        ({"budget": 50}, "/budget", "there is no field 'budget'; one of name, iterations, candidates, hours"),
+        ({"budget": 50}, "/budget", "there is no field 'budget'; one of name, iterations, candidates, hours, priority"),
     ],
 )
 def test_every_mistake_is_told_where_it_is_and_what_would_be_right(service, ended, body, where, message):

@@ -15,7 +15,7 @@ ROOT = compose_file.ROOT
 MAIN = ROOT / "docker-compose.yml"
 FILES = [MAIN, ROOT / "docker/first-host.yml", ROOT / "docker/worker-host.yml"]
 SECRETS = {"POSTGRES_PASSWORD": "p" * 16, "REDIS_PASSWORD": "r" * 16, "DETKDS_API_KEY": "k" * 16}
-PLACES = {"DETKDS_PRIVATE_ADDRESS": "10.0.0.1", "DETKDS_SHARED_DATA": "/srv/detkds"}
+PLACES = {"DETKDS_PRIVATE_ADDRESS": "10.0.0.1", "DETKDS_SHARED_DATA": "/srv/detkds", "DETKDS_HOST_NAME": "second"}
 
 # Of the compose specification, what our files use, with the shape that each must have.
 SERVICE_KEYS: dict[str, type | tuple[type, ...]] = {
@@ -106,10 +106,14 @@ def test_each_worker_reserves_one_gpu_of_its_own(compose: dict[str, Any]) -> Non
     assert reserved == ["0", "1", "2", "3"]
 
 
-def test_workers_differ_only_in_gpu_and_profile(compose: dict[str, Any]) -> None:
+def test_workers_differ_only_in_gpu_name_and_profile(compose: dict[str, Any]) -> None:
     def common(name: str) -> dict[str, Any]:
-        return {key: value for key, value in compose["services"][name].items() if key not in ("deploy", "profiles")}
+        kept = {key: value for key, value in compose["services"][name].items() if key not in ("deploy", "profiles")}
+        environment = {key: value for key, value in kept["environment"].items() if key != "DETKDS_WORKER_NAME"}
+        return kept | {"environment": environment}
 
+    names = [compose["services"][name]["environment"]["DETKDS_WORKER_NAME"] for name in ("worker", "worker-1", "worker-2", "worker-3")]
+    assert names == ["gpu-0", "gpu-1", "gpu-2", "gpu-3"]
     assert "profiles" not in compose["services"]["worker"]
     for name in ("worker-1", "worker-2", "worker-3"):
         assert common(name) == common("worker")
@@ -222,4 +226,7 @@ def test_a_worker_host_runs_the_same_worker(compose: dict[str, Any]) -> None:
     assert worker["environment"]["DETKDS_DATABASE_URL"] == ours["environment"]["DETKDS_DATABASE_URL"].replace("@postgres:", "@10.0.0.1:")
     assert worker["environment"]["DETKDS_BROKER_URL"] == ours["environment"]["DETKDS_BROKER_URL"].replace("@redis:", "@10.0.0.1:")
     assert worker["environment"]["OMP_NUM_THREADS"] == ours["environment"]["OMP_NUM_THREADS"]
+    for name in ("DETKDS_QUOTA_RUNNING", "DETKDS_DISK_FREE_GIB", "DETKDS_LEASE_SECONDS"):
+        assert worker["environment"][name] == ours["environment"][name]
+    assert worker["environment"]["DETKDS_WORKER_NAME"] == "second/gpu-0"
     assert worker["volumes"] == ["/srv/detkds:/data", "./datasets:/datasets:ro"]

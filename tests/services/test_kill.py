@@ -173,7 +173,16 @@ def test_cancelling_a_search_ends_its_trainer(tmp_path: Path) -> None:
     assert harness.processes_of(tmp_path) == {}
 
 
-AS_COMPOSE_HAS = {"DETKDS_API_KEY", "DETKDS_REQUESTS_A_MINUTE", "DETKDS_QUOTA_ACTIVE", "DETKDS_QUOTA_ITERATIONS"}
+AS_COMPOSE_HAS = {
+    "DETKDS_API_KEY",
+    "DETKDS_REQUESTS_A_MINUTE",
+    "DETKDS_QUOTA_ACTIVE",
+    "DETKDS_QUOTA_ITERATIONS",
+    "DETKDS_QUOTA_RUNNING",
+    "DETKDS_PRIORITY_MAX",
+    "DETKDS_DISK_FREE_GIB",
+    "DETKDS_WORKER_NAME",
+}
 
 
 class Compose:

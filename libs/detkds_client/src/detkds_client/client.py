@@ -15,11 +15,13 @@ from detkds_client.types import (
     Dataset,
     DetectorChoice,
     Distillation,
+    Job,
     Key,
     NamedPolicy,
     NewKey,
     Result,
     Search,
+    Worker,
 )
 
 JsonPolicy = Mapping[str, Any]
@@ -57,6 +59,8 @@ class Client(Connection):
         inherit: bool | None = None,
         resize: bool | None = None,
         warm_start: Sequence[str] | None = None,
+        priority: int | None = None,
+        device_memory_gib: int | None = None,
         notes: str | None = None,
         tags: Sequence[str] | None = None,
         idempotency_key: str | None = None,
@@ -87,6 +91,8 @@ class Client(Connection):
             inherit=inherit,
             resize=resize,
             warm_start=warm_start,
+            priority=priority,
+            device_memory_gib=device_memory_gib,
             notes=notes,
             tags=tags,
         )
@@ -119,10 +125,11 @@ class Client(Connection):
         candidates: int | None = None,
         hours: float | None = None,
         name: str | None = None,
+        priority: int | None = None,
         idempotency_key: str | None = None,
     ) -> Search:
         """Start a search that goes on where one that has SUCCEEDED ended. One of iterations, candidates and hours says how much more."""
-        body = given(iterations=iterations, candidates=candidates, hours=hours, name=name)
+        body = given(iterations=iterations, candidates=candidates, hours=hours, name=name, priority=priority)
         return cast(Search, self.post(f"/searches/{search_id}/extend", body, idempotency_key))
 
     def clone_search(self, search_id: str, *, idempotency_key: str | None = None, **changes: Any) -> Search:
@@ -160,6 +167,8 @@ class Client(Connection):
         name: str | None = None,
         inherit: bool | None = None,
         resize: bool | None = None,
+        priority: int | None = None,
+        device_memory_gib: int | None = None,
         notes: str | None = None,
         tags: Sequence[str] | None = None,
         idempotency_key: str | None = None,
@@ -176,6 +185,8 @@ class Client(Connection):
             name=name,
             inherit=inherit,
             resize=resize,
+            priority=priority,
+            device_memory_gib=device_memory_gib,
             notes=notes,
             tags=tags,
         )
@@ -287,6 +298,22 @@ class Client(Connection):
 
     def policies(self) -> list[NamedPolicy]:
         return cast(list[NamedPolicy], self.get("/policies")["items"])
+
+    def workers(self) -> list[Worker]:
+        """The workers that are there, by name, and what each holds."""
+        return cast(list[Worker], self.get("/workers")["items"])
+
+    def drain_worker(self, worker_id: str) -> Worker:
+        """Let a worker end what it runs and take nothing new; for the operator and keys with scope `admin`."""
+        return cast(Worker, self.post(f"/workers/{worker_id}/drain"))
+
+    def undrain_worker(self, worker_id: str) -> Worker:
+        """Let a worker take jobs again."""
+        return cast(Worker, self.post(f"/workers/{worker_id}/undrain"))
+
+    def job(self, job_id: str) -> Job:
+        """One job of a search or a distillation."""
+        return cast(Job, self.get(f"/jobs/{job_id}"))
 
     def keys(self) -> list[Key]:
         """The API keys, newest first; for the operator and keys with scope `admin`."""

@@ -27,6 +27,8 @@ Inherit = Annotated[
 Resize = Annotated[
     bool, typer.Option("--resize", help="Match levels of different strides too; the teacher's maps take the student's sizes.")
 ]
+Priority = Annotated[int | None, typer.Option(help="Jobs of a higher one are begun first; above 0 with an admin's key only.")]
+DeviceMemory = Annotated[int | None, typer.Option("--device-memory", help="GiB that a GPU must have for it.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until the end, or return at once.")]
 Name = Annotated[str | None, typer.Option(help="A name to find it again by.")]
 Notes = Annotated[str | None, typer.Option(help="What is worth remembering of it.")]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detkds_client.types import Candidate, Dataset, Distillation, Key, NamedPolicy, Result, Search
+from detkds_client.types import Candidate, Dataset, Distillation, Job, Key, NamedPolicy, Result, Search
 
 STATE_STYLE: Mapping[str, str] = {
     "QUEUED": "yellow",
@@ -23,6 +23,10 @@ STATE_STYLE: Mapping[str, str] = {
     "DEAD": "red",
     "CANCELLED": "dim",
     "PAUSED": "yellow",
+    "busy": "cyan",
+    "draining": "yellow",
+    "drained": "yellow",
+    "lost": "red",
 }
 FILE_WIDTH = 400  # characters; of what goes into a file or a pipe
 WIDE = 120  # characters; in a narrower terminal, columns marked "wide" are left out
@@ -280,12 +284,19 @@ def labels(one: Search | Distillation) -> list[tuple[str, str]]:
     return [(label, text) for label, text in found if text]
 
 
+def waiting(one: Search | Distillation | Job) -> list[tuple[str, str | Text]]:
+    """Why something waits, as a fact; none for what does not."""
+    return [("waiting", one["waiting"])] if one["waiting"] else []
+
+
 def search(one: Search) -> None:
     best = one["best"]
     facts(
         [
             ("search", f"{one['name']}  {one['id']}"),
             ("state", state(one["state"])),
+            *waiting(one),
+            *([("priority", str(one["priority"]))] if one["priority"] else []),
             *([("reason", one["reason"])] if one["reason"] else []),
             *([("continues", one["spec"]["continues"])] if one["spec"].get("continues") else []),
             *labels(one),
@@ -302,6 +313,8 @@ def distillation(one: Distillation) -> None:
         [
             ("distillation", f"{one['name']}  {one['id']}"),
             ("state", state(one["state"])),
+            *waiting(one),
+            *([("priority", str(one["priority"]))] if one["priority"] else []),
             *([("reason", one["reason"])] if one["reason"] else []),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
             ("policy", one["formula"]),

@@ -25,8 +25,8 @@ def progress_line(document: Mapping[str, Any]) -> Text:
     line.append(f" {progress['done']}/{progress['total']}")
     line.append(f"   best AP {ap(progress['best_ap'])}")
     line.append(f"   {duration(progress['seconds_left'])} left" if progress["seconds_left"] is not None else "")
-    if progress["message"]:
-        line.append(f"   {progress['message']}", style="dim")
+    if said := document.get("waiting") or progress["message"]:
+        line.append(f"   {said}", style="dim")
     return line
 
 
@@ -41,6 +41,7 @@ def following() -> Iterator[Callable[[Mapping[str, Any]], None]]:
             nonlocal last
             progress = document["progress"]
             line = f"{document['state']} {progress['step']} {progress['done']}/{progress['total']} best AP {ap(progress['best_ap'])}"
+            line += f", waiting: {document['waiting']}" if document.get("waiting") else ""
             if line != last:
                 left = f", {duration(progress['seconds_left'])} left" if progress["seconds_left"] is not None else ""
                 print(line + left, flush=True)

@@ -11,11 +11,13 @@ from detkds_client.connection import given
 from detkds_client.following import begun, find_job
 from detkds_client.options import (
     DatasetName,
+    DeviceMemory,
     Inherit,
     Json,
     Name,
     Notes,
     Pair,
+    Priority,
     RecipeFields,
     Refusal,
     Resize,
@@ -66,6 +68,8 @@ def search(
     recipe: RecipeFields = None,
     inherit: Inherit = None,
     resize: Resize = False,
+    priority: Priority = None,
+    device_memory: DeviceMemory = None,
     name: Name = None,
     notes: Notes = None,
     tag: Tags = None,
@@ -102,6 +106,8 @@ def search(
             "recipe": fields(recipe),
             "inherit": inherit,
             "resize": resize or None,
+            "priority": priority,
+            "device_memory_gib": device_memory,
             "name": name,
             "notes": notes,
             "tags": tag,
@@ -119,6 +125,7 @@ def extend(
     iterations: Annotated[int | None, typer.Option(help="Further student iterations.")] = None,
     candidates: Annotated[int | None, typer.Option(help="Further policies at most.")] = None,
     hours: Annotated[float | None, typer.Option(help="Further hours of one device, by what an iteration took before.")] = None,
+    priority: Priority = None,
     name: Name = None,
     wait: Wait = True,
     url: Url = None,
@@ -128,7 +135,7 @@ def extend(
     if iterations is None and candidates is None and hours is None:
         raise Refusal("how much more? Give one of --iterations, --candidates and --hours")
     with connected(url) as client:
-        started = client.extend_search(search_id, iterations=iterations, candidates=candidates, hours=hours, name=name)
+        started = client.extend_search(search_id, iterations=iterations, candidates=candidates, hours=hours, priority=priority, name=name)
         begun(client, "search", started, wait, as_json)
 
 
@@ -142,6 +149,8 @@ def distill(
     recipe: RecipeFields = None,
     inherit: Inherit = None,
     resize: Resize = False,
+    priority: Priority = None,
+    device_memory: DeviceMemory = None,
     name: Name = None,
     notes: Notes = None,
     tag: Tags = None,
@@ -161,6 +170,8 @@ def distill(
             recipe=fields(recipe),
             inherit=inherit,
             resize=resize or None,
+            priority=priority,
+            device_memory_gib=device_memory,
             name=name,
             notes=notes,
             tags=tag,

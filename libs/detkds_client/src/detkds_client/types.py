@@ -37,7 +37,7 @@ class Best(TypedDict):
 
 
 class Search(TypedDict):
-    """A search. spec: what it was asked to do, whole."""
+    """A search. spec: what it was asked to do, whole. waiting: why none of its jobs runs, None while one does."""
 
     id: str
     name: str
@@ -50,6 +50,9 @@ class Search(TypedDict):
     dataset: str
     teacher: str
     student: str
+    priority: int
+    device_memory_gib: int | None
+    waiting: str | None
     progress: Progress
     best: Best | None
     result_id: str | None
@@ -101,7 +104,7 @@ class Candidate(TypedDict):
 
 
 class Distillation(TypedDict):
-    """The training of one student under one policy."""
+    """The training of one student under one policy. waiting: why it is not running, None while it is."""
 
     id: str
     name: str
@@ -115,6 +118,9 @@ class Distillation(TypedDict):
     teacher: str
     student: str
     formula: str
+    priority: int
+    device_memory_gib: int | None
+    waiting: str | None
     progress: Progress
     result_id: str | None
     cloned_from: str | None
@@ -208,6 +214,54 @@ class NamedPolicy(TypedDict):
     pair: str
     schedule: str
     pairs: list[str]
+
+
+class HeldJob(TypedDict):
+    """What a device is held by; all None where it is somebody else's."""
+
+    id: str | None
+    owner: str | None
+    search_id: str | None
+    distillation_id: str | None
+    name: str | None
+
+
+class Worker(TypedDict):
+    """A worker. device: the UUID of its GPU (several joined by "+"), or "cpu"; memory_gib: of the smallest GPU."""
+
+    id: str
+    name: str
+    device: str
+    gpus: int
+    memory_gib: int
+    state: Literal["idle", "busy", "draining", "drained", "lost"]
+    present: bool
+    disk_low: bool
+    job: HeldJob | None
+
+
+class Job(TypedDict):
+    """Work for one trainer. waiting: why it is not running, None while it is."""
+
+    id: str
+    kind: Literal["evaluate", "confirm", "distill"]
+    state: str
+    waiting: str | None
+    owner: str
+    search_id: str | None
+    distillation_id: str | None
+    priority: int
+    devices: int
+    device_memory_gib: int | None
+    attempt: int
+    max_attempts: int
+    worker: str | None
+    device: str | None
+    progress: dict[str, Any] | None
+    failure: dict[str, Any] | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
 
 
 class Key(TypedDict):

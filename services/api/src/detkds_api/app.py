@@ -27,6 +27,7 @@ from detkds_api import (
     results,
     search_control,
     searches,
+    workers,
 )
 from detkds_api.caller import Callers, Pace
 from detkds_api.gate import Gate
@@ -34,7 +35,7 @@ from detkds_api.service import keep_nulls
 from detkds_api.settings import Settings
 from detkds_core.store import Store
 
-DOMAINS = (searches, search_control, candidates, distill, live, comparison, results, datasets, detectors, policies, keys, health)
+DOMAINS = (searches, search_control, candidates, distill, live, comparison, results, datasets, detectors, policies, workers, keys, health)
 ROUTERS = [domain.router for domain in DOMAINS]
 PAGES = Path(__file__).parent / "pages"
 

@@ -24,13 +24,17 @@ from detkds_api.policies import read_policy
 from detkds_api.problems import Conflict, FieldError, NotFound, invalid
 from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
 from detkds_api.progress import Progress, seconds_left, seconds_since, share
+from detkds_api.quota import DeviceMemory, Priority
 from detkds_api.service import Id, IdempotencyKey, Running, Service, example, is_id
+from detkds_api.workers import fleet
 from detkds_core.catalogue import Recipe
 from detkds_core.policy import Policy, formula, from_json, to_json
 from detkds_core.store import distillations as stored
 from detkds_core.store import jobs, labels, results, searches
 from detkds_core.store.models import Distillation, Search
+from detkds_core.store.states import active
 from detkds_core.store.vocabulary import DistillationState as State
+from detkds_core.store.waiting import Fleet, of_subject
 
 router = APIRouter(tags=["distill"])
 
@@ -48,6 +52,8 @@ class DistillRequest(Body):
     policy: str | dict[str, Any] = Field(description='a named policy, a formula, a policy, or {"search": id} for the winner of a search')
     recipe: RecipeChoice | None = None
     seed: Seed = 0
+    priority: Priority = 0
+    device_memory_gib: DeviceMemory | None = None
     inherit: bool | None = Field(
         default=None,
         description="the student starts from the teacher's neck and head where shapes match; default: as the pair says, else true",
@@ -70,7 +76,8 @@ class DistillationsQuery(RunsQuery):
 
 
 class DistillationView(BaseModel):
-    """The training of one student under one policy, and where it stands. cloned_from: the one whose request it repeats."""
+    """The training of one student under one policy, and where it stands. waiting: why it is not running; cloned_from: whose request it
+    repeats."""
 
     id: str
     name: str
@@ -84,6 +91,9 @@ class DistillationView(BaseModel):
     teacher: str
     student: str
     formula: str
+    priority: int
+    device_memory_gib: int | None
+    waiting: str | None
     progress: Progress
     result_id: str | None
     cloned_from: str | None
@@ -104,6 +114,9 @@ EXAMPLE = {
     "teacher": "gfl_r18w32_fpn32",
     "student": "gfl_r18w16_fpn32",
     "formula": "2·l2(standardize(global))",
+    "priority": 0,
+    "device_memory_gib": None,
+    "waiting": None,
     "progress": {**PROGRESS_EXAMPLE, "step": "training", "done": 120, "total": 300, "best_ap": None, "message": ""},
     "result_id": None,
     "cloned_from": None,
@@ -121,7 +134,7 @@ def create_distillation(
     """
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.begin() as session:
-        answer = view(session, started(session, service, wanted, idempotency_key))
+        answer = view(session, service, started(session, service, wanted, idempotency_key))
     response.headers["Location"] = f"/distill/{answer.id}"
     return answer
 
@@ -149,7 +162,7 @@ def clone_distillation(
         wanted = cloned(source, changes or DistillChanges(), DistillRequest, "/distill")
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.begin() as session:
-        answer = view(session, started(session, service, wanted, idempotency_key, cloned_from=distillation_id))
+        answer = view(session, service, started(session, service, wanted, idempotency_key, cloned_from=distillation_id))
     response.headers["Location"] = f"/distill/{answer.id}"
     return answer
 
@@ -157,7 +170,7 @@ def clone_distillation(
 def started(
     session: Session, service: Running, wanted: DistillRequest, idempotency_key: str | None, cloned_from: str | None = None
 ) -> Distillation:
-    """The distillation that a request asks for, stored. Raises InvalidInput, TooMany, KeyReused."""
+    """The distillation that a request asks for, stored. Raises InvalidInput, NoRoom, Forbidden, TooMany, KeyReused."""
     request = kept_request(wanted)
     asked, source = wanted.policy, named_search(session, service.caller, wanted.policy)
     if source is not None:
@@ -185,7 +198,7 @@ def started(
     }
 
     def create() -> Distillation:
-        quota.check(session, service, pairing.iterations)
+        quota.check(session, service, iterations=pairing.iterations, priority=wanted.priority)
         return stored.create(
             session,
             name=wanted.name or f"{wanted.pair or pairing.dataset['name']}, {called(policy, wanted.policy)}",
@@ -198,6 +211,8 @@ def started(
             idempotency_key=idempotency_key,
             owner=service.caller.owner,
             search_id=source.id if source is not None else None,
+            priority=wanted.priority,
+            device_memory_gib=wanted.device_memory_gib,
         )
 
     return once(
@@ -214,14 +229,15 @@ def list_distillations(service: Service, query: Annotated[DistillationsQuery, Qu
     """The newest distillations first, or in another order; all, or those that every filter lets through."""
     with service.store.read() as session:
         found, after = page_of(lambda: stored.list(session, owner=service.caller.sees, **query.page()))
-        return Page(items=[view(session, one) for one in found], next_cursor=after)
+        seen = fleet(session, service)
+        return Page(items=[view(session, service, one, seen) for one in found], next_cursor=after)
 
 
 @router.get("/distill/{distillation_id}", responses={200: example(EXAMPLE)})
 def get_distillation(distillation_id: Id, service: Service) -> DistillationView:
     """One distillation and where it stands."""
     with service.store.read() as session:
-        return view(session, existing(session, service.caller, distillation_id))
+        return view(session, service, existing(session, service.caller, distillation_id))
 
 
 @router.patch(
@@ -232,7 +248,7 @@ def change_distillation(distillation_id: Id, change: LabelChange, service: Servi
     with service.store.begin() as session:
         one = existing(session, service.caller, distillation_id)
         relabel(session, one, change)
-        return view(session, one)
+        return view(session, service, one)
 
 
 @router.post("/distill/{distillation_id}/cancel", responses={200: example({**EXAMPLE, "state": "CANCELLED"})})
@@ -242,7 +258,7 @@ def cancel_distillation(distillation_id: Id, service: Service) -> DistillationVi
         one = existing(session, service.caller, distillation_id)
         if not stored.cancel(session, distillation_id) and one.state != "CANCELLED":
             raise Conflict(f"distillation {distillation_id} has ended ({one.state}); there is nothing to cancel")
-        return view(session, existing(session, service.caller, distillation_id))
+        return view(session, service, existing(session, service.caller, distillation_id))
 
 
 @router.post("/distill/{distillation_id}/pause", responses={200: example({**EXAMPLE, "state": "PAUSED"})})
@@ -255,7 +271,7 @@ def pause_distillation(distillation_id: Id, service: Service) -> DistillationVie
         one = existing(session, service.caller, distillation_id)
         if not stored.pause(session, distillation_id) and one.state != "PAUSED":
             raise Conflict(f"distillation {distillation_id} has ended ({one.state}); there is nothing to pause")
-        return view(session, existing(session, service.caller, distillation_id))
+        return view(session, service, existing(session, service.caller, distillation_id))
 
 
 @router.post("/distill/{distillation_id}/resume", responses={200: example({**EXAMPLE, "state": "QUEUED"})})
@@ -265,7 +281,7 @@ def resume_distillation(distillation_id: Id, service: Service) -> DistillationVi
         one = existing(session, service.caller, distillation_id)
         if not stored.resume(session, distillation_id) and one.state not in ("QUEUED", "RUNNING"):
             raise Conflict(f"distillation {distillation_id} has ended ({one.state}); there is nothing to resume")
-        return view(session, existing(session, service.caller, distillation_id))
+        return view(session, service, existing(session, service.caller, distillation_id))
 
 
 def named_search(session: Session, caller: Caller, policy: str | dict[str, Any]) -> Search | None:
@@ -321,7 +337,8 @@ def existing(session: Session, caller: Caller, distillation_id: str) -> Distilla
     return one
 
 
-def view(session: Session, one: Distillation) -> DistillationView:
+def view(session: Session, service: Running, one: Distillation, seen: Fleet | None = None) -> DistillationView:
+    """seen: the fleet, where the caller has looked already."""
     result = results.of_distillation(session, one.id) if one.state == "SUCCEEDED" else None
     return DistillationView(
         id=one.id,
@@ -336,6 +353,9 @@ def view(session: Session, one: Distillation) -> DistillationView:
         teacher=one.spec["teacher"]["detector"],
         student=one.spec["student"]["detector"],
         formula=formula(from_json(one.spec["policy"])),
+        priority=one.priority,
+        device_memory_gib=one.device_memory_gib,
+        waiting=of_subject(seen or fleet(session, service), one.state, one.id) if one.state in active(Distillation) else None,
         progress=progress(session, one, result.ap if result else None),
         result_id=result.id if result else None,
         cloned_from=one.cloned_from,

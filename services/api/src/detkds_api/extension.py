@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from detkds_api.budget import bought, enough_for
 from detkds_api.fields import Body, Name
 from detkds_api.problems import Conflict, FieldError, invalid, pointer
+from detkds_api.quota import Priority
 from detkds_core.evolution import dumped
 from detkds_core.store import searches
 from detkds_core.store.models import Search
@@ -26,6 +27,7 @@ class ExtendRequest(Body):
     iterations: int | None = Field(default=None, ge=1, le=10**12, description="further student iterations, without the confirmation")
     candidates: int | None = Field(default=None, ge=1, le=100_000, description="further policies, and the iterations that they need")
     hours: float | None = Field(default=None, gt=0, le=1e6, description="further hours of one device, by what an iteration took before")
+    priority: Priority = 0
 
 
 class Extension(NamedTuple):
@@ -61,15 +63,22 @@ def extension(session: Session, source: Search, wanted: ExtendRequest) -> Extens
         "confirmation": {**confirmation, "seeds_used": used},
     }
     name = wanted.name or source.name.removesuffix(EXTENDED)[: LONGEST_NAME - len(EXTENDED)] + EXTENDED
-    return Extension(name, longer, dumped({"extended": {"budget": budget, "candidates": limit}}), request_of(source, name, budget, limit))
+    request = request_of(source, name, budget, limit, wanted.priority)
+    return Extension(name, longer, dumped({"extended": {"budget": budget, "candidates": limit}}), request)
 
 
-def request_of(source: Search, name: str, budget: int, limit: int | None) -> dict[str, Any] | None:
+def request_of(source: Search, name: str, budget: int, limit: int | None, priority: int) -> dict[str, Any] | None:
     """The request of a search with all that two may spend; None where the first one's was not kept."""
     if source.request is None:
         return None
-    other = {key: value for key, value in source.request.items() if key not in ("candidates", "iterations", "hours", "wall_clock_hours")}
-    return {**other, "name": name[:LONGEST_REQUESTED], "iterations": budget, **({"candidates": limit} if limit is not None else {})}
+    replaced = ("candidates", "iterations", "hours", "wall_clock_hours", "priority")
+    return {
+        **{key: value for key, value in source.request.items() if key not in replaced},
+        "name": name[:LONGEST_REQUESTED],
+        "iterations": budget,
+        **({"candidates": limit} if limit is not None else {}),
+        **({"priority": priority} if priority else {}),
+    }
 
 
 def check_ended(session: Session, source: Search) -> None:

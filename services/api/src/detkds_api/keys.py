@@ -11,16 +11,10 @@ from pydantic import BaseModel, Field
 from detkds_api.fields import Body, Name
 from detkds_api.lists import Cursor, Limit, Page, page_of
 from detkds_api.problems import NotFound
-from detkds_api.service import Id, Service, example, is_id
+from detkds_api.service import Id, Service, administers, example, is_id
 from detkds_core.store import keys as stored
 from detkds_core.store.models import ApiKey
 from detkds_core.store.vocabulary import Scope
-
-
-def administers(service: Service) -> None:
-    """Raises Forbidden."""
-    service.caller.must("admin")
-
 
 router = APIRouter(tags=["keys"], dependencies=[Depends(administers)])
 DAY = 86_400.0

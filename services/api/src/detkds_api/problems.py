@@ -91,6 +91,10 @@ class TooMany(Problem):
     status, slug, title = 429, "too-many", "More than this key may ask for"
 
 
+class NoRoom(Problem):
+    status, slug, title = 507, "no-room", "The disk is nearly full"
+
+
 class Unavailable(Problem):
     status, slug, title = 503, "unavailable", "Not available now"
 

@@ -1,19 +1,46 @@
-"""What one owner may have at once. The operator and keys with scope `admin` have no quota."""
+"""Whether new work is taken in: room on the disk, the priority that it asks for, and what one owner may have at once.
+
+The operator and keys with scope `admin` have no quota and may ask for any priority.
+"""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from sqlalchemy.orm import Session
 
-from detkds_api.problems import TooMany
+from detkds_api.problems import FieldError, Forbidden, NoRoom, TooMany
 from detkds_api.service import Running
-from detkds_core.store import distillations, searches
+from detkds_core.store import disk, distillations, searches
+
+MOST_URGENT = 100
+Priority = Annotated[
+    int,
+    Field(
+        ge=-MOST_URGENT,
+        le=MOST_URGENT,
+        description="jobs of a higher priority are begun first; within one, owners share the workers. Above DETKDS_PRIORITY_MAX (0, unless "
+        "it is set) for keys with scope `admin` only",
+    ),
+]
+DeviceMemory = Annotated[int, Field(ge=1, le=4096, description="GiB that a GPU must have for it; default: any device will do")]
 
 
-def check(session: Session, service: Running, iterations: int) -> None:
-    """Raises TooMany for a search or distillation of so many student iterations that the caller's owner may not add to what it has."""
+def check(session: Session, service: Running, *, iterations: int, priority: int) -> None:
+    """Raises NoRoom, Forbidden for a priority, TooMany for a search or distillation of so many student iterations that the caller's owner
+    may not add to what it has."""
     owner, settings = service.caller.sees, service.settings
+    if short := disk.shortage(settings.artifacts_folder, settings.disk_free_gib):
+        raise NoRoom(f"no new work is taken: {short}")
     if owner is None:
         return
+    if priority > settings.priority_max:
+        message = (
+            f"{priority} is more than a key with scope {service.caller.scope!r} may ask for; at most {settings.priority_max} "
+            "(DETKDS_PRIORITY_MAX), or ask somebody whose key has scope 'admin'"
+        )
+        raise Forbidden(f"priority: {message}", [FieldError("/priority", message)])
     most = settings.quota_iterations
     if most is not None and iterations > most:
         raise TooMany(f"this asks for {iterations} student iterations; one request may ask for {most} (DETKDS_QUOTA_ITERATIONS)")

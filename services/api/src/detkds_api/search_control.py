@@ -28,7 +28,7 @@ def cancel_search(search_id: Id, service: Service) -> SearchView:
         search = existing(session, service.caller, search_id)
         if not stored.cancel(session, search_id) and search.state != "CANCELLED":
             raise Conflict(f"search {search_id} has ended ({search.state}); there is nothing to cancel")
-        return view(session, existing(session, service.caller, search_id))
+        return view(session, service, existing(session, service.caller, search_id))
 
 
 @router.post("/searches/{search_id}/pause", responses={200: example({**EXAMPLE, "state": "PAUSED"})})
@@ -41,7 +41,7 @@ def pause_search(search_id: Id, service: Service) -> SearchView:
         search = existing(session, service.caller, search_id)
         if not stored.pause(session, search_id) and search.state != "PAUSED":
             raise Conflict(f"search {search_id} has ended ({search.state}); there is nothing to pause")
-        return view(session, existing(session, service.caller, search_id))
+        return view(session, service, existing(session, service.caller, search_id))
 
 
 @router.post("/searches/{search_id}/resume", responses={200: example(EXAMPLE)})
@@ -51,7 +51,7 @@ def resume_search(search_id: Id, service: Service) -> SearchView:
         search = existing(session, service.caller, search_id)
         if not stored.resume(session, search_id) and search.state not in stored.DRIVEN:
             raise Conflict(f"search {search_id} has ended ({search.state}); there is nothing to resume")
-        return view(session, existing(session, service.caller, search_id))
+        return view(session, service, existing(session, service.caller, search_id))
 
 
 @router.post(
@@ -74,16 +74,26 @@ def extend_search(
 
         def create() -> Search:
             more = spec["budget"] - source.spec["budget"]
-            quota.check(session, service, more + expected_students(spec) * spec["confirmation"]["iterations"])
-            return stored.extend(session, source, name=name, spec=spec, event=event, request=request, idempotency_key=idempotency_key)
+            iterations = more + expected_students(spec) * spec["confirmation"]["iterations"]
+            quota.check(session, service, iterations=iterations, priority=wanted.priority)
+            return stored.extend(
+                session,
+                source,
+                name=name,
+                spec=spec,
+                event=event,
+                request=request,
+                idempotency_key=idempotency_key,
+                priority=wanted.priority,
+            )
 
         search = once(
             session,
             idempotency_key,
             lambda key: stored.by_key(session, key, owner=source.owner),
             create,
-            lambda found: asked_for(found.spec) == asked_for(spec) and found.request == request,
+            lambda found: (asked_for(found.spec), found.request, found.priority) == (asked_for(spec), request, wanted.priority),
         )
-        answer = view(session, search)
+        answer = view(session, service, search)
     response.headers["Location"] = f"/searches/{answer.id}"
     return answer

@@ -13,6 +13,7 @@ from detkds_api.fields import NOTES, TAGS, Body, Name, Notes, Seed, Tags
 from detkds_api.pairing import Pairing, RecipeChoice, StudentChoice, TeacherChoice, resolve
 from detkds_api.policies import read_policy
 from detkds_api.problems import FieldError, invalid, pointer, pointer_of_path
+from detkds_api.quota import DeviceMemory, Priority
 from detkds_api.service import Running
 from detkds_api.warm_start import Seeds, named_searches, seeds
 from detkds_core.catalogue import DETECTORS
@@ -93,6 +94,8 @@ class SearchRequest(Body):
         max_length=10,
         description="ids of searches that have SUCCEEDED, or of their results: begin with their best policies that this pair can run",
     )
+    priority: Priority = 0
+    device_memory_gib: DeviceMemory | None = None
     recipe: RecipeChoice | None = None
     confirmation: Confirmation = Confirmation()
     weights: Literal["balanced", "published"] = Field(

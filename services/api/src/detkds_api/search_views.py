@@ -13,12 +13,15 @@ from detkds_api.caller import Caller
 from detkds_api.problems import NotFound
 from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
 from detkds_api.progress import Progress, seconds_left, seconds_since, share
-from detkds_api.service import is_id
+from detkds_api.service import Running, is_id
+from detkds_api.workers import fleet
 from detkds_core.policy import formula, from_json
 from detkds_core.store import jobs, labels, results
 from detkds_core.store import searches as stored
 from detkds_core.store.models import Candidate, Search
+from detkds_core.store.states import active
 from detkds_core.store.vocabulary import SearchState as State
+from detkds_core.store.waiting import Fleet, of_subject
 
 
 class Best(BaseModel):
@@ -31,7 +34,11 @@ class Best(BaseModel):
 
 
 class SearchView(BaseModel):
-    """A search and where it stands. cloned_from: the search whose request it repeats, with what was to be different."""
+    """A search and where it stands.
+
+    waiting: why none of its jobs runs; null while one does, and when it has ended. cloned_from: the search whose request it repeats, with
+    what was to be different.
+    """
 
     id: str
     name: str
@@ -44,6 +51,9 @@ class SearchView(BaseModel):
     dataset: str
     teacher: str
     student: str
+    priority: int
+    device_memory_gib: int | None
+    waiting: str | None
     progress: Progress
     best: Best | None
     result_id: str | None
@@ -64,6 +74,9 @@ EXAMPLE = {
     "dataset": "digits",
     "teacher": "gfl_r18w32_fpn32",
     "student": "gfl_r18w16_fpn32",
+    "priority": 0,
+    "device_memory_gib": None,
+    "waiting": None,
     "progress": PROGRESS_EXAMPLE,
     "best": {"index": 6, "ap": 27.4, "formula": "2·l2(standardize(global))", "policy": POLICY_EXAMPLE},
     "result_id": None,
@@ -80,7 +93,8 @@ def existing(session: Session, caller: Caller, search_id: str) -> Search:
     return search
 
 
-def view(session: Session, search: Search) -> SearchView:
+def view(session: Session, service: Running, search: Search, seen: Fleet | None = None) -> SearchView:
+    """seen: the fleet, where the caller has looked already."""
     best = stored.best_candidate(session, search.id)
     result = results.of_search(session, search.id) if search.state == "SUCCEEDED" else None
     return SearchView(
@@ -95,6 +109,9 @@ def view(session: Session, search: Search) -> SearchView:
         dataset=search.dataset,
         teacher=search.spec["teacher"]["detector"],
         student=search.spec["student"]["detector"],
+        priority=search.priority,
+        device_memory_gib=search.device_memory_gib,
+        waiting=of_subject(seen or fleet(session, service), search.state, search.id) if search.state in active(Search) else None,
         progress=progress(session, search, best.ap if best else None),
         best=best_view(best) if best else None,
         result_id=result.id if result else None,

@@ -21,6 +21,7 @@ from detkds_api.preview import Preview, previewed, student_bytes
 from detkds_api.search_request import SearchRequest, planned
 from detkds_api.search_views import EXAMPLE, SearchView, existing, view
 from detkds_api.service import Id, IdempotencyKey, Running, Service, example
+from detkds_api.workers import fleet
 from detkds_core.evolution.spec import Algorithm
 from detkds_core.store import searches as stored
 from detkds_core.store.models import Search
@@ -44,7 +45,7 @@ def create_search(wanted: SearchRequest, service: Service, response: Response, i
     """Start a search. The answer comes when it is stored; `Location` tells where to look at it."""
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.begin() as session:
-        answer = view(session, started(session, service, wanted, idempotency_key))
+        answer = view(session, service, started(session, service, wanted, idempotency_key))
     response.headers["Location"] = f"/searches/{answer.id}"
     return answer
 
@@ -67,7 +68,7 @@ def clone_search(
         wanted = cloned(existing(session, service.caller, search_id), changes or SearchRequest(), SearchRequest, "/searches")
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.begin() as session:
-        answer = view(session, started(session, service, wanted, idempotency_key, cloned_from=search_id))
+        answer = view(session, service, started(session, service, wanted, idempotency_key, cloned_from=search_id))
     response.headers["Location"] = f"/searches/{answer.id}"
     return answer
 
@@ -75,12 +76,13 @@ def clone_search(
 def started(
     session: Session, service: Running, wanted: SearchRequest, idempotency_key: str | None, cloned_from: str | None = None
 ) -> Search:
-    """The search that a request asks for, stored. Raises InvalidInput, TooMany, KeyReused."""
+    """The search that a request asks for, stored. Raises InvalidInput, NoRoom, Forbidden, TooMany, KeyReused."""
     pairing, spec, *_ = planned(session, service, wanted)
     request = kept_request(wanted)
 
     def create() -> Search:
-        quota.check(session, service, spec["budget"] + expected_students(spec) * spec["confirmation"]["iterations"])
+        iterations = spec["budget"] + expected_students(spec) * spec["confirmation"]["iterations"]
+        quota.check(session, service, iterations=iterations, priority=wanted.priority)
         return stored.create(
             session,
             name=wanted.name or f"{wanted.pair or pairing.dataset['name']} seed {wanted.seed}",
@@ -92,6 +94,8 @@ def started(
             cloned_from=cloned_from,
             idempotency_key=idempotency_key,
             owner=service.caller.owner,
+            priority=wanted.priority,
+            device_memory_gib=wanted.device_memory_gib,
         )
 
     return once(
@@ -118,14 +122,15 @@ def list_searches(service: Service, query: Annotated[SearchesQuery, Query()]) ->
     """The newest searches first, or in another order; all, or those that every filter lets through."""
     with service.store.read() as session:
         found, after = page_of(lambda: stored.list(session, owner=service.caller.sees, **query.page()))
-        return Page(items=[view(session, one) for one in found], next_cursor=after)
+        seen = fleet(session, service)
+        return Page(items=[view(session, service, one, seen) for one in found], next_cursor=after)
 
 
 @router.get("/searches/{search_id}", responses={200: example(EXAMPLE)})
 def get_search(search_id: Id, service: Service) -> SearchView:
     """One search and where it stands."""
     with service.store.read() as session:
-        return view(session, existing(session, service.caller, search_id))
+        return view(session, service, existing(session, service.caller, search_id))
 
 
 @router.patch(
@@ -136,4 +141,4 @@ def change_search(search_id: Id, change: LabelChange, service: Service) -> Searc
     with service.store.begin() as session:
         search = existing(session, service.caller, search_id)
         relabel(session, search, change)
-        return view(session, search)
+        return view(session, service, search)

@@ -29,6 +29,13 @@ def running(request: Request) -> Running:
 
 
 Service = Annotated[Running, Depends(running)]
+
+
+def administers(service: Service) -> None:
+    """For operations that need a key with scope `admin`. Raises Forbidden."""
+    service.caller.must("admin")
+
+
 # Any text is taken, so that what is no id is answered as what is not there.
 Id = Annotated[str, Path(examples=["0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa"])]
 IdempotencyKey = Annotated[

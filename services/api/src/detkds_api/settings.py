@@ -25,6 +25,9 @@ class Settings(BaseSettings):
     requests_a_minute: int | None = Field(default=600, ge=1)  # of every key but the operator's; None: any number
     quota_active: int | None = Field(default=None, ge=1)  # searches and distillations of one owner that may wait or run at once
     quota_iterations: int | None = Field(default=None, ge=1)  # student iterations that one request of an owner may ask for
+    quota_running: int = Field(default=0, ge=0)  # jobs of one owner that may run at once, to which the workers hold; 0: any number
+    priority_max: int = Field(default=0, ge=-100, le=100)  # the highest that a key without scope `admin` may ask for
+    disk_free_gib: float = Field(default=5.0, ge=0)  # where artifacts are kept; with less, no new work is taken; 0: it is anyhow
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # further Host names, comma separated; "*" for any
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # folders of data sets and checkpoints, separated as in PATH
     cache: Path | None = None  # where built-in data sets are kept; None: XDG_CACHE_HOME/detkds, shared by every home

@@ -46,6 +46,7 @@ function duration(seconds) {
   return `${(whole / 3600).toFixed(1)} h left`;
 }
 
+const waits = (one) => (one.waiting ? make("div", { class: "quiet" }, `waiting: ${one.waiting}`) : null);
 const badge = (state) => make("span", { class: `state ${state}` }, state.toLowerCase());
 
 function bar(progress) {
@@ -67,6 +68,7 @@ function searchCard(search) {
     BUSY.includes(search.state) ? bar(search.progress) : make("div", { class: "row quiet" },
       make("span", {}, search.reason || `${Math.round(100 * search.progress.fraction)} %`),
       make("span", { class: "end" }, time(search.created_at))),
+    waits(search),
     search.best ? make("div", { class: "formula" }, search.best.formula) : null);
 }
 
@@ -77,6 +79,7 @@ function distillationCard(one) {
       make("span", { class: "quiet" }, `${one.teacher} → ${one.student} on ${one.dataset}`),
       make("span", { class: "end quiet" }, time(one.created_at))),
     BUSY.includes(one.state) ? bar(one.progress) : null,
+    waits(one),
     one.reason ? make("div", { class: "quiet" }, one.reason) : null,
     make("div", { class: "formula" }, one.formula));
 }
@@ -86,6 +89,19 @@ function table(columns, rows) {
   return make("div", { class: "scroll" }, make("table", {},
     make("thead", {}, make("tr", {}, columns.map((column) => cell("th", { kind: column.kind === "number" ? "number" : null }, column.title)))),
     make("tbody", {}, rows.map((row) => make("tr", {}, columns.map((column) => cell("td", column, column.of(row))))))));
+}
+
+const workerColumns = [
+  { title: "worker", of: (one) => one.name },
+  { title: "state", of: (one) => badge(one.state) },
+  { title: "device", of: (one) => (one.gpus ? `${one.device}, ${one.memory_gib} GiB` : one.device) },
+  { title: "holds", of: (one) => held(one.job) },
+];
+
+function held(job) {
+  if (!job) return "–";
+  if (!job.id) return "somebody else's job";
+  return job.search_id ? make("a", { href: `#/searches/${job.search_id}` }, job.name) : job.name;
 }
 
 const resultColumns = [
@@ -98,13 +114,15 @@ const resultColumns = [
 ];
 
 async function overview() {
-  const [searches, distillations, results] = await Promise.all(
-    ["/searches?limit=20", "/distill?limit=10", "/results?limit=20"].map((path) => ask(path)));
+  const [searches, distillations, results, workers] = await Promise.all(
+    ["/searches?limit=20", "/distill?limit=10", "/results?limit=20", "/workers"].map((path) => ask(path)));
   if (!searches.items.length && !distillations.items.length && !results.items.length) return { view: start("Nothing has been searched yet"), busy: false };
   const view = [
     make("h2", {}, "Searches"),
     searches.items.length ? searches.items.map(searchCard) : make("p", { class: "quiet" }, "None yet."),
     distillations.items.length ? [make("h2", {}, "Distillations"), distillations.items.map(distillationCard)] : [],
+    make("h2", {}, "Workers"),
+    workers.items.length ? table(workerColumns, workers.items) : make("p", { class: "quiet" }, "None is there."),
     make("h2", {}, "Results"),
     results.items.length ? table(resultColumns, results.items)
       : make("p", { class: "quiet" }, "None yet. Searches and distillations leave theirs here when they end."),
@@ -157,6 +175,7 @@ async function search(id) {
       one.result_id ? make("a", { class: "end", href: `#/results/${one.result_id}` }, "Its result") : null),
     one.reason ? make("p", { class: "quiet" }, one.reason) : null,
     busy ? make("div", {}, bar(one.progress)) : null,
+    waits(one),
     make("div", { class: "tiles" },
       tile("best AP", percent(one.best && one.best.ap), one.best && alone && one.best.index !== alone.index && best[0].rung === alone.rung
         ? `${(one.best.ap - alone.ap >= 0 ? "+" : "−")}${Math.abs(one.best.ap - alone.ap).toFixed(1)} over no distillation` : null),
