@@ -15,8 +15,10 @@ import redis
 from celery import Celery
 
 from detkds_core.store import Store, jobs, waiting, workers
-from detkds_core.store.queue import Device
-from detkds_worker.identity import Name, own_device
+from detkds_core.store.queue import CPU, Device
+from detkds_worker import gpus
+from detkds_worker.gpus import own_device
+from detkds_worker.identity import Name
 
 from .test_processes import alive, until
 
@@ -131,6 +133,45 @@ def test_the_device_of_a_worker_is_what_nvidia_smi_says(tmp_path: Path, monkeypa
     assert own_device() == Device("cpu", 0, 0)
 
 
+def test_a_worker_tells_how_busy_its_gpus_are(tmp_path: Path, database: Store, started: list[Any]) -> None:
+    """nvidia-smi's own lines: a whole GPU, and a part of one, of which the driver tells no use."""
+    smi = tmp_path / "nvidia-smi"
+    lines = "GPU-0a, NVIDIA H100 80GB HBM3, 81559, 1024, 97\nGPU-1b, NVIDIA A100-SXM4-40GB, 40960, 0, [N/A]"
+    smi.write_text(f'#!/bin/sh\n[ "$1" = "--query-gpu=uuid,memory.total" ] && exit 9\ncat <<END\n{lines}\nEND\n')
+    smi.chmod(0o755)
+
+    def devices() -> dict[str, Any]:
+        with database.read() as session:
+            return workers.gpu_use(session)
+
+    started.append(start(tmp_path, QUICK, PATH=f"{tmp_path}:{os.environ['PATH']}"))
+    assert until(devices, 20)
+    assert devices() == {
+        "GPU-0a": {
+            "uuid": "GPU-0a",
+            "name": "NVIDIA H100 80GB HBM3",
+            "memory_bytes": 81559 << 20,
+            "memory_used_bytes": 1 << 30,
+            "use": 0.97,
+        },
+        "GPU-1b": {"uuid": "GPU-1b", "name": "NVIDIA A100-SXM4-40GB", "memory_bytes": 40 << 30, "memory_used_bytes": 0, "use": None},
+    }
+
+
+def test_a_driver_that_hangs_or_babbles_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho Unable to determine the device handle, unknown error\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert (gpus.measured(), own_device()) == ([], CPU)
+    for limit in ("ASK_SECONDS", "START_SECONDS"):
+        monkeypatch.setattr(gpus, limit, 0.2)
+    smi.write_text("#!/bin/sh\nexec sleep 5\n")
+    began = time.monotonic()
+    assert (gpus.measured(), own_device()) == ([], CPU)
+    assert time.monotonic() - began < 3
+
+
 def test_a_worker_keeps_its_name_and_several_have_names_of_their_own(tmp_path: Path) -> None:
     host = socket.gethostname()
     first, second = Name(tmp_path, None, Device("GPU-0a", 1, 12)), Name(tmp_path, None, Device("GPU-0a", 1, 12))
@@ -177,7 +218,7 @@ def test_a_draining_worker_ends_its_job_takes_none_and_stays_so_when_it_is_start
 def test_a_worker_takes_no_job_while_the_disk_is_nearly_full(tmp_path: Path, database: Store, started: list[Any]) -> None:
     job = enqueue(database, seed=1)
     started.append(start(tmp_path, QUICK, DETKDS_DISK_FREE_GIB="1e9"))
-    assert until(lambda: "no job is taken: " in (tmp_path / "worker.log").read_text(), 20)
+    assert until(lambda: "no job is taken" in (tmp_path / "worker.log").read_text(), 20)
     assert until(lambda: standing(database) != {}, 10)
     with database.read() as session:
         (one,) = workers.standings(session)
@@ -214,7 +255,7 @@ def test_with_a_broker_the_same_command_is_the_celery_worker_and_one_ring_has_it
     assert until(lambda: state(database, plain) == "SUCCEEDED", 60)
     assert column(database, urgent, "finished_at") <= column(database, plain, "started_at")
     assert (state(database, urgent), column(database, urgent, "worker")) == ("SUCCEEDED", "gpu-0")
-    assert until(lambda: f"rung for job {plain}: nothing waits" in worker_log.read_text(), 60)
+    assert until(lambda: f'"rung_for": "{plain}"' in worker_log.read_text(), 60), "nothing waits any more"
     started[0].terminate()
     assert started[0].wait(10) == 0
 

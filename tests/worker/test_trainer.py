@@ -101,3 +101,14 @@ def test_candidates_are_measured_on_devices_too(spec: dict[str, Any], tmp_path: 
     assert run_on_two({**spec, "kind": "evaluate", "candidates": candidates}, tmp_path / "job" / "1", monkeypatch, iterations=1) == 0
     result = json.loads((tmp_path / "job/1/result.json").read_text())
     assert [(row["index"], row["images"], row["failure"]) for row in result["candidates"]] == [(4, 6, None), (5, 6, None)]
+
+
+def test_progress_tells_what_a_step_takes_while_a_phase_lasts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    moments = iter([100.0, 101.0, 101.1, 103.0, 104.0, 106.0])
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(moments))
+    report = trainer.Reporter()
+    for done, message in ((1, "training"), (5, "training"), (6, "training"), (15, "training"), (16, "measuring 0"), (17, "measuring 1")):
+        report(done, 40, message)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [(line["done"], line["step_seconds"]) for line in lines]
+    assert told == [(1, None), (5, 0.25), (15, 0.2), (16, None), (17, None)], "the third comes too soon after the second"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 
@@ -23,8 +22,7 @@ def main() -> None:
             name = f"DETKDS_{place.upper()}: " if place else ""
             print(f"detkds_api: {name}{entry['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         sys.exit(2)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it lists its plugins
+    settings.configure_logs()
     # uvicorn stops on these by its own handlers and then raises them again; a stop that was asked for is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -32,7 +30,7 @@ def main() -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        access_log=False,  # progress is polled several times a second
+        access_log=False,  # the gate writes what is worth it
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=5,

@@ -11,9 +11,10 @@ from pydantic import BaseModel, Field
 
 from detkds_api.fields import Asked
 from detkds_api.problems import FieldError, NotFound, invalid
-from detkds_api.service import Service, example, is_id
+from detkds_api.service import Service, example
 from detkds_core.policy import formula, from_json
 from detkds_core.store import results as stored
+from detkds_core.store.ids import is_id
 from detkds_core.store.models import Result
 from detkds_core.store.vocabulary import ResultKind as Kind
 

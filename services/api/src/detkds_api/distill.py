@@ -25,12 +25,13 @@ from detkds_api.problems import Conflict, FieldError, NotFound, invalid
 from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
 from detkds_api.progress import Progress, seconds_left, seconds_since, share
 from detkds_api.quota import DeviceMemory, Priority
-from detkds_api.service import Id, IdempotencyKey, Running, Service, example, is_id
+from detkds_api.service import Id, IdempotencyKey, Running, Service, example
 from detkds_api.workers import fleet
 from detkds_core.catalogue import Recipe
 from detkds_core.policy import Policy, formula, from_json, to_json
 from detkds_core.store import distillations as stored
 from detkds_core.store import jobs, labels, results, searches
+from detkds_core.store.ids import is_id
 from detkds_core.store.models import Distillation, Search
 from detkds_core.store.states import active
 from detkds_core.store.vocabulary import DistillationState as State

@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 from detkds_api.fields import Body, Name
 from detkds_api.lists import Cursor, Limit, Page, page_of
 from detkds_api.problems import NotFound
-from detkds_api.service import Id, Service, administers, example, is_id
+from detkds_api.service import Id, Service, administers, example
 from detkds_core.store import keys as stored
+from detkds_core.store.ids import is_id
 from detkds_core.store.models import ApiKey
 from detkds_core.store.vocabulary import Scope
 

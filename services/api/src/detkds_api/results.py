@@ -17,11 +17,12 @@ from detkds_api.fields import Name
 from detkds_api.lists import SORT, ListQuery, Page, page_of
 from detkds_api.paths import inside
 from detkds_api.problems import NotFound
-from detkds_api.service import Id, Service, example, is_id
+from detkds_api.service import Id, Service, example
 from detkds_core.policy import formula, from_json
 from detkds_core.policy.distillers import DISTILLERS
 from detkds_core.policy.vocabulary import DISTANCES, KNOWLEDGE, SLOTS
 from detkds_core.store import results as stored
+from detkds_core.store.ids import is_id
 from detkds_core.store.models import Result
 from detkds_core.store.vocabulary import ResultKind as Kind
 

@@ -13,11 +13,12 @@ from detkds_api.caller import Caller
 from detkds_api.problems import NotFound
 from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
 from detkds_api.progress import Progress, seconds_left, seconds_since, share
-from detkds_api.service import Running, is_id
+from detkds_api.service import Running
 from detkds_api.workers import fleet
 from detkds_core.policy import formula, from_json
 from detkds_core.store import jobs, labels, results
 from detkds_core.store import searches as stored
+from detkds_core.store.ids import is_id
 from detkds_core.store.models import Candidate, Search
 from detkds_core.store.states import active
 from detkds_core.store.vocabulary import SearchState as State

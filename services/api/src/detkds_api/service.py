@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple
 
@@ -12,8 +11,6 @@ from fastapi.routing import APIRoute
 from detkds_api.caller import OPERATOR, Caller
 from detkds_api.settings import Settings
 from detkds_core.store import Store
-
-ID = re.compile(r"[0-9a-f-]{36}")
 
 
 class Running(NamedTuple):
@@ -47,11 +44,6 @@ IdempotencyKey = Annotated[
         description="A text of the client's own: the same request with the same key is done once and answered again.",
     ),
 ]
-
-
-def is_id(text: str) -> bool:
-    """Whether a text can be an id at all; what cannot is not there, and not every database would take it in a question."""
-    return bool(ID.fullmatch(text))
 
 
 def keep_nulls(schema: dict[str, Any], routers: Iterable[APIRouter]) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from detkds_api.gate import LOOPBACK
+from detkds_core import logs
 
 
 class Settings(BaseSettings):
@@ -21,6 +22,8 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None  # None: SQLite at home/detkds.sqlite
     host: str = "127.0.0.1"
     port: int = 8350
+    broker_url: SecretStr | None = None  # only asked whether it answers (`GET /ready`): the evolver rings, not this service
+    log_format: logs.LogFormat | None = None  # None: text on a terminal, else JSON
     api_key: SecretStr | None = None  # asked from every client; needed before listening beyond loopback
     requests_a_minute: int | None = Field(default=600, ge=1)  # of every key but the operator's; None: any number
     quota_active: int | None = Field(default=None, ge=1)  # searches and distillations of one owner that may wait or run at once
@@ -63,6 +66,11 @@ class Settings(BaseSettings):
                 "set DETKDS_API_KEY (openssl rand -hex 32), or listen on 127.0.0.1"
             )
         return self
+
+    def configure_logs(self) -> None:
+        """Write this process's log as the settings say, without their secrets."""
+        secrets = (self.api_key, self.database_url, self.broker_url)
+        logs.configure(self.log_format, [secret.get_secret_value() for secret in secrets if secret])
 
     @property
     def url(self) -> str:

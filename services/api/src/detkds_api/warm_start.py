@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 from detkds_api.caller import Caller
 from detkds_api.pairing import Pairing
 from detkds_api.problems import FieldError, invalid, pointer
-from detkds_api.service import is_id
 from detkds_core.policy import Policy, PolicyError, SearchSpace, Term, canonical_json, from_json
 from detkds_core.policy.named import cannot_run
 from detkds_core.store import results, searches
+from detkds_core.store.ids import is_id
 from detkds_core.store.models import Candidate, Search
 
 TERMS = 3  # policies of one term, an island

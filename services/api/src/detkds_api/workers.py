@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from detkds_api.problems import NotFound
-from detkds_api.service import Id, Running, Service, administers, example, is_id
+from detkds_api.service import Id, Running, Service, administers, example
 from detkds_core.store import jobs, waiting
 from detkds_core.store import workers as stored
+from detkds_core.store.ids import is_id
 from detkds_core.store.models import Job
 from detkds_core.store.vocabulary import JobKind, JobState
 

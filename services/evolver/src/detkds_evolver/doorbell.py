@@ -53,7 +53,7 @@ class Doorbell:
             try:
                 self._app.send_task(TASK, args=[job], expires=EXPIRES_SECONDS, retry=False)
             except (OSError, KombuError, RedisError) as error:
-                log.warning("the broker cannot be reached (%s); %d jobs wait", type(error).__name__, len(waiting))
+                log.warning("the broker cannot be reached", extra={"reason": type(error).__name__, "waiting": len(waiting)})
                 self._not_before = time.monotonic() + PAUSE_SECONDS
                 break
             self._rung[job] = now

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from detkds_core import logs
 from detkds_core.evolution import Evolution
 from detkds_core.store import Store, distillations, jobs, leases, searches
 from detkds_core.store.ids import new_id
@@ -79,12 +80,15 @@ class Evolver:
         self.reap_at = now + self.settings.reap_seconds
         with self.store.begin() as session:
             for job_id in jobs.reap(session):
-                log.warning("job %s: its worker was lost", job_id)
+                log.warning("the worker of a job was lost", extra={"job_id": job_id})
 
     def drive(self, search_id: str) -> None:
         """One step of one search; whatever goes wrong in it is that search's alone."""
-        if time.monotonic() < self.not_before.get(search_id, 0.0):
-            return
+        if time.monotonic() >= self.not_before.get(search_id, 0.0):
+            with logs.bound(search_id=search_id):
+                self.take_step(search_id)
+
+    def take_step(self, search_id: str) -> None:
         known = self.evolutions.pop(
             search_id, None
         )  # back only after a commit: a step that was rolled back leaves it ahead of the database
@@ -95,12 +99,12 @@ class Evolver:
             with self.store.begin() as session:
                 evolution = step(session, search_id, known)
         except SearchError as error:
-            log.warning("search %s cannot go on: %s", search_id, error)
+            log.warning("a search cannot go on", extra={"reason": str(error)})
             self.fail(search_id, str(error))
         except UNREACHABLE:
             raise
         except Exception as error:
-            log.exception("search %s: a step failed", search_id)
+            log.exception("a step of a search failed")
             with self.store.begin() as session:
                 errors = searches.count_error(session, search_id)
             self.not_before[search_id] = time.monotonic() + self.settings.evolver_poll_seconds * 2**errors
@@ -111,7 +115,7 @@ class Evolver:
             if evolution is not None:
                 self.evolutions[search_id] = evolution
             else:
-                log.info("search %s has ended", search_id)
+                log.info("a search has ended")
 
     def fail(self, search_id: str, reason: str) -> None:
         with self.store.begin() as session:
@@ -125,7 +129,7 @@ class Evolver:
         except UNREACHABLE:
             raise
         except Exception as error:
-            log.exception("job %s: its result cannot be read", job_id)
+            log.exception("the result of a job cannot be read", extra={"job_id": job_id})
             with self.store.begin() as session:
                 job = jobs.get(session, job_id)
                 if job is not None and job.distillation_id is not None and jobs.collect(session, job):
@@ -141,18 +145,18 @@ class Evolver:
 def run(store: Store, settings: Settings, stopping: Callable[[], bool]) -> None:
     """Drive all searches until `stopping()`; a database that cannot be reached is asked again."""
     evolver = Evolver(store, settings)
-    log.info("evolver %s drives the searches", evolver.holder)
+    log.info("the evolver drives the searches", extra={"holder": evolver.holder})
     while not stopping():
         try:
             evolver.round()
         except UNREACHABLE as error:
-            log.warning("the database cannot be reached: %s", str(error).splitlines()[0])
+            log.warning("the database cannot be reached", extra={"reason": str(error).splitlines()[0]})
             evolver.evolutions.clear()
         time.sleep(settings.evolver_poll_seconds)
     try:
         evolver.retire()
     except UNREACHABLE as error:
-        log.warning("the lease stays until it runs out: %s", str(error).splitlines()[0])
+        log.warning("the lease stays until it runs out", extra={"reason": str(error).splitlines()[0]})
 
 
 class Stop:
@@ -175,5 +179,5 @@ class Stop:
 
 def main() -> None:
     settings = Settings()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings.configure_logs()
     run(Store(settings.url), settings, Stop().listen())

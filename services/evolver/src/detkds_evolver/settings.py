@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from detkds_core import logs
+
 
 class Settings(BaseSettings):
     """Which database holds the searches, whom to ring, and how often to look."""
@@ -18,12 +20,17 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = None  # None: nobody is rung, workers ask the database
     evolver_poll_seconds: float = Field(default=0.5, gt=0)  # between two looks for something to do
     evolver_lease_seconds: float = Field(default=6.0, gt=0)  # of being the one evolver that works; what the death of one costs
+    log_format: logs.LogFormat | None = None  # None: text on a terminal, else JSON
     reap_seconds: float = Field(default=10.0, gt=0)  # between two sweeps for lost workers
 
     @model_validator(mode="after")
     def resolve(self) -> Settings:
         self.home = self.home.expanduser().resolve()
         return self
+
+    def configure_logs(self) -> None:
+        """Write this process's log as the settings say, without their passwords."""
+        logs.configure(self.log_format, [secret.get_secret_value() for secret in (self.database_url, self.broker_url) if secret])
 
     @property
     def url(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 
@@ -17,7 +16,7 @@ def main() -> None:
     settings = Settings()
     if settings.broker_url:
         os.execv(sys.executable, [sys.executable, *CELERY_COMMAND])  # one process, so that signals reach Celery itself
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings.configure_logs()
     loop.run(Store(settings.url), settings, loop.Drain().listen())
 
 

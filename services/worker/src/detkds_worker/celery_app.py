@@ -18,11 +18,13 @@ from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
+from detkds_core import logs
 from detkds_core.store import Store, disk
 from detkds_core.store.queue import Device
-from detkds_worker.identity import Name, own_device
+from detkds_worker.gpus import own_device
+from detkds_worker.identity import Name
 from detkds_worker.loop import Drain, take
 from detkds_worker.presence import Presence
 from detkds_worker.settings import Settings
@@ -63,15 +65,17 @@ def run_job(job_id: str) -> None:
     Not one job a message: the bell would ring for a job whose message another job has used up only after a while.
     """
     signal.signal(signal.SIGTERM, drain.ask)  # here and not at the child's start: Celery resets the signals of a new child
-    while not drain():
-        if short := disk.shortage(settings.artifacts_folder, settings.disk_free_gib):
-            log.warning("no job is taken: %s", short)
-            return
-        claim = take(store(), settings, os.environ[NAME], device())
-        if claim is None:
-            log.info("rung for job %s: nothing waits (any more) that this worker may take", job_id)
-            return
-        run_claim(store(), claim, settings, draining=drain)
+    worker = os.environ[NAME]
+    with logs.bound(worker=worker):
+        while not drain():
+            if short := disk.shortage(settings.artifacts_folder, settings.disk_free_gib):
+                log.warning("no job is taken", extra={"reason": short})
+                return
+            claim = take(store(), settings, worker, device())
+            if claim is None:
+                log.info("nothing waits (any more) that this worker may take", extra={"rung_for": job_id})
+                return
+            run_claim(store(), claim, settings, draining=drain)
 
 
 @cache
@@ -106,6 +110,12 @@ def begin(sender: Any, **_: object) -> None:
     """Before there are children."""
     node.append(sender.hostname)
     os.environ[NAME] = str(name())
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def write_logs(**_: object) -> None:
+    """In Celery's main process and in each child; whoever is connected here writes the log instead of Celery."""
+    settings.configure_logs()
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]

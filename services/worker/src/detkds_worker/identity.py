@@ -1,18 +1,15 @@
-"""Who a worker is: its name, the same after a restart, and the device that it trains on."""
+"""Who a worker is: its name, the same after a restart."""
 
 from __future__ import annotations
 
 import fcntl
-import os
-import shutil
 import socket
-import subprocess
 from itertools import count
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
-from detkds_core.store.queue import CPU, Device
+from detkds_core.store.queue import Device
 
 LONGEST_NAME = 180  # characters; the column has 200
 
@@ -49,20 +46,3 @@ def locked(path: Path) -> IO[str] | None:
     except OSError:
         pass
     return file
-
-
-def own_device() -> Device:
-    """The GPU that this worker may use, by nvidia-smi, or all of them; a CPU without one. GiB are rounded: a card of 24 reports 23.99."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return CPU
-    command = [program, "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        command.append(f"--id={visible}")
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    cards = [line.split(",") for line in answer.stdout.splitlines() if line.strip()]
-    if answer.returncode != 0 or not cards:
-        return CPU
-    uuids, mebibytes = zip(*((card[0].strip(), card[-1].strip()) for card in cards), strict=True)
-    memory = min(round(int(size) / 1024) if size.isdigit() else 0 for size in mebibytes)
-    return Device("+".join(uuids), len(uuids), memory)

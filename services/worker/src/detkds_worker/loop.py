@@ -7,9 +7,11 @@ import signal
 import time
 from collections.abc import Callable
 
+from detkds_core import logs
 from detkds_core.store import Store, disk, jobs
 from detkds_core.store.queue import Device
-from detkds_worker.identity import Name, own_device
+from detkds_worker.gpus import own_device
+from detkds_worker.identity import Name
 from detkds_worker.presence import Presence
 from detkds_worker.settings import Settings
 from detkds_worker.supervise import UNREACHABLE, first_line, run_claim
@@ -39,20 +41,21 @@ def run(store: Store, settings: Settings, draining: Callable[[], bool]) -> None:
     """Work on one job after the other until `draining()`; a database that cannot be reached is asked again."""
     device = own_device()
     name = Name(settings.home, settings.worker_name, device)
-    log.info("worker %s on %s waits for jobs, artifacts go to %s", name, device.name, settings.artifacts)
     presence = Presence(store, str(name), device, settings)
     presence.begin()
     short = None
     try:
-        while not draining():
-            said, short = short, disk.shortage(settings.artifacts_folder, settings.disk_free_gib)
-            if short and not said:
-                log.warning("no job is taken: %s", short)
-            claim = None if short else take(store, settings, str(name), device)
-            if claim is None:
-                time.sleep(settings.poll_seconds)
-            else:
-                run_claim(store, claim, settings, draining=draining)
+        with logs.bound(worker=str(name)):
+            log.info("the worker waits for jobs", extra={"device": device.name, "artifacts": str(settings.artifacts_folder)})
+            while not draining():
+                said, short = short, disk.shortage(settings.artifacts_folder, settings.disk_free_gib)
+                if short and not said:
+                    log.warning("no job is taken", extra={"reason": short})
+                claim = None if short else take(store, settings, str(name), device)
+                if claim is None:
+                    time.sleep(settings.poll_seconds)
+                else:
+                    run_claim(store, claim, settings, draining=draining)
     finally:
         presence.end()
 
@@ -65,5 +68,5 @@ def take(store: Store, settings: Settings, name: str, device: Device) -> jobs.Cl
                 session, worker=name, lease_seconds=settings.lease_seconds, device=device, most_running=settings.quota_running or None
             )
     except UNREACHABLE as error:
-        log.warning("the database cannot be reached: %s", first_line(error))
+        log.warning("the database cannot be reached", extra={"reason": first_line(error)})
         return None

@@ -1,15 +1,18 @@
-"""That a worker is there: said to the database again and again, from a thread of its own, also while a trainer runs."""
+"""That a worker is there, with which GPUs: said to the database again and again, from a thread of its own, also while a trainer runs."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from detkds_core.store import Store, disk, workers
 from detkds_core.store.queue import Device
+from detkds_worker import gpus
 from detkds_worker.settings import Settings
 from detkds_worker.supervise import UNREACHABLE, first_line
 
@@ -42,21 +45,24 @@ class Presence:
 
     def beat(self) -> None:
         while not self.ending.is_set():
-            self.tell(self.say)
+            # Asked before the database is held: a busy driver takes its time.
+            low = disk.shortage(self.settings.artifacts_folder, self.settings.disk_free_gib) is not None
+            self.tell(partial(self.say, disk_low=low, gpu_use=gpus.measured()))
             self.ending.wait(self.settings.lease_seconds / 3)
         self.tell(lambda session: workers.leave(session, self.name))
 
-    def say(self, session: Session) -> None:
+    def say(self, session: Session, *, disk_low: bool, gpu_use: Sequence[Mapping[str, Any]]) -> None:
         """That the worker is there; and hear whether it drains."""
-        low = disk.shortage(self.settings.artifacts_folder, self.settings.disk_free_gib) is not None
-        drains = workers.present(session, self.name, seconds=self.settings.lease_seconds, device=self.device, disk_low=low)
+        drains = workers.present(
+            session, self.name, seconds=self.settings.lease_seconds, device=self.device, disk_low=disk_low, gpu_use=gpu_use
+        )
         if drains == self.drains:
             return
-        log.info("worker %s %s", self.name, "drains: it takes no new job" if drains else "takes jobs again")
+        log.info("the worker drains: it takes no new job" if drains else "the worker takes jobs again", extra={"worker": self.name})
         try:
             self.on_drain(drains)
         except Exception:
-            log.exception("worker %s: whether it drains could not be passed on", self.name)
+            log.exception("whether the worker drains could not be passed on", extra={"worker": self.name})
         else:
             self.drains = drains
 
@@ -65,4 +71,4 @@ class Presence:
             with self.store.begin() as session:
                 what(session)
         except UNREACHABLE as error:
-            log.warning("the database cannot be reached: %s", first_line(error))
+            log.warning("the database cannot be reached", extra={"worker": self.name, "reason": first_line(error)})

@@ -11,6 +11,8 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from detkds_core import logs
+
 
 class Settings(BaseSettings):
     """Where jobs come from, what trains them, and how long each may take."""
@@ -30,6 +32,7 @@ class Settings(BaseSettings):
     worker_name: Annotated[str, Field(min_length=1, max_length=100)] | None = None  # None: host and device (`identity`)
     quota_running: int = Field(default=0, ge=0)  # jobs of one owner that may run at once; 0: any number
     disk_free_gib: float = Field(default=5.0, ge=0)  # where artifacts are kept; with less, no job is taken; 0: it is anyhow
+    log_format: logs.LogFormat | None = None  # None: text on a terminal, else JSON
     threads: int | None = Field(default=None, ge=1)  # of a trainer; None: OMP_NUM_THREADS, else half the cores this process may use
 
     @field_validator("trainer", mode="before")
@@ -51,6 +54,10 @@ class Settings(BaseSettings):
         # Two logical cores are mostly one that computes: on 2 of them a second thread made a step slower (172 ms against 99 ms).
         self.threads = self.threads or int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // 2))
         return self
+
+    def configure_logs(self) -> None:
+        """Write this process's log as the settings say, without their passwords."""
+        logs.configure(self.log_format, [secret.get_secret_value() for secret in (self.database_url, self.broker_url) if secret])
 
     @property
     def artifacts_folder(self) -> Path:

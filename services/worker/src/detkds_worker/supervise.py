@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from detkds_core import processes
+from detkds_core import logs, processes
 from detkds_core.store import Store, jobs
 from detkds_worker.settings import Settings
 
@@ -43,20 +43,26 @@ def run_claim(store: Store, claim: Claim, settings: Settings, *, draining: Calla
     "lost": cancelled, or the lease went to somebody else (or could not be renewed in time); nothing is written.
     Whatever happens, the trainer and all it started have ended when this returns.
     """
+    ids = {"job_id": claim.job_id, "attempt": claim.attempt, "search_id": claim.search_id, "distillation_id": claim.distillation_id}
+    with logs.bound(**ids):
+        return supervise(store, claim, settings, draining)
+
+
+def supervise(store: Store, claim: Claim, settings: Settings, draining: Callable[[], bool]) -> Outcome:
     folder = attempt_folder(settings, claim)
     spec = write_spec(folder, claim)
     with (folder / "trainer.log").open("ab", buffering=0) as trainer_log:
         trainer = processes.start_bound(
             [*settings.trainer, str(spec), str(folder)], env=trainer_environment(settings), stdout=subprocess.PIPE, stderr=trainer_log
         )
-        log.info("job %s attempt %d: trainer %d started", claim.job_id, claim.attempt, trainer.pid)
+        log.info("trainer started", extra={"kind": claim.kind, "pid": trainer.pid})
         try:
             ending = watch(store, claim, settings, trainer, Stdout(trainer, trainer_log), draining)
         finally:
             code = processes.stop_group(trainer, grace=settings.stop_grace_seconds)
             assert trainer.stdout is not None
             trainer.stdout.close()
-    log.info("job %s attempt %d: trainer %s, exit code %d", claim.job_id, claim.attempt, ending, code)
+    log.info("trainer ended", extra={"ending": ending, "exit_code": code})
     if ending == "lost":
         return "lost"
     if ending == "draining":
@@ -92,7 +98,7 @@ def watch(
         if now - started > deadline_of(claim, settings) or now - heard > settings.silence_seconds:
             return "timeout"
         if now - held_since > settings.lease_seconds:
-            log.warning("job %s: the lease could not be renewed in time", claim.job_id)
+            log.warning("the lease could not be renewed in time")
             return "lost"
         news = stdout.progress is not told
         if now - renewed > (min(PROGRESS_EVERY, settings.lease_seconds / 3) if news else settings.lease_seconds / 3):
@@ -102,10 +108,10 @@ def watch(
                 with store.begin() as session:
                     mine = jobs.renew(session, claim, lease_seconds=settings.lease_seconds, progress=progress if news else None)
             except UNREACHABLE as error:
-                log.warning("job %s: the database cannot be reached: %s", claim.job_id, first_line(error))
+                log.warning("the database cannot be reached", extra={"reason": first_line(error)})
             else:
                 if not mine:
-                    log.warning("job %s attempt %d is cancelled or not ours any more", claim.job_id, claim.attempt)
+                    log.warning("the job is cancelled or not ours any more")
                     return "lost"
                 held_since, told = now, progress
         stdout.wait(TICK)
@@ -159,7 +165,7 @@ def progress_of(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(event, dict) or event.get("event") != "progress":
         return None
-    return {key: event.get(key) for key in ("done", "total", "message", "best_ap")}
+    return {key: event.get(key) for key in ("done", "total", "message", "best_ap", "step_seconds")}
 
 
 def attempt_folder(settings: Settings, claim: Claim) -> Path:
@@ -236,7 +242,7 @@ def write_outcome(store: Store, claim: Claim, settings: Settings, outcome: dict[
             return jobs.fail(session, claim, kind=kind, detail=detail)
 
     if not persist(write, settings):
-        log.warning("job %s attempt %d: its outcome came too late and is dropped", claim.job_id, claim.attempt)
+        log.warning("the outcome came too late and is dropped")
         return "lost"
     return "succeeded" if isinstance(outcome, dict) else "failed"
 
@@ -255,7 +261,7 @@ def persist(write: Callable[[], bool], settings: Settings) -> bool:
         except UNREACHABLE as error:
             if time.monotonic() > deadline:
                 return False
-            log.warning("the database cannot be reached: %s", first_line(error))
+            log.warning("the database cannot be reached", extra={"reason": first_line(error)})
             time.sleep(0.5)
 
 

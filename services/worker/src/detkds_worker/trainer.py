@@ -21,19 +21,32 @@ PROGRESS_SECONDS = 0.5
 
 
 class Reporter:
-    """Prints progress at most twice a second; the last line of a phase is always printed."""
+    """Prints progress at most twice a second; the last line of a phase is always printed.
+
+    `step_seconds`: what a step took since the line before, what is done between steps included; null in the first line of a phase.
+    """
 
     def __init__(self) -> None:
         self.printed = 0.0
         self.best_ap: float | None = None
+        self.phase, self.done = "", 0  # of the line before
 
     def __call__(self, done: int, total: int, message: str, best_ap: float | None = None) -> None:
         self.best_ap = best_ap if best_ap is not None else self.best_ap
         now = time.monotonic()
         if now - self.printed < PROGRESS_SECONDS and done < total and best_ap is None:
             return
-        self.printed = now
-        line = {"event": "progress", "done": done, "total": total, "message": message, "best_ap": self.best_ap}
+        steps = done - self.done if message == self.phase else 0
+        step_seconds = round((now - self.printed) / steps, 6) if steps > 0 else None
+        self.printed, self.phase, self.done = now, message, done
+        line = {
+            "event": "progress",
+            "done": done,
+            "total": total,
+            "message": message,
+            "best_ap": self.best_ap,
+            "step_seconds": step_seconds,
+        }
         print(json.dumps(line), flush=True)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
 import uuid
 
+ID = re.compile(r"[0-9a-f-]{36}")
 _lock = threading.Lock()
 _last = 0
 
@@ -22,3 +24,8 @@ def new_id() -> str:
         _last = moment
     number = (moment >> 12) << 80 | 0x7 << 76 | (moment & 0xFFF) << 64 | 0b10 << 62 | secrets.randbits(62)
     return str(uuid.UUID(int=number))
+
+
+def is_id(value: object) -> bool:
+    """Whether this can be an id at all; what cannot is not there, and not every database would take it in a question."""
+    return isinstance(value, str) and ID.fullmatch(value) is not None

@@ -6,20 +6,23 @@ state RUNNING; one that changes no row means that the job is somebody else's by 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from . import events, queue
+from . import events, queue, tallies
 from .clock import db_time
 from .ids import new_id
 from .models import Distillation, Job
 from .states import DISTILLATION, FINAL, RETRIED, active, move, terminal
 
 MOST_ATTEMPTS = 12  # of a job whose worker or trainer is killed again and again: at first that says nothing of the job
+FAILED = "failed_attempts"  # the tally of attempts whose worker saw them fail, by the kind of the failure
+LOST = "lost_attempts"  # the tally of attempts whose worker was not heard of any more, by the kind of the job
 NO_LEASE: Mapping[str, None] = {"lease_token": None, "lease_expires_at": None}
 
 
@@ -72,6 +75,12 @@ def enqueue(
 
 def get(session: Session, job_id: str) -> Job | None:
     return session.get(Job, job_id)
+
+
+def seen(session: Session, job_id: str, *, owner: str | None) -> Job | None:
+    """A job of one of this owner's searches or distillations; owner None: anybody's."""
+    query = select(Job).where(Job.id == job_id)
+    return session.scalar(query if owner is None else query.where(Job.owner == owner))
 
 
 def claim(
@@ -171,6 +180,7 @@ def fail(session: Session, claim: Claim, *, kind: str, detail: str) -> bool:
         job = _read(session, claim.job_id)
         _mirror(session, job)
         events.append(session, "job", job.id, "failed", {"attempt": claim.attempt, "state": job.state, **failure})
+        tallies.add(session, FAILED, kind)
     return bool(moved)
 
 
@@ -224,6 +234,7 @@ def reap(session: Session) -> list[str]:
         )
     )
     reaped = []
+    kinds: Counter[str] = Counter()
     for job_id in expired:
         if not move(session, Job, Job.id == job_id, source="RUNNING", target="LOST", **NO_LEASE):
             continue
@@ -234,12 +245,34 @@ def reap(session: Session) -> list[str]:
         _mirror(session, job)
         events.append(session, "job", job_id, "lost", {"attempt": job.attempt, "worker": job.worker, "state": job.state})
         reaped.append(job_id)
+        kinds[job.kind] += 1
+    for kind, count in sorted(kinds.items()):
+        tallies.add(session, LOST, kind, count)
     return reaped
 
 
 def waiting(session: Session, *, limit: int = 100) -> list[str]:
     """The jobs that wait for a worker, next one first."""
     return list(session.scalars(queue.in_order().limit(limit)))
+
+
+def depth(session: Session) -> list[tuple[str, str, str, int]]:
+    """How many jobs wait: (kind, state, reason, count) of those that are QUEUED or PAUSED.
+
+    reason: `new`, or the kind of the failure that the last attempt ended with.
+    """
+    reason = func.coalesce(Job.failure["kind"].as_string(), "new")
+    query = (
+        select(Job.kind, Job.state, reason, func.count()).where(Job.state.in_(("QUEUED", "PAUSED"))).group_by(Job.kind, Job.state, reason)
+    )
+    return [tuple(row) for row in session.execute(query)]
+
+
+def running(session: Session) -> list[tuple[str, int, float | None]]:
+    """What runs: (kind, count, mean seconds of a training step of those that have told one)."""
+    step = func.avg(Job.progress["step_seconds"].as_float())
+    query = select(Job.kind, func.count(), step).where(Job.state == "RUNNING").group_by(Job.kind)
+    return [tuple(row) for row in session.execute(query)]
 
 
 def of_search(session: Session, search_id: str) -> list[Job]:

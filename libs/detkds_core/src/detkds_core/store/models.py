@@ -397,7 +397,8 @@ class Worker(Base):
     """A worker that is there, until it is not heard of any more; one that drains is remembered beyond that.
 
     device: as a job's; gpus: how many these are (0: a CPU), memory_gib: of the smallest. draining: it takes no new job, also when it was
-    started anew under its name. disk_low: it takes none because the file system of the artifacts is nearly full.
+    started anew under its name. disk_low: it takes none because the file system of the artifacts is nearly full. gpu_use: its GPUs at the
+    last heartbeat, each {"uuid", "name", "memory_bytes", "memory_used_bytes", "use" (0 to 1, or null)}.
     """
 
     __tablename__ = "workers"
@@ -411,6 +412,17 @@ class Worker(Base):
     draining: Mapped[bool] = mapped_column(default=False)
     disk_low: Mapped[bool] = mapped_column(default=False)
     expires_at: Mapped[datetime]
+    gpu_use: Mapped[list[Any] | None]
+
+
+class Tally(Base):
+    """How often something has happened, of each kind. It only grows, whatever becomes of the rows that it happened to."""
+
+    __tablename__ = "tallies"
+
+    name: Mapped[str] = mapped_column(WORD, primary_key=True)
+    kind: Mapped[str] = mapped_column(WORD, primary_key=True)
+    count: Mapped[int] = mapped_column(BigInteger)
 
 
 class Lease(Base):

@@ -275,6 +275,21 @@ def best_candidate(session: Session, search_id: str) -> Candidate | None:
     return session.scalar(query)
 
 
+def running_best(session: Session, *, owner: str | None, limit: int) -> builtins.list[tuple[str, str, float | None]]:
+    """Of the newest searches under way, at most `limit`: (id, name, AP of the best candidate so far in percent)."""
+    best = (
+        select(Candidate.ap)
+        .where(Candidate.search_id == Search.id, Candidate.state == "MEASURED")
+        .order_by(Candidate.rung.desc(), Candidate.ap.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    query = select(Search.id, Search.name, best).where(Search.state.in_(("RUNNING", "CONFIRMING")))
+    if owner is not None:
+        query = query.where(Search.owner == owner)
+    return [tuple(row) for row in session.execute(query.order_by(Search.created_at.desc(), Search.id.desc()).limit(limit))]
+
+
 def propose(session: Session, search_id: str, proposals: Sequence[Mapping[str, Any]], canonical: Sequence[str]) -> None:
     """Store proposals (`evolution.Candidate.to_json`), each with its canonical text.
 

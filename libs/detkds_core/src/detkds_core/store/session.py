@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, make_url, text
+from sqlalchemy import Connection, create_engine, event, inspect, make_url, text
 from sqlalchemy.orm import Session
 
 BUSY_SECONDS = 30.0
@@ -73,6 +73,14 @@ class Store:
             if not self.sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             upgrade(connection)
+
+    def revision(self) -> str | None:
+        """The revision of the schema that the database has; None: it has none. Raises SQLAlchemyError when it does not answer."""
+        with self._reading.connect() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return found
 
     @contextmanager
     def altering(self) -> Iterator[Connection]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -44,7 +44,15 @@ class Standing(NamedTuple):
         return "busy" if self.held else "idle"
 
 
-def present(session: Session, name: str, *, seconds: float, device: Device = CPU, disk_low: bool = False) -> bool:
+def present(
+    session: Session,
+    name: str,
+    *,
+    seconds: float,
+    device: Device = CPU,
+    disk_low: bool = False,
+    gpu_use: Sequence[Mapping[str, Any]] = (),
+) -> bool:
     """A worker is there, and is taken to be for `seconds` from now; whether it drains. Those that are long gone are forgotten."""
     gone = (Worker.name != name[:200], Worker.expires_at < db_time(-86400), ~Worker.draining)
     session.execute(delete(Worker).where(*gone))
@@ -55,6 +63,7 @@ def present(session: Session, name: str, *, seconds: float, device: Device = CPU
         "memory_gib": device.memory_gib,
         "disk_low": disk_low,
         "expires_at": db_time(seconds),
+        "gpu_use": [dict(gpu) for gpu in gpu_use] or None,
     }
     first = insert(Worker).values(id=new_id(), name=name[:200], draining=False, **said)
     statement = first.on_conflict_do_update(index_elements=[Worker.name], set_=said).returning(Worker.draining)
@@ -76,6 +85,17 @@ def drain(session: Session, worker_id: str, *, draining: bool) -> bool:
 def alive(session: Session) -> int:
     """How many workers are there that take jobs."""
     return session.scalar(select(func.count()).select_from(Worker).where(Worker.expires_at >= db_time(), ~Worker.draining)) or 0
+
+
+def lost(session: Session) -> int:
+    """How many were there within the last day and ended without saying so."""
+    return session.scalar(select(func.count()).select_from(Worker).where(Worker.expires_at < db_time(), ~Worker.draining)) or 0
+
+
+def gpu_use(session: Session) -> dict[str, dict[str, Any]]:
+    """The GPUs of the workers that are there, by their UUID; one that several workers share stands once."""
+    reported = session.scalars(select(Worker.gpu_use).where(Worker.expires_at >= db_time(), Worker.gpu_use.is_not(None)))
+    return {gpu["uuid"]: gpu for found in reported for gpu in found or ()}
 
 
 def held(session: Session) -> list[Held]:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+
+
+def head() -> str:
+    """The revision that this code works with."""
+    revision = ScriptDirectory(str(Path(__file__).parent)).get_current_head()
+    assert revision is not None
+    return revision
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
