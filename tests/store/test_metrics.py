@@ -84,9 +84,9 @@ def test_the_best_of_the_newest_searches_under_way(store: Store) -> None:
     with store.begin() as session:
         searches.create(session, name="waits", spec={}, dataset=DATASET, owner="a")
     with store.read() as session:
-        assert searches.running_best(session, owner=None, limit=9) == [(third, "b", 7.0), (second, "b", None), (first, "a", 21.5)]
-        assert searches.running_best(session, owner="a", limit=9) == [(first, "a", 21.5)]
-        assert searches.running_best(session, owner=None, limit=1) == [(third, "b", 7.0)]
+        assert searches.running_best(session, owner=None, limit=9) == [(third, 7.0), (second, None), (first, 21.5)]
+        assert searches.running_best(session, owner="a", limit=9) == [(first, 21.5)]
+        assert searches.running_best(session, owner=None, limit=1) == [(third, 7.0)]
 
 
 def test_workers_tell_of_their_gpus_and_those_that_share_one_count_it_once(store: Store) -> None:

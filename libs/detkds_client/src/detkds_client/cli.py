@@ -14,7 +14,7 @@ from detkds_client import result_commands, run_commands, show, start_commands
 from detkds_client.connection import ProblemError, ServiceUnreachable
 from detkds_client.key_commands import keys_app
 from detkds_client.options import Json, Refusal, Url, connected
-from detkds_client.worker_commands import job, workers_app
+from detkds_client.worker_commands import job, logs, workers_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -27,7 +27,7 @@ COMMANDS = (
     *(start_commands.search, start_commands.extend, start_commands.distill, start_commands.clone),
     *(run_commands.searches, run_commands.distillations, run_commands.candidates, run_commands.label),
     *(run_commands.watch, run_commands.pause, run_commands.resume, run_commands.cancel),
-    *(result_commands.results, result_commands.compare, job),
+    *(result_commands.results, result_commands.compare, job, logs),
 )
 for command in COMMANDS:
     app.command()(command)

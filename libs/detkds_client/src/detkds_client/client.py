@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,6 +18,7 @@ from detkds_client.types import (
     Distillation,
     Job,
     Key,
+    LogPart,
     NamedPolicy,
     NewKey,
     Result,
@@ -269,6 +271,33 @@ class Client(Connection):
         """What the distilled student finds in the report images: COCO detections (image_id, category_id, bbox xywh in pixels, score)."""
         return cast(list[dict[str, Any]], self.get(f"/results/{result_id}/detections")["student"])
 
+    # Jobs
+
+    def jobs(self, *, search: str | None = None, distillation: str | None = None, state: str | None = None, limit: int = 50) -> list[Job]:
+        """At most `limit` jobs, the newest first: all, or those of a search, of a distillation, in a state."""
+        return cast(list[Job], list(self.items("/jobs", limit, search=search, distillation=distillation, state=state)))
+
+    def job(self, job_id: str) -> Job:
+        """One job of a search or a distillation."""
+        return cast(Job, self.get(f"/jobs/{job_id}"))
+
+    def log(self, job_id: str, attempt: int, *, offset: int = 0, limit: int = 1 << 16) -> LogPart:
+        """A part of what the trainer of an attempt wrote, at most `limit` bytes from byte `offset` on."""
+        return cast(LogPart, self.get(f"/jobs/{job_id}/attempts/{attempt}/log", offset=offset, limit=limit))
+
+    def read_log(self, job_id: str, attempt: int, *, follow: bool = False, poll: float = 1.0) -> Iterator[str]:
+        """The whole log of an attempt, part by part; with `follow` also what is written from now on, until the attempt ends."""
+        offset = 0
+        while True:
+            part = self.log(job_id, attempt, offset=offset)
+            if part["text"]:
+                yield part["text"]
+            if part["next_offset"] == offset:  # all that there is, or half a character
+                if part["ended"] or not follow:
+                    return
+                time.sleep(poll)
+            offset = part["next_offset"]
+
     # Datasets, detectors, policies, health
 
     def datasets(self) -> list[Dataset]:
@@ -311,10 +340,6 @@ class Client(Connection):
         """Let a worker take jobs again."""
         return cast(Worker, self.post(f"/workers/{worker_id}/undrain"))
 
-    def job(self, job_id: str) -> Job:
-        """One job of a search or a distillation."""
-        return cast(Job, self.get(f"/jobs/{job_id}"))
-
     def keys(self) -> list[Key]:
         """The API keys, newest first; for the operator and keys with scope `admin`."""
         return cast(list[Key], list(self.items("/keys", None)))
@@ -326,6 +351,17 @@ class Client(Connection):
     def revoke_key(self, key_id: str) -> Key:
         """End a key now."""
         return cast(Key, self.request("DELETE", f"/keys/{key_id}"))
+
+    def metrics(self) -> str:
+        """What there is to watch, in the text format of Prometheus."""
+        response = self.http.get("/metrics")
+        if not response.is_success:
+            raise problem_of(response)
+        return response.text
+
+    def ready(self) -> dict[str, Any]:
+        """What the service stands on. Raises ProblemError (503) that names what is missing."""
+        return cast(dict[str, Any], self.get("/ready"))
 
     def health(self) -> dict[str, Any]:
         return cast(dict[str, Any], self.get("/health"))

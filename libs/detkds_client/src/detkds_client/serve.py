@@ -194,7 +194,7 @@ def answers(url: str) -> bool:
         with opener.open(f"{url}/health", timeout=2) as response:
             return bool(response.status == 200)
     except urllib.error.HTTPError as error:
-        return error.code < 500  # it wants a key, which is not asked for here; 503 means that its database is not there yet
+        return error.code < 500  # it lives, whatever it refuses
     except OSError:
         return False
 

@@ -35,6 +35,22 @@ def holding(held: HeldJob | None) -> str:
     return f"{'search' if held['search_id'] else 'distillation'} {held['name']}"
 
 
+def jobs(found: Sequence[Job]) -> None:
+    columns = [("id", ""), ("kind", ""), ("state", ""), ("attempt", "right"), ("worker", "wide"), ("last failure", "wide")]
+    rows = [
+        (
+            one["id"],
+            one["kind"],
+            state(one["state"]),
+            f"{one['attempt']}/{one['max_attempts']}",
+            one["worker"] or "-",
+            one["failure"]["kind"] if one["failure"] else "-",
+        )
+        for one in found
+    ]
+    listed(columns, rows, "No job yet. The evolver makes the first one within a second, if it runs.")
+
+
 def job(one: Job) -> None:
     of = ("search", one["search_id"]) if one["search_id"] else ("distillation", one["distillation_id"])
     facts(
@@ -47,5 +63,6 @@ def job(one: Job) -> None:
             ("attempt", f"{one['attempt']} of {one['max_attempts']}"),
             *([("worker", f"{one['worker']} on {one['device']}")] if one["worker"] else []),
             *([("failure", f"{one['failure']['kind']}: {one['failure']['detail']}")] if one["failure"] else []),
+            *([("logs", f"of attempt {', '.join(map(str, one['logs']))}: detkds logs {one['id']} --attempt N")] if one["logs"] else []),
         ]
     )

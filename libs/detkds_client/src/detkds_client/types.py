@@ -241,7 +241,10 @@ class Worker(TypedDict):
 
 
 class Job(TypedDict):
-    """Work for one trainer. waiting: why it is not running, None while it is."""
+    """Work for one trainer. waiting: why it is not running, None while it is.
+
+    attempt: the one that runs, or ran last; logs: the attempts whose log can be read.
+    """
 
     id: str
     kind: Literal["evaluate", "confirm", "distill"]
@@ -262,6 +265,19 @@ class Job(TypedDict):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    logs: list[int]
+
+
+class LogPart(TypedDict):
+    """A part of a log. offset, next_offset, size: bytes; ended: nothing more is written to it."""
+
+    job_id: str
+    attempt: int
+    offset: int
+    next_offset: int
+    size: int
+    ended: bool
+    text: str
 
 
 class Key(TypedDict):

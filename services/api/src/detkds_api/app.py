@@ -19,8 +19,10 @@ from detkds_api import (
     detectors,
     distill,
     health,
+    jobs,
     keys,
     live,
+    metrics,
     policies,
     problems,
     reference,
@@ -35,7 +37,10 @@ from detkds_api.service import keep_nulls
 from detkds_api.settings import Settings
 from detkds_core.store import Store
 
-DOMAINS = (searches, search_control, candidates, distill, live, comparison, results, datasets, detectors, policies, workers, keys, health)
+DOMAINS = (
+    *(searches, search_control, candidates, distill, live, comparison, results, datasets, detectors, policies),
+    *(workers, jobs, keys, health, metrics),
+)
 ROUTERS = [domain.router for domain in DOMAINS]
 PAGES = Path(__file__).parent / "pages"
 
@@ -70,6 +75,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.store = store
     app.state.settings = settings
+    app.state.readiness = health.Readiness(store, settings)
+    app.state.requests = requests = metrics.Requests()
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/pages", StaticFiles(directory=PAGES), name="pages")
@@ -92,5 +99,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.openapi = described  # type: ignore[method-assign]
     problems.install(app)
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    app.add_middleware(Gate, allowed_hosts=settings.hosts, callers=Callers(store, key), pace=Pace(settings.requests_a_minute))
+    pace = Pace(settings.requests_a_minute)
+    app.add_middleware(Gate, allowed_hosts=settings.hosts, callers=Callers(store, key), pace=pace, note=requests.note)
     return app

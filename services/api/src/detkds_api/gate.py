@@ -6,7 +6,9 @@ Written as plain ASGI, because a body must be refused before anything has read i
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from urllib.parse import urlsplit
@@ -17,15 +19,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detkds_api.caller import OPERATOR, Callers, Pace
 from detkds_api.problems import BodyTimeout, BodyTooLarge, Forbidden, NotJson, Problem, answer
+from detkds_core import logs
+from detkds_core.store.ids import is_id
 
 BODY_LIMIT = 1 << 20  # bytes; a search with every option and 50 policies is below 40 KiB
 DRAIN_LIMIT = 64 << 20  # bytes read and thrown away, so that a client that sends first and reads later still sees its 413
 BODY_SECONDS = 30.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-OPEN_PATHS = ("/", "/docs", "/health", "/favicon.ico")  # what shows no data: the page asks for the key itself
+OPEN_PATHS = ("/", "/docs", "/health", "/ready", "/favicon.ico")  # what shows no data: the page asks for the key itself
 READING = ("/searches/preview",)  # what is asked by POST and changes nothing
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+
+Note = Callable[[str, str, int, float], None]
+log = logging.getLogger("detkds.api")
 
 SECURITY_HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
@@ -41,15 +48,17 @@ SECURITY_HEADERS: Mapping[str, str] = {
 class Gate:
     """ASGI middleware. It leaves the caller in the request's state: safe methods need scope `read`, the others `run`.
 
+    note: is told of every request (method, route, status, seconds until its answer began).
     allowed_hosts: names that a Host header may carry, without port; "*" for any. Loopback names always pass on loopback, and nothing
     else does, so that a web page cannot reach the service under its own name (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], callers: Callers, pace: Pace) -> None:
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], callers: Callers, pace: Pace, note: Note) -> None:
         self.app = app
         self.allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
         self.callers = callers
         self.pace = pace
+        self.note = note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,6 +67,24 @@ class Gate:
         headers = Headers(scope=scope)
         request_id = wanted_request_id(headers) or uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        began, status = time.monotonic(), 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self.answered(scope, status, time.monotonic() - began)
+            await send(message)
+
+        with logs.bound(request_id=request_id):
+            try:
+                await self.let_in(scope, headers, receive, with_headers(noted, request_id), request_id)
+            except Exception:
+                if not status:  # what failed is answered outside of here
+                    self.answered(scope, 500, time.monotonic() - began)
+                raise
+
+    async def let_in(self, scope: Scope, headers: Headers, receive: Receive, send: Send, request_id: str) -> None:
         body: bytes | None = None
         try:
             self.check_origin(scope, headers)
@@ -68,9 +95,20 @@ class Gate:
         except Problem as problem:
             response = answer(problem, instance=scope["path"], request_id=request_id)
             response.headers["Connection"] = "close"
-            await response(scope, receive, with_headers(send, request_id))
+            await response(scope, receive, send)
             return
-        await self.app(scope, receive if body is None else replay(body, receive), with_headers(send, request_id))
+        await self.app(scope, receive if body is None else replay(body, receive), send)
+
+    def answered(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request, and write down those that changed something or were refused: progress is polled several times a second."""
+        method, route = scope["method"], route_of(scope)
+        self.note(method, route, status, seconds)
+        if method in SAFE_METHODS and status < 400:
+            return
+        named = {name: text for name, text in (scope.get("path_params") or {}).items() if is_id(text)}
+        caller = scope["state"].get("caller", OPERATOR)
+        fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4), "key_id": caller.key}
+        log.log(logging.ERROR if status >= 500 else logging.INFO, "request", extra=fields | named)
 
     def check_origin(self, scope: Scope, headers: Headers) -> None:
         """Refuse a Host that is not ours, and unsafe methods from another site's page.
@@ -100,6 +138,13 @@ class Gate:
         if caller is not OPERATOR:
             self.pace.take(caller.key or "")
         caller.must("read" if scope["method"] in SAFE_METHODS or path in READING else "run")
+
+
+def route_of(scope: Scope) -> str:
+    """The address as the documentation writes it, ids as `{...}`: there are only so many of them."""
+    if (route := getattr(scope.get("route"), "path_format", None)) is not None:
+        return str(route)
+    return "/pages" if scope["path"].startswith("/pages/") else "none"
 
 
 def wanted_request_id(headers: Headers) -> str | None:

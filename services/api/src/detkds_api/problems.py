@@ -182,7 +182,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug_handler(request: Request, error: Exception) -> Response:
         request_id = getattr(request.state, "request_id", "-")
-        log.error("a request failed", exc_info=error)
+        log.error("a request failed", exc_info=error, extra={"request_id": request_id})
         return respond(request, Problem(f"the service failed on this request; its log has the reason under {request_id}"))
 
 

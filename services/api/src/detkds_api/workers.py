@@ -1,8 +1,7 @@
-"""`/workers`: which workers are there, what each holds, and that they may be emptied; `/jobs/{id}`: a job that one of them runs."""
+"""`/workers`: which workers are there, what each holds, and that they may be emptied."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Literal, cast
 
 from fastapi import APIRouter, Depends
@@ -11,11 +10,8 @@ from sqlalchemy.orm import Session
 
 from detkds_api.problems import NotFound
 from detkds_api.service import Id, Running, Service, administers, example
-from detkds_core.store import jobs, waiting
+from detkds_core.store import waiting
 from detkds_core.store import workers as stored
-from detkds_core.store.ids import is_id
-from detkds_core.store.models import Job
-from detkds_core.store.vocabulary import JobKind, JobState
 
 router = APIRouter(tags=["workers"])
 
@@ -55,30 +51,6 @@ class Workers(BaseModel):
     items: list[WorkerView]
 
 
-class JobView(BaseModel):
-    """Work for one trainer: some candidates of a search, a seed of its confirmation, or a distillation. waiting: why it is not running."""
-
-    id: str
-    kind: JobKind
-    state: JobState
-    waiting: str | None
-    owner: str
-    search_id: str | None
-    distillation_id: str | None
-    priority: int
-    devices: int
-    device_memory_gib: int | None
-    attempt: int
-    max_attempts: int
-    worker: str | None
-    device: str | None
-    progress: dict[str, Any] | None
-    failure: dict[str, Any] | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-
-
 EXAMPLE = {
     "id": "0198a3c1-11b0-7a51-8d0f-6c0a1a2b3c4d",
     "name": "gpu-0",
@@ -95,27 +67,6 @@ EXAMPLE = {
         "distillation_id": None,
         "name": "digits_gfl seed 0",
     },
-}
-JOB_EXAMPLE = {
-    "id": "0198a3c2-9f21-7c43-9a51-2f60c1c3d9ab",
-    "kind": "evaluate",
-    "state": "QUEUED",
-    "waiting": "needs 1 GPU with 12 GiB; gpu-0 is held by search digits_gfl seed 0 (job 0198a3c2-9f21-7c43-9a51-2f60c1c3d9aa)",
-    "owner": "vision team",
-    "search_id": "0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa",
-    "distillation_id": None,
-    "priority": 0,
-    "devices": 1,
-    "device_memory_gib": 12,
-    "attempt": 0,
-    "max_attempts": 3,
-    "worker": None,
-    "device": None,
-    "progress": None,
-    "failure": None,
-    "created_at": "2026-05-04T10:11:13Z",
-    "started_at": None,
-    "finished_at": None,
 }
 
 
@@ -141,16 +92,6 @@ def drain_worker(worker_id: Id, service: Service) -> WorkerView:
 def undrain_worker(worker_id: Id, service: Service) -> WorkerView:
     """Let a worker take jobs again. One that does not drain stays as it is. Needs a key with scope `admin`."""
     return changed(service, worker_id, draining=False)
-
-
-@router.get("/jobs/{job_id}", responses={200: example(JOB_EXAMPLE)})
-def get_job(job_id: Id, service: Service) -> JobView:
-    """One job of a search or a distillation, where it runs, or why it waits."""
-    with service.store.read() as session:
-        job = jobs.get(session, job_id) if is_id(job_id) else None
-        if job is None or service.caller.sees not in (None, job.owner):
-            raise NotFound(f"there is no job {job_id}; GET /workers names those that run")
-        return job_view(job, fleet(session, service))
 
 
 def changed(service: Running, worker_id: str, *, draining: bool) -> WorkerView:
@@ -187,27 +128,3 @@ def held_view(held: stored.Held, viewer: str | None) -> HeldJob:
     if viewer is not None and held.owner != viewer:
         return HeldJob(id=None, owner=None, search_id=None, distillation_id=None, name=None)
     return HeldJob(id=held.job_id, owner=held.owner, search_id=held.search_id, distillation_id=held.distillation_id, name=held.title)
-
-
-def job_view(job: Job, seen: waiting.Fleet) -> JobView:
-    return JobView(
-        id=job.id,
-        kind=cast(JobKind, job.kind),
-        state=cast(JobState, job.state),
-        waiting=waiting.of_job(seen, job),
-        owner=job.owner,
-        search_id=job.search_id,
-        distillation_id=job.distillation_id,
-        priority=job.priority,
-        devices=job.devices,
-        device_memory_gib=job.device_memory_gib,
-        attempt=job.attempt,
-        max_attempts=job.max_attempts,
-        worker=job.worker,
-        device=job.device,
-        progress=job.progress,
-        failure=job.failure,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
-    )

@@ -6,6 +6,7 @@ state RUNNING; one that changes no row means that the job is somebody else's by 
 
 from __future__ import annotations
 
+import builtins
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from . import events, queue, tallies
+from . import events, labels, pages, queue, tallies
 from .clock import db_time
 from .ids import new_id
 from .models import Distillation, Job
@@ -79,8 +80,18 @@ def get(session: Session, job_id: str) -> Job | None:
 
 def seen(session: Session, job_id: str, *, owner: str | None) -> Job | None:
     """A job of one of this owner's searches or distillations; owner None: anybody's."""
-    query = select(Job).where(Job.id == job_id)
-    return session.scalar(query if owner is None else query.where(Job.owner == owner))
+    return session.scalar(select(Job).where(Job.id == job_id, *_of(owner)))
+
+
+def list(
+    session: Session, *, limit: int = 50, cursor: str | None = None, owner: str | None = None, **asked: str | None
+) -> tuple[builtins.list[Job], str | None]:
+    """A page of jobs, the newest first, and the cursor of the next one. owner: as `seen`; asked: as of `labels.matching`.
+
+    Raises ValueError for what is no cursor of these filters.
+    """
+    query = select(Job).where(*_of(owner), *labels.matching(Job, asked))
+    return pages.ordered(session, query, Job, asked=asked, limit=limit, cursor=cursor)
 
 
 def claim(
@@ -198,34 +209,34 @@ def cancel(session: Session, job_id: str) -> bool:
     return bool(_cancel(session, Job.id == job_id))
 
 
-def cancel_search(session: Session, search_id: str) -> list[str]:
+def cancel_search(session: Session, search_id: str) -> builtins.list[str]:
     """Cancel all jobs of a search that have not ended; their ids."""
     return _cancel(session, Job.search_id == search_id)
 
 
-def pause(session: Session, where: ColumnElement[bool]) -> list[str]:
+def pause(session: Session, where: ColumnElement[bool]) -> builtins.list[str]:
     """Take jobs out of the queue, or from their workers, whose next write is refused, without counting the attempt; their ids."""
     waiting = move(session, Job, where, source="QUEUED", target="PAUSED")
     running = move(session, Job, where, source="RUNNING", target="PAUSED", attempt=Job.attempt - 1, **NO_LEASE)
     return _told(session, [*waiting, *running], "paused")
 
 
-def resume(session: Session, where: ColumnElement[bool]) -> list[str]:
+def resume(session: Session, where: ColumnElement[bool]) -> builtins.list[str]:
     """Put paused jobs back into the queue; their ids."""
     return _told(session, move(session, Job, where, source="PAUSED", target="QUEUED"), "resumed")
 
 
-def _told(session: Session, job_ids: list[str], kind: str) -> list[str]:
+def _told(session: Session, job_ids: builtins.list[str], kind: str) -> builtins.list[str]:
     for job_id in job_ids:
         _mirror(session, _read(session, job_id))
         events.append(session, "job", job_id, kind, {})
     return job_ids
 
 
-def reap(session: Session) -> list[str]:
+def reap(session: Session) -> builtins.list[str]:
     """Take the jobs whose lease has run out from their workers, who are lost: QUEUED again, DEAD after the last attempt; their ids."""
     # Locked in the order of ids, and only what nobody else holds: two reapers cannot wait for one another, nor for a worker that renews.
-    expired = list(
+    expired = builtins.list(
         session.scalars(
             select(Job.id)
             .where(Job.state == "RUNNING", Job.lease_expires_at < db_time())
@@ -251,12 +262,12 @@ def reap(session: Session) -> list[str]:
     return reaped
 
 
-def waiting(session: Session, *, limit: int = 100) -> list[str]:
+def waiting(session: Session, *, limit: int = 100) -> builtins.list[str]:
     """The jobs that wait for a worker, next one first."""
-    return list(session.scalars(queue.in_order().limit(limit)))
+    return builtins.list(session.scalars(queue.in_order().limit(limit)))
 
 
-def depth(session: Session) -> list[tuple[str, str, str, int]]:
+def depth(session: Session) -> builtins.list[tuple[str, str, str, int]]:
     """How many jobs wait: (kind, state, reason, count) of those that are QUEUED or PAUSED.
 
     reason: `new`, or the kind of the failure that the last attempt ended with.
@@ -268,16 +279,16 @@ def depth(session: Session) -> list[tuple[str, str, str, int]]:
     return [tuple(row) for row in session.execute(query)]
 
 
-def running(session: Session) -> list[tuple[str, int, float | None]]:
+def running(session: Session) -> builtins.list[tuple[str, int, float | None]]:
     """What runs: (kind, count, mean seconds of a training step of those that have told one)."""
     step = func.avg(Job.progress["step_seconds"].as_float())
     query = select(Job.kind, func.count(), step).where(Job.state == "RUNNING").group_by(Job.kind)
     return [tuple(row) for row in session.execute(query)]
 
 
-def of_search(session: Session, search_id: str) -> list[Job]:
+def of_search(session: Session, search_id: str) -> builtins.list[Job]:
     """All jobs of a search, oldest first."""
-    return list(session.scalars(select(Job).where(Job.search_id == search_id).order_by(Job.created_at, Job.id)))
+    return builtins.list(session.scalars(select(Job).where(Job.search_id == search_id).order_by(Job.created_at, Job.id)))
 
 
 def under_way(session: Session, search_id: str) -> bool:
@@ -291,10 +302,10 @@ def of_distillation(session: Session, distillation_id: str) -> Job | None:
     return session.scalar(query)
 
 
-def uncollected(session: Session, search_id: str) -> list[Job]:
+def uncollected(session: Session, search_id: str) -> builtins.list[Job]:
     """The jobs of a search that have ended and whose outcome nobody has counted yet, in the order of their ids."""
     query = select(Job).where(Job.search_id == search_id, Job.collected.is_(False), Job.state.in_(terminal(Job))).order_by(Job.id)
-    return list(session.scalars(query))
+    return builtins.list(session.scalars(query))
 
 
 def succeeded_distillations(session: Session, *, limit: int = 50) -> Sequence[Job]:
@@ -305,7 +316,7 @@ def succeeded_distillations(session: Session, *, limit: int = 50) -> Sequence[Jo
         .order_by(Job.id)
         .limit(limit)
     )
-    return list(session.scalars(query))
+    return builtins.list(session.scalars(query))
 
 
 def collect(session: Session, job: Job) -> bool:
@@ -314,11 +325,16 @@ def collect(session: Session, job: Job) -> bool:
     return session.scalar(statement) is not None
 
 
-def _held(claim: Claim) -> list[ColumnElement[bool]]:
+def _of(owner: str | None) -> tuple[ColumnElement[bool], ...]:
+    """The jobs of this owner's searches and distillations; owner None: all."""
+    return () if owner is None else (Job.owner == owner,)
+
+
+def _held(claim: Claim) -> builtins.list[ColumnElement[bool]]:
     return [Job.id == claim.job_id, Job.attempt == claim.attempt, Job.lease_token == claim.token]
 
 
-def _retry_or_bury(session: Session, where: Sequence[ColumnElement[bool]], *, source: str, failure: dict[str, str]) -> list[str]:
+def _retry_or_bury(session: Session, where: Sequence[ColumnElement[bool]], *, source: str, failure: dict[str, str]) -> builtins.list[str]:
     """To the queue while attempts are left, else DEAD: the same row cannot match both."""
     if failure["kind"] == "lost":
         left, uncounted = Job.attempt < MOST_ATTEMPTS, {"max_attempts": Job.max_attempts + 1}
@@ -330,7 +346,7 @@ def _retry_or_bury(session: Session, where: Sequence[ColumnElement[bool]], *, so
     return move(session, Job, *where, source=source, target="DEAD", failure=failure, finished_at=db_time(), **NO_LEASE)
 
 
-def _cancel(session: Session, where: ColumnElement[bool]) -> list[str]:
+def _cancel(session: Session, where: ColumnElement[bool]) -> builtins.list[str]:
     cancelled = []
     for state in sorted(active(Job) - {"LOST"}):  # LOST is never visible outside the reaper's transaction
         moved = move(session, Job, where, source=state, target="CANCELLED", finished_at=db_time(), **NO_LEASE)

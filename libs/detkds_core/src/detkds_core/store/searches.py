@@ -275,8 +275,8 @@ def best_candidate(session: Session, search_id: str) -> Candidate | None:
     return session.scalar(query)
 
 
-def running_best(session: Session, *, owner: str | None, limit: int) -> builtins.list[tuple[str, str, float | None]]:
-    """Of the newest searches under way, at most `limit`: (id, name, AP of the best candidate so far in percent)."""
+def running_best(session: Session, *, owner: str | None, limit: int) -> builtins.list[tuple[str, float | None]]:
+    """Of the newest searches under way, at most `limit`: (id, AP of the best candidate so far in percent)."""
     best = (
         select(Candidate.ap)
         .where(Candidate.search_id == Search.id, Candidate.state == "MEASURED")
@@ -284,7 +284,7 @@ def running_best(session: Session, *, owner: str | None, limit: int) -> builtins
         .limit(1)
         .scalar_subquery()
     )
-    query = select(Search.id, Search.name, best).where(Search.state.in_(("RUNNING", "CONFIRMING")))
+    query = select(Search.id, best).where(Search.state.in_(("RUNNING", "CONFIRMING")))
     if owner is not None:
         query = query.where(Search.owner == owner)
     return [tuple(row) for row in session.execute(query.order_by(Search.created_at.desc(), Search.id.desc()).limit(limit))]

@@ -1,4 +1,4 @@
-"""Metrics: the GPUs that workers report, and how often attempts failed or were lost."""
+"""Metrics: the GPUs that workers report, how often attempts failed or were lost; and jobs in the order of a list."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,9 +18,11 @@ def upgrade() -> None:
         sa.Column("count", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", "kind", name=op.f("pk_tallies")),
     )
+    op.create_index(op.f("ix_jobs_created_at_id"), "jobs", ["created_at", "id"], unique=False)
 
 
 def downgrade() -> None:
+    op.drop_index(op.f("ix_jobs_created_at_id"), table_name="jobs")
     op.drop_table("tallies")
     with op.batch_alter_table("workers") as workers:
         workers.drop_column("gpu_use")
