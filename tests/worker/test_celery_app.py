@@ -13,6 +13,7 @@ WANTED = {
     "accept_content": ["json"],
     "task_ignore_result": True,
     "task_acks_late": False,
+    "worker_consumer": "detkds_worker.messages:OurMessages",
     "worker_prefetch_multiplier": 1,
     "worker_disable_prefetch": True,
     "worker_concurrency": 1,

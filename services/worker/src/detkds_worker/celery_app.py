@@ -32,11 +32,13 @@ from detkds_worker.supervise import run_claim
 
 log = logging.getLogger("detkds.worker")
 
+TASK = "detkds.run_job"  # as the evolver calls it
 CELERY_SETTINGS: dict[str, Any] = {
     "task_serializer": "json",
     "accept_content": ["json"],
     "task_ignore_result": True,
     "task_acks_late": False,  # the lease recovers a job, not the broker: late acks ran one task four times
+    "worker_consumer": "detkds_worker.messages:OurMessages",
     "worker_prefetch_multiplier": 1,
     "worker_disable_prefetch": True,  # prefetch 1 would still hold one message behind a long job
     "worker_concurrency": 1,  # one worker a GPU
@@ -58,7 +60,7 @@ NAME = "DETKDS_HELD_NAME"  # environment variable by which a child knows its wor
 node: list[str] = []  # what Celery calls this worker, once it is known
 
 
-@app.task(name="detkds.run_job")  # type: ignore[untyped-decorator]
+@app.task(name=TASK)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Woken for `job_id`: supervise the jobs that are next, one after the other, until none waits that this worker may have.
 
