@@ -165,7 +165,7 @@ def test_an_illegal_term_is_named_by_its_place(service, wanted):
         ("pair", "digits_yolo", "/pair", "one of digits_gfl"),
         ("teacher.checkpoint", "teacher.safetensors", "/teacher/checkpoint", "not an absolute path"),
         ("teacher.checkpoint", "/etc/passwd", "/teacher/checkpoint", "outside the registered folders"),
-        ("teacher.checkpoint", "https://example.org/teacher.safetensors", "/teacher/checkpoint", "not an absolute path"),
+        ("teacher.checkpoint", "https://example.org/teacher.safetensors", "/teacher/checkpoint", "nothing is fetched"),
     ],
 )
 def test_every_mistake_is_told_where_it_is_and_what_would_be_right(service, wanted, path, value, where, message):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from detkds_api.paths import inside
+from detkds_api.paths import absent, inside
 from detkds_core.catalogue import builtin_checkpoint
 
 HEADER_LIMIT = 16 << 20  # bytes; a detector of 1,000 tensors has a header of about 100 KiB
@@ -21,13 +21,19 @@ class Checkpoint(NamedTuple):
     detector: str | None
 
 
-def find(text: str, roots: Sequence[Path]) -> Checkpoint:
-    """The checkpoint of a built-in name or of an absolute path below `roots`. Raises ValueError that says what would be right."""
+def find(text: str, roots: Sequence[Path], seen: Callable[[Path], bool]) -> Checkpoint:
+    """The checkpoint of a built-in name or of an absolute path below `roots`. Raises ValueError that says what would be right.
+
+    seen: whether a resolved path is there for who asks; one that is not does not exist.
+    """
     if (path := builtin_checkpoint(text)) is not None:
         return read_header(path)
     if "/" not in text and "\\" not in text:
         raise ValueError(f"{text!r} is not a checkpoint that ships with the project, and not an absolute path")
-    return read_header(inside(text, roots))
+    path = inside(text, roots)
+    if not seen(path):
+        raise ValueError(absent(text))
+    return read_header(path)
 
 
 def read_header(path: Path) -> Checkpoint:

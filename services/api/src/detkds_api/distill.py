@@ -14,7 +14,7 @@ from detkds_api import quota
 from detkds_api.caller import Caller
 from detkds_api.cloning import cloned, kept_request, repeats
 from detkds_api.datasets import make_builtin
-from detkds_api.fields import NOTES, TAGS, Body, Name, Notes, Seed, Tags
+from detkds_api.fields import NOTES, TAGS, Body, Name, Notes, Seed, Shallow, Tags
 from detkds_api.labelling import EXAMPLE as LABEL_EXAMPLE
 from detkds_api.labelling import LabelChange, relabel
 from detkds_api.lists import Page, RunsQuery, page_of
@@ -50,7 +50,9 @@ class DistillRequest(Body):
     dataset: Name | None = Field(default=None, description="of `GET /datasets`")
     teacher: TeacherChoice | None = None
     student: StudentChoice | None = None
-    policy: str | dict[str, Any] = Field(description='a named policy, a formula, a policy, or {"search": id} for the winner of a search')
+    policy: Annotated[str | dict[str, Any], Shallow] = Field(
+        description='a named policy, a formula, a policy, or {"search": id} for the winner of a search'
+    )
     recipe: RecipeChoice | None = None
     seed: Seed = 0
     priority: Priority = 0
@@ -67,7 +69,7 @@ class DistillRequest(Body):
 class DistillChanges(DistillRequest):
     """What is to be different from a distillation whose request is repeated."""
 
-    policy: str | dict[str, Any] | None = Field(default=None, description="default: that of the request")  # type: ignore[assignment]
+    policy: Annotated[str | dict[str, Any], Shallow] | None = Field(default=None, description="default: that of the request")  # type: ignore[assignment]
 
 
 class DistillationsQuery(RunsQuery):
@@ -179,7 +181,7 @@ def started(
         wanted = wanted.model_copy(update=left_to(source, wanted))
     pairing = resolve(
         session,
-        service.settings,
+        service,
         pair=wanted.pair,
         dataset=wanted.dataset,
         teacher=wanted.teacher,

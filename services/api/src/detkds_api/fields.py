@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Asking = TypeVar("Asking", bound=str | dict[str, Any])
+DEEPEST = 20  # levels of a written policy; legal ones have fewer than 6
 
 
 def printable(text: str) -> str:
@@ -36,11 +39,27 @@ def different(texts: list[str]) -> list[str]:
     return texts
 
 
+def shallow(value: Asking) -> Asking:
+    """A policy, by name or written out, that every walk over it can take. Raises ValueError."""
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for one in level
+            for part in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return value
+    raise ValueError(f"is nested more than {DEEPEST} deep; a policy is an object of options and terms")
+
+
 Name = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(printable)]
 Notes = Annotated[str, Field(max_length=4000), AfterValidator(lines)]
 Tag = Annotated[str, Field(min_length=1, max_length=40), AfterValidator(printable), AfterValidator(trimmed)]
 Tags = Annotated[list[Tag], Field(max_length=20), AfterValidator(different)]
 PathText = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(printable)]
+Shallow = AfterValidator(shallow)
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 NOTES = "what is worth remembering of it, up to 4,000 characters"

@@ -123,7 +123,7 @@ class Gate:
         if scope["method"] in SAFE_METHODS:
             return
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and site(origin) != host.lower():
             raise Forbidden(f"a page of {origin} may not change anything here; use the service's own page, the client or the command line")
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             raise Forbidden("a page of another site may not change anything here")
@@ -151,6 +151,14 @@ def wanted_request_id(headers: Headers) -> str | None:
     """The client's own X-Request-ID when it is harmless in a log."""
     given = headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else None
+
+
+def site(origin: str) -> str:
+    """Host and port of an Origin header; empty for what is none, such as `null`."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def host_name(host: str) -> str:

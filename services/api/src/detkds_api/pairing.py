@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -13,12 +14,14 @@ from detkds_api import checkpoints
 from detkds_api.datasets import find_dataset
 from detkds_api.fields import Body, Name, PathText
 from detkds_api.problems import FieldError, InvalidInput, invalid, pointer, pointer_of_path
-from detkds_api.settings import Settings
+from detkds_api.service import Running
 from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Pair, Recipe, exchange, pair_facts
 from detkds_core.catalogue import detector as detector_entry
 from detkds_core.catalogue.pairs import CHECKPOINTS
 from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES
 from detkds_core.policy import PairFacts
+from detkds_core.store import jobs
+from detkds_core.store.ids import is_id
 
 
 def one_of(names: Sequence[str]) -> str:
@@ -120,7 +123,7 @@ class Pairing(NamedTuple):
 
 def resolve(
     session: Session,
-    settings: Settings,
+    service: Running,
     *,
     pair: str | None,
     dataset: str | None,
@@ -153,12 +156,12 @@ def resolve(
     data = None
     if dataset_name is not None:
         try:
-            data = find_dataset(session, settings, dataset_name)
+            data = find_dataset(session, service.settings, dataset_name)
         except InvalidInput as problem:
             errors.extend(problem.errors)
     classes = tuple(data["classes"]) if data else None
-    teacher_json = checked_detector("teacher", teacher, classes, settings, errors) if teacher else None
-    student_json = checked_detector("student", student, classes, settings, errors) if student else None
+    teacher_json = checked_detector(session, service, "teacher", teacher, classes, errors) if teacher else None
+    student_json = checked_detector(session, service, "student", student, classes, errors) if student else None
     if chosen:
         base = chosen.proxy if schedule == "proxy" else chosen.full
     merged = merged_recipe(recipe, base, errors)
@@ -178,7 +181,12 @@ def named_pair(name: str | None, errors: list[FieldError]) -> Pair | None:
 
 
 def checked_detector(
-    role: str, choice: TeacherChoice | StudentChoice, classes: tuple[str, ...] | None, settings: Settings, errors: list[FieldError]
+    session: Session,
+    service: Running,
+    role: str,
+    choice: TeacherChoice | StudentChoice,
+    classes: tuple[str, ...] | None,
+    errors: list[FieldError],
 ) -> dict[str, Any] | None:
     """`{"detector", "checkpoint": path or None}`, or None with what is wrong added to `errors`."""
     before = len(errors)
@@ -189,8 +197,9 @@ def checked_detector(
     if choice.checkpoint is None:
         return {"detector": choice.detector, "checkpoint": None} if len(errors) == before else None
     where = pointer(role, "checkpoint")
+    roots = (*service.settings.data_roots, service.settings.artifacts_folder, CHECKPOINTS)
     try:
-        found = checkpoints.find(choice.checkpoint, (*settings.data_roots, settings.artifacts_folder, CHECKPOINTS))
+        found = checkpoints.find(choice.checkpoint, roots, lambda path: seen(session, service, path))
     except ValueError as error:
         errors.append(FieldError(where, str(error)))
         return None
@@ -204,6 +213,15 @@ def checked_detector(
     if found.detector is not None and found.detector != choice.detector:
         errors.append(FieldError(where, f"{found.path.name} holds weights of {found.detector}, not of {choice.detector}"))
     return {"detector": choice.detector, "checkpoint": str(found.path)} if len(errors) == before else None
+
+
+def seen(session: Session, service: Running, path: Path) -> bool:
+    """Whether a file is there for the caller: what a job has left belongs to the owner of that job."""
+    folder = service.settings.artifacts_folder.resolve()
+    if service.caller.sees is None or not path.is_relative_to(folder):
+        return True
+    job_id = path.relative_to(folder).parts[0]
+    return is_id(job_id) and jobs.seen(session, job_id, owner=service.caller.sees) is not None
 
 
 def merged_recipe(choice: RecipeChoice | None, base: Recipe | None, errors: list[FieldError]) -> Recipe | None:

@@ -12,6 +12,8 @@ def inside(text: str, roots: Sequence[Path]) -> Path:
     Resolving comes before every check, so that `..` and links are judged by where they lead; and whether something exists outside the
     roots is never told. Raises ValueError that says what would be right.
     """
+    if "://" in text:
+        raise ValueError(f"{text!r} is an address, and nothing is fetched; put the file below a registered folder (DETKDS_DATA_ROOTS)")
     path = Path(text)
     if not roots:
         raise ValueError("no folder is registered for reading; start the service with DETKDS_DATA_ROOTS=/folder[:/another]")
@@ -24,5 +26,10 @@ def inside(text: str, roots: Sequence[Path]) -> Path:
     if not any(resolved.is_relative_to(root) for root in roots):
         raise ValueError(f"{text!r} leads outside the registered folders {', '.join(map(str, roots))} (DETKDS_DATA_ROOTS)")
     if not resolved.exists():
-        raise ValueError(f"{text!r} does not exist on the service's machine")
+        raise ValueError(absent(text))
     return resolved
+
+
+def absent(text: str) -> str:
+    """What is said of a file that is not there, or not for who asks."""
+    return f"{text!r} does not exist on the service's machine"

@@ -19,6 +19,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+MOST_ERRORS = 200  # fields that one answer names: a body of 1 MiB can have 60,000 wrong ones, and their answer would be 18 MiB
 log = logging.getLogger(__name__)
 
 
@@ -105,7 +106,7 @@ def invalid(errors: Iterable[FieldError]) -> InvalidInput:
     detail = "; ".join(f"{dotted(error.pointer)}: {error.message}" for error in found[:5])
     if len(found) > 5:
         detail += f"; and {len(found) - 5} more"
-    return InvalidInput(detail, found)
+    return InvalidInput(detail, found[:MOST_ERRORS])
 
 
 def dotted(pointer: str) -> str:
@@ -219,7 +220,10 @@ def from_validation(error: RequestValidationError, body: type[BaseModel] | None,
         if place == "body":
             path = places(path, error.body)
         where = pointer(*path) if place == "body" else f"?{path[0]}" if place == "query" else f"header {path[0]}" if path else str(place)
-        found.setdefault(where, []).append(words(entry, path, query if place == "query" else body))
+        if where in found or len(found) < MOST_ERRORS:
+            found.setdefault(where, []).append(words(entry, path, query if place == "query" else body))
+        else:
+            found[where] = []  # is counted
     return invalid(FieldError(where, ", or ".join(messages)) for where, messages in found.items())
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 from sqlalchemy.orm import Session
 
 from detkds_api.budget import DEFAULT_GROUP, DEFAULT_PARALLELISM, DEFAULT_REFERENCES, LOOK, Speed, wanted_budget
-from detkds_api.fields import NOTES, TAGS, Body, Name, Notes, Seed, Tags
+from detkds_api.fields import NOTES, TAGS, Body, Name, Notes, Seed, Shallow, Tags
 from detkds_api.pairing import Pairing, RecipeChoice, StudentChoice, TeacherChoice, resolve
 from detkds_api.policies import read_policy
 from detkds_api.problems import FieldError, invalid, pointer, pointer_of_path
@@ -39,7 +39,7 @@ class Confirmation(Body):
 
     finalists: int = Field(default=2, ge=1, le=20)
     seeds: int = Field(default=5, ge=3, le=50)
-    distillers: Literal["all"] | list[Name | dict[str, Any]] = Field(
+    distillers: Literal["all"] | list[Annotated[Name | dict[str, Any], Shallow]] = Field(
         default="all",
         max_length=50,
         description="hand-designed distillers to compare with: named policies, formulas or policies; `all`: every named one that the pair "
@@ -83,7 +83,7 @@ class SearchRequest(Body):
     space: Literal["published", "full"] = Field(
         default="published", description="`published`: the names that DetKDS can reach; `full`: everything that the policy language has"
     )
-    references: list[Name | dict[str, Any]] | None = Field(
+    references: list[Annotated[Name | dict[str, Any], Shallow]] | None = Field(
         default=None,
         max_length=50,
         description="named policies, formulas or policies, measured first and then varied like any other candidate; default: none, pkd and"
@@ -139,7 +139,7 @@ def planned(session: Session, service: Running, wanted: SearchRequest) -> Planne
     """
     pairing = resolve(
         session,
-        service.settings,
+        service,
         pair=wanted.pair,
         dataset=wanted.dataset,
         teacher=wanted.teacher,
