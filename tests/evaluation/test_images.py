@@ -24,5 +24,5 @@ def test_an_image_is_loaded_as_mmdetection_resizes_it(size, tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), pixels)
     expected = Resize(scale=(133, 80), keep_ratio=True)({"img": pixels})["img"]
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png", 133, 80), expected)
-    assert load_image(tmp_path / "a.png", 133).shape[:2] == resized_shape(*size, 133)
+    np.testing.assert_array_equal(load_image(tmp_path, "a.png", 133, 80), expected)
+    assert load_image(tmp_path, "a.png", 133).shape[:2] == resized_shape(*size, 133)

@@ -236,9 +236,18 @@ def export_student(
         },
         "test_cfg": {"type": "TestLoop"},
     }
-    lines = [f"{key} = {pprint.pformat(value, width=120, sort_dicts=False)}\n" for key, value in config.items()]
+    lines = [f"{key} = {literal(value)}\n" for key, value in config.items()]
     (folder / "student_config.py").write_text("# A plain MMDetection configuration of the distilled student.\n" + "\n".join(lines))
     return {**files, "config": "student_config.py"}
+
+
+def literal(value: Any) -> str:
+    """Python's text of a plain value, for an MMEngine configuration.
+
+    Before such a file is read as Python, MMEngine puts the environment and other texts in place of `{{...}}` in it. In a text of ours, such
+    as a class name that somebody chose, that must stay text. Two braces in a row stand in strings alone.
+    """
+    return pprint.pformat(value, width=120, sort_dicts=False).replace("{{", "{\\x7b")
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -22,8 +22,14 @@ def resized_shape(height: int, width: int, image_size: int, short_side: int | No
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def load_image(path: Path, image_size: int, short_side: int | None = None) -> NDArray[np.uint8]:
-    """An image as (H, W, 3) BGR bytes scaled to `resized_shape`. Raises FileNotFoundError."""
+def load_image(folder: Path, file_name: str, image_size: int, short_side: int | None = None) -> NDArray[np.uint8]:
+    """An image below `folder` as (H, W, 3) BGR bytes scaled to `resized_shape`.
+
+    Raises FileNotFoundError, also where the name leads out of the folder: annotations and links can change after a dataset was checked.
+    """
+    path = (folder / file_name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise FileNotFoundError(f"{file_name!r} leads out of the image folder")
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if pixels is None:
         raise FileNotFoundError(f"{path}: no image that can be read")

@@ -44,7 +44,7 @@ def detect(
     detections: list[dict[str, Any]] = []
     while waiting:
         chunk = waiting.pop(0)
-        pixels = [load_image(images / records[i]["file_name"], image_size, short_side) for i in chunk]
+        pixels = [load_image(images, records[i]["file_name"], image_size, short_side) for i in chunk]
         found = _predictions(model, pixels, [records[i] for i in chunk])
         if found is None:
             torch.cuda.empty_cache()

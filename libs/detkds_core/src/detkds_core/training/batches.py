@@ -121,7 +121,7 @@ class Batches:
         key = (record["id"], short_side)
         pixels = self._cache.get(key)
         if pixels is None:
-            pixels = load_image(self.images / record["file_name"], self.recipe.image_size, short_side)
+            pixels = load_image(self.images, record["file_name"], self.recipe.image_size, short_side)
             if self._cached_bytes + pixels.nbytes <= CACHE_BYTES:
                 self._cache[key] = pixels
                 self._cached_bytes += pixels.nbytes
