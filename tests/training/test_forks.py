@@ -138,7 +138,7 @@ def test_a_rung_of_a_job_is_branches_from_one_trunk(spec, tmp_path, monkeypatch)
     assert [row["iterations"] for row in rows] == [3] * 4
     assert [row["cost"]["iterations"] for row in rows] == [3] * 4
     assert rows[0]["look"] is None  # nothing to see without terms
-    assert rows[2]["look"]["ratio"] == pytest.approx(0.3, rel=1e-6)
+    assert rows[2]["look"]["ratio"] == pytest.approx(0.3, rel=5e-4)  # a found weight has four digits
     assert not rows[2]["policy"]["terms"][0].get("balanced")
     together = dict(digests)
     alone = measure_candidates(job_of(spec, {2: POLICIES[1]}, fork=2, rung=3, gates=["finite"]), SILENT)

@@ -55,7 +55,7 @@ def _signal(term: Term) -> str:
 
 
 def policy_losses(
-    policy: Policy, student: Signals, teacher: Signals, scene: Scene, scales: Mapping[str, float | Tensor] | None = None
+    policy: Policy, student: Signals, teacher: Signals, scene: Scene, scales: Mapping[str, float] | None = None
 ) -> dict[str, Tensor]:
     """The weighted loss of each term of the policy, {"distill/0_global": scalar, ...}. Their sum is the distillation loss.
 
@@ -70,7 +70,7 @@ def policy_losses(
     if not names:
         return {}
     keys: dict[tuple[int | None, str], None] = {}  # of the student's tensors that the policy compares
-    weights: list[float | Tensor] = []
+    weights: list[float] = []
     parts: list[Part] = []
     for index, (name, term) in enumerate(zip(names, policy.terms, strict=True)):
         with _naming(index, term):
@@ -79,8 +79,7 @@ def policy_losses(
             if term.weight * now > 0 and _has_something(term, student, scene):
                 parts += parts_of(index, term, compared, student, teacher, scene)
             keys |= dict.fromkeys(compared)
-            scale = (scales or {}).get(name, 1.0) if term.auto or term.balanced else 1.0
-            weights.append(term.weight * scale * now)  # as if the weight were fixed at the first product
+            weights.append(found_weight(term, (scales or {}).get(name)) * now)
     sources = [read(student, *key) for key in keys]
     device = sources[0].device
 
@@ -128,6 +127,14 @@ def _add_up(policy: Policy, parts: Sequence[Part], looks: Looks, weights: Sequen
         before = values[term]
         values[term] = value if before is None else before + value
     return values
+
+
+def found_weight(term: Term, scale: float | None) -> float:
+    """What a term weighs before its schedule: its own weight, times the scale that was found for an `auto` or `balanced` one.
+
+    A weight that was found has four significant digits, so that it can be said, and a policy that says it trains the same to the bit.
+    """
+    return float(f"{term.weight * scale:.4g}") if scale is not None and (term.auto or term.balanced) else term.weight
 
 
 def schedule(term: Term, step: int, total_steps: int) -> float:

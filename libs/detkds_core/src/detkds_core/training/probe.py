@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkds_core.losses.policy import needs
+from detkds_core.losses.policy import found_weight, needs
 from detkds_core.losses.signals import Rois, Scene, Signals
 from detkds_core.policy import Policy
 from detkds_core.training.batches import Batches
@@ -144,7 +144,7 @@ def _weight(name: str | None, place: int, terms: Mapping[str, Any], scales: Mapp
     if name is None:
         return 1.0
     if name in scales:
-        return terms[name].weight * scales[name]
+        return found_weight(terms[name], scales[name])
     return next((terms[name].weight * pull.task[0] / pull.losses[place] for pull in pulled if pull.losses[place] > 0), 0.0)
 
 

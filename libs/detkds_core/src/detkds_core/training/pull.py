@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from detkds_core.detectors.pair import Student
-from detkds_core.losses.policy import policy_losses
+from detkds_core.losses.policy import found_weight, policy_losses
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.policy import Policy, Term
 from detkds_core.training import parallel
@@ -67,11 +67,11 @@ def _with_weights(terms: Sequence[Term], weights: Sequence[float]) -> Policy:
 
 
 def fixed(policy: Policy, scales: Mapping[str, float]) -> Policy:
-    """The policy whose terms weigh what was found, their weight times their scale; a term without a scale is as it was."""
+    """The policy whose terms weigh what was found (`losses.policy.found_weight`); a term without a scale is as it was."""
     terms = []
     for name, term in zip(names_of(policy), policy.terms, strict=True):
-        found = name in scales
-        terms.append(replace(term, weight=term.weight * scales[name], auto=False, balanced=False) if found else term)
+        known = name in scales
+        terms.append(replace(term, weight=found_weight(term, scales[name]), auto=False, balanced=False) if known else term)
     return replace(policy, terms=tuple(terms))
 
 

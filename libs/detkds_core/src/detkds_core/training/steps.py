@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.pair import Teacher
-from detkds_core.losses.policy import policy_losses, schedule
+from detkds_core.losses.policy import found_weight, policy_losses, schedule
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.training import parallel
 from detkds_core.training.learner import DTYPES, Learner, average
@@ -99,7 +99,8 @@ def scaled(learner: Learner, task: Tensor, distill: Mapping[str, Tensor], scene:
     for name, value in zip(waiting, raws, strict=True):
         weight = auto[name].weight * schedule(auto[name], scene.step, scene.total_steps)
         if weight > 0 and 0 < value < math.inf and 0 < own < math.inf:
-            learner.scales[name] = own / (value / weight)
+            scale = own / (value / weight)
+            learner.scales[name] = found_weight(auto[name], scale) / auto[name].weight
     return {name: value * learner.scales.get(name, 0.0) if name in waiting else value for name, value in distill.items()}
 
 
