@@ -540,7 +540,7 @@ def test_a_group_that_is_split_finds_its_doubles_all_the_same(sqlite: Store) -> 
         return found
 
     def driven(losing: bool) -> dict[str, Any]:
-        search, one = create(sqlite, candidates=24), evolver(sqlite)
+        search, one = create(sqlite, candidates=48), evolver(sqlite)
         while not ended(sqlite, search):
             one.round()
             with sqlite.begin() as session:
