@@ -25,7 +25,7 @@ from detkds_core.policy.named import cannot_run
 from detkds_core.report.statistics import mean_interval, paired_difference
 
 # MasKD's tokens are learnt in 200 steps: the small teachers' maps are of 32 channels, and 2,000 would take longer than all trainings.
-ONE_STAGE = ("none", "fitnets", "cwd", "pkd", "defeat", "fgd", "mgd", "maskd[steps=200]", "ld", "frs", "gid", "crosskd")
+ONE_STAGE = ("none", "fitnets", "cwd", "pkd", "defeat", "fgd", "mgd", "maskd[steps=200]", "ld_main", "frs", "gid", "crosskd")
 TWO_STAGE = (
     "none",
     "fitnets",

@@ -21,7 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-POLICIES = ("pkd", "cwd", "dist", "fitnets", "detkds_gfl", "defeat", "cwd_logits", "ld")
+POLICIES = ("pkd", "cwd", "dist", "fitnets", "detkds_gfl", "defeat", "cwd_logits", "ld_main")
 SIZES = (1, 2, 4, 8)
 
 

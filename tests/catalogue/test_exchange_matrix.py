@@ -29,17 +29,18 @@ def test_one_of_the_same_family_gives_all(family):
     assert ("towers" not in offer.lacking) == (family in TOWERS)
     assert "assigned" not in offer.lacking
     assert offer.regions["global"] == ("all", "teacher_score")
-    on_cells = ("all", "teacher_score", "foreground", "assigned")
+    nearly = ("valuable",) if entry.anchors > 1 or family in ("gfl", "atss") else ()
+    on_cells = ("all", "teacher_score", "foreground", "assigned", *nearly)
     if family in ONE_STAGE:
         assert offer.regions["instance"] == ("all",)
         assert offer.regions["logits"] == on_cells
-        assert offer.regions["localization"] == ("all", "foreground", "assigned")
+        assert offer.regions["localization"] == ("all", "foreground", "assigned", *nearly)
         assert "no proposals" in offer.lacking["instance.proposals"]
         assert offer.lacking["logits.proposals"] == "neither has a RoI head"
     else:
         assert offer.regions["instance"] == ("all", "proposals")
         assert offer.regions["logits"] == (*on_cells, "proposals", *(["masks"] if "mask" in family else []))
-        assert offer.regions["localization"] == ("all", "foreground", "assigned", "proposals")
+        assert offer.regions["localization"] == ("all", "foreground", "assigned", *nearly, "proposals")
 
 
 def test_what_a_pair_can_look_at_is_of_the_language():
@@ -118,4 +119,4 @@ def test_the_rules_are_told_how_many_scores_there_are():
     rcnn = small("faster_rcnn")
     facts = pair_facts(exchange(rcnn, rcnn), rcnn, 80, 2)
     assert (facts.score_channels, facts.roi_channels) == (3, 81)
-    assert facts.regions_of("logits") == ("all", "teacher_score", "foreground", "assigned", "proposals")
+    assert facts.regions_of("logits") == ("all", "teacher_score", "foreground", "assigned", "valuable", "proposals")

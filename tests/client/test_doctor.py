@@ -81,7 +81,7 @@ def test_a_pair_of_the_catalogue_is_examined_without_a_service(detkds, tmp_path)
     policies = {one["name"]: one["cannot_run"] for one in found["policies"]}
     assert set(policies) == set(named_policies())
     assert policies["pkd"] == policies["crosskd"] == []
-    assert policies["ld"][0].startswith("policy.terms[0].distance: 'kl_edges' needs edge distributions")
+    assert policies["ld_main"][0].startswith("policy.terms[0].distance: 'kl_edges' needs edge distributions")
 
 
 def test_two_detectors_that_differ_in_everything(detkds):

@@ -31,6 +31,7 @@ TERMS = {  # a term for each signal
     "edges": "kl_edges(localization)",
     "points": "points(localization)",
     "assigned": "l1[region=assigned](localization)",
+    "valuable": "giou[region=valuable](localization)",
     "instance": "l2[region=proposals](instance)",
     "roi_scores": "kl[region=proposals](softmax_C(logits))",
     "roi_boxes": "deltas[region=proposals](localization)",
@@ -47,12 +48,13 @@ def runnable(teacher: str, student: str, resize: bool = False):
 
 
 CELLS = {"features", "logits", "boxes", "assigned"}
-PROPOSALS = CELLS | {"instance", "roi_scores", "roi_boxes"}
+ANCHORS = CELLS | {"valuable"}
+PROPOSALS = ANCHORS | {"instance", "roi_scores", "roi_boxes"}
 GIVES = {  # teacher, student, signals that pass
-    "retinanet": (SMALL["retinanet"], "retinanet_r18w16_fpn32", CELLS),
+    "retinanet": (SMALL["retinanet"], "retinanet_r18w16_fpn32", ANCHORS),
     "fcos": (SMALL["fcos"], "fcos_r18w16_fpn32", CELLS),
-    "gfl": (SMALL["gfl"], "gfl_r18w16_fpn32", CELLS | {"edges"}),
-    "atss": (SMALL["atss"], "atss_r18w16_fpn32", CELLS),
+    "gfl": (SMALL["gfl"], "gfl_r18w16_fpn32", ANCHORS | {"edges"}),
+    "atss": (SMALL["atss"], "atss_r18w16_fpn32", ANCHORS),
     "reppoints": (SMALL["reppoints"], "reppoints_r18w16_fpn32", CELLS | {"points"}),
     "rtmdet": ("rtmdet_tiny", "rtmdet_tiny", CELLS),
     "yolox": ("yolox_tiny", "yolox_tiny", CELLS),

@@ -29,7 +29,7 @@ AT_PROPOSALS = (
         ("gfl", "fcos", ON_CELLS),
         ("atss", "gfl", ON_CELLS),
         ("reppoints", "reppoints", f"{ON_CELLS} + points(localization)"),
-        ("gfl", "gfl", f"{ON_CELLS} + kl_edges[region=assigned](localization)"),
+        ("gfl", "gfl", f"{ON_CELLS} + kl_edges[region=valuable](localization) + kl_sigmoid[region=valuable](logits)"),
         ("retinanet", "faster_rcnn", "l2[region=proposals](instance) + l2[region=teacher_score](global)"),
         ("faster_rcnn", "faster_rcnn", f"{ON_CELLS} + {AT_PROPOSALS}"),
         ("cascade_rcnn", "mask_rcnn", AT_PROPOSALS),

@@ -32,7 +32,7 @@ def claimed(entry):
     offer = exchange(entry, entry)
     needs = {"features", *("logits", "boxes") * ("localization" in offer.knowledge)}
     needs |= {signal for signal, fact in SIGNALS_OF.items() if getattr(offer, fact)}
-    needs |= {signal for signal in ("assigned", "towers") if signal not in offer.lacking}
+    needs |= {signal for signal in ("assigned", "valuable", "towers") if signal not in offer.lacking}
     if "instance.proposals" not in offer.lacking:
         needs |= {"rois", "roi_scores", "roi_boxes"}
     return frozenset(needs | ({"roi_masks"} if "logits.masks" not in offer.lacking else set()))
@@ -63,6 +63,7 @@ def assert_shapes(entry, signals):
         "edges": [(B, 4 * ((entry.reg_max or 0) + 1), *size) for size in sizes],
         "points": [(B, h * w, 9, 2) for h, w in sizes],
         "assigned": [(B, h * w * entry.anchors) for h, w in sizes],
+        "valuable": [(B, h * w * entry.anchors) for h, w in sizes],
     }
     for signal, shapes in expected.items():
         assert [tuple(level.shape) for level in getattr(signals, signal)] == (shapes if signal in needs else []), signal

@@ -18,14 +18,15 @@ from detkds_core.policy import named_policies
 
 # Teacher and student, and the named policies that they cannot run; all others they can.
 RESPONSES = {"cwd_logits", "dist", "frs", "gid", "maskd_boxes", "detkds_faster_rcnn"}
+LD = {"ld", "ld_main"}
 CROSS = {"crosskd", "crosskd_gfl", "crosskd_pkd"}
 PAIRS = {
     ("gfl_r18w16_fpn32", "gfl_r18w8_fpn16"): set(),
-    ("retinanet_r18w8_fpn32", "retinanet_r18w8_fpn32"): {"ld"},
-    ("fcos_r18w8_fpn32", "fcos_r18w8_fpn32"): {"ld"},
-    ("gfl_r18w8_fpn16", "fcos_r18w8_fpn32"): {"ld"},
-    ("faster_rcnn_r18w8_fpn32", "faster_rcnn_r18w8_fpn32"): {"ld", *CROSS},
-    ("retinanet_r18w8_fpn32", "fcos_r18w8_fpn32"): {"ld", *RESPONSES, *CROSS},
+    ("retinanet_r18w8_fpn32", "retinanet_r18w8_fpn32"): LD,
+    ("fcos_r18w8_fpn32", "fcos_r18w8_fpn32"): LD,
+    ("gfl_r18w8_fpn16", "fcos_r18w8_fpn32"): LD,
+    ("faster_rcnn_r18w8_fpn32", "faster_rcnn_r18w8_fpn32"): {*LD, *CROSS},
+    ("retinanet_r18w8_fpn32", "fcos_r18w8_fpn32"): {*LD, *RESPONSES, *CROSS},
 }
 
 

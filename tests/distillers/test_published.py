@@ -86,12 +86,48 @@ def test_ld_is_mmdetections_by_the_factor_of_its_note() -> None:
     weight = assigned.flatten().float()
     theirs = criterion(corners(student), corners(teacher), weight=weight.repeat_interleave(4), avg_factor=4.0)
     ours = loss(
-        "ld",
+        "ld_main",
         Signals((), edges=(student,), assigned=(assigned,)),
         Signals((), edges=(teacher,)),
         Scene((torch.zeros(0, 4),) * 2, (16, 24)),
     )
     assert ours * weight.sum().item() / bins == pytest.approx(theirs.item(), rel=1e-4)
+
+
+def test_the_whole_ld_is_mmdetections_by_the_factors_of_its_note() -> None:
+    """Two levels of two images; the original computes each level for itself."""
+    from mmdet.models.losses import KnowledgeDistillationKLDivLoss
+
+    bins, classes, sizes = 17, 80, ((2, 3), (1, 2))
+    edges = [maps(2, 4 * bins, *size, seed=level) for level, size in enumerate(sizes)]
+    logits = [maps(2, classes, *size, seed=level + 5) for level, size in enumerate(sizes)]
+    generator = torch.Generator().manual_seed(2)
+    draws = [torch.rand(2, h * w, generator=generator) for h, w in sizes]
+    assigned, valuable = [x > 0.5 for x in draws], [x * (x < 0.4) for x in draws]
+
+    def rows(x: Tensor, width: int) -> Tensor:
+        return x.permute(0, 2, 3, 1).reshape(-1, width)
+
+    main, region, scores = 0.0, 0.0, []
+    for (s, t), (a, b), taken, near in zip(edges, logits, assigned, valuable, strict=True):
+        of_edges, of_classes = KnowledgeDistillationKLDivLoss(loss_weight=0.25, T=10), KnowledgeDistillationKLDivLoss(loss_weight=10, T=2)
+        corners = rows(s, bins), rows(t, bins)
+        main += of_edges(*corners, weight=taken.flatten().float().repeat_interleave(4), avg_factor=4.0).item()
+        region += of_edges(*corners, weight=near.flatten().repeat_interleave(4), avg_factor=16.0).item()
+        positive = taken.flatten()
+        scores.append(of_classes(rows(a, classes)[positive], rows(b, classes)[positive], avg_factor=int(positive.sum())).item())
+    counts = [int(x.sum()) for x in assigned]
+    ours = policy_losses(
+        named_policies()["ld"].policy,
+        Signals((), tuple(x for x, _ in logits), edges=tuple(x for x, _ in edges), assigned=tuple(assigned), valuable=tuple(valuable)),
+        Signals((), tuple(x for _, x in logits), edges=tuple(x for _, x in edges)),
+        Scene((torch.zeros(0, 4),) * 2, (16, 24)),
+    )
+    of_scores, of_main, of_region = (ours[name].item() for name in ("distill/0_logits", "distill/1_localization", "distill/2_localization"))
+    assert of_main * sum(counts) / bins == pytest.approx(main, rel=1e-4)
+    assert of_region * sum(x.sum().item() for x in valuable) / 4 / bins == pytest.approx(region, rel=1e-4)
+    # A mean over the cells of all levels, where the original adds up the means of the levels.
+    assert of_scores == pytest.approx(sum(one * count for one, count in zip(scores, counts, strict=True)) / sum(counts), rel=1e-4)
 
 
 def test_frs_by_hand() -> None:

@@ -80,14 +80,14 @@ def test_which_formulas_look_at_each_image_for_itself() -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_every_formula_that_a_pair_with_few_classes_allows_is_a_proper_loss(channels: int) -> None:
     facts = replace(FACTS, images_per_batch=2, score_channels=channels)
-    regions = ("all", "teacher_score", "foreground", "assigned")
+    regions = ("all", "teacher_score", "foreground", "assigned", "valuable")
     terms = [term for term in combinations_of("logits", "full", regions) if not legality(term) and not pair_legality(term, facts)]
     assert terms
     scores = [side.logits[0][:2, :channels].detach() for side in (STUDENT, TEACHER)]
-    assigned = tuple(x[:2] for x in STUDENT.assigned)
+    places = {name: tuple(x[:2] for x in getattr(STUDENT, name)) for name in ("assigned", "valuable")}
     for term in dict.fromkeys(map(canonical_term, terms)):
         student = scores[0].clone().requires_grad_()
-        sides = Signals((), (student,), assigned=assigned), Signals((), (scores[1],))
+        sides = Signals((), (student,), **places), Signals((), (scores[1],))
         (loss,) = policy_losses(Policy((term,)), *sides, toy_scene(2)).values()
         (gradient,) = torch.autograd.grad(loss, student)
         assert loss.item() > 0, term
@@ -132,7 +132,8 @@ def test_a_term_without_boxes_is_still_a_function_of_the_student() -> None:
     rng = random.Random(1)
     nowhere = replace(TEACHER.rois, regions=TEACHER.rois.regions[:0], scores=TEACHER.rois.scores[:0], boxes=TEACHER.rois.boxes[:0])
     nowhere = replace(nowhere, masks=TEACHER.rois.masks[:0])
-    empty = each_tensor(replace(STUDENT, rois=nowhere, assigned=tuple(x & False for x in STUDENT.assigned)), torch.clone)
+    no_cells = {"assigned": tuple(x & False for x in STUDENT.assigned), "valuable": tuple(0 * x for x in STUDENT.valuable)}
+    empty = each_tensor(replace(STUDENT, rois=nowhere, **no_cells), torch.clone)
     for knowledge in ("fgbg", "instance", "logits", "localization"):
         for term in rng.sample(SPACE.formulas(knowledge), 40):
             if term.knowledge in ("logits", "localization") and term.region in ("all", "teacher_score"):

@@ -44,6 +44,7 @@ def test_needs_of_regions() -> None:
     assert needs(parse_formula("points(localization)")) == {"points", "logits"}
     assert needs(parse_formula("giou[region=foreground](localization)")) == {"boxes", "logits"}
     assert needs(parse_formula("kl_edges[region=assigned](localization)")) == {"edges", "assigned"}
+    assert needs(parse_formula("giou[region=valuable](localization) + l1[region=valuable](logits)")) == {"boxes", "logits", "valuable"}
     assert needs(parse_formula("deltas[region=proposals](localization)")) == {"rois", "roi_scores", "roi_boxes"}
     assert needs(parse_formula("crosskd + l2(global)")) == {"features", "towers", "assigned"}
 
@@ -91,8 +92,8 @@ def test_teacher_score_is_a_weighted_mean_of_each_level() -> None:
         value(term("global", transforms=("none", "scale_r2", "none"), region="teacher_score"), student, teacher, scene())
 
 
-def of_logits(*levels: Tensor, assigned: tuple[Tensor, ...] = ()) -> tuple[Signals, Signals]:
-    return Signals((), levels, assigned=assigned), Signals((), tuple(torch.zeros_like(level) for level in levels))
+def of_logits(*levels: Tensor, **places: tuple[Tensor, ...]) -> tuple[Signals, Signals]:
+    return Signals((), levels, **places), Signals((), tuple(torch.zeros_like(level) for level in levels))
 
 
 def test_foreground_is_inside_boxes_over_all_levels_together() -> None:
@@ -114,6 +115,20 @@ def test_assigned_cells_of_any_anchor() -> None:
     assert value(term("logits", region="assigned"), student, teacher, scene()) == pytest.approx(0.25 / 2)
     nowhere = of_logits(logits, assigned=(torch.zeros(1, 4, dtype=torch.bool),))
     assert value(term("logits", region="assigned"), *nowhere, scene()) == 0
+
+
+def test_valuable_cells_count_by_their_overlap() -> None:
+    # Two anchors of one class on three cells, cell-major: the cells overlap by 0.3 at most, 0.1 and not at all. They differ by 1/4, 0, 1/4.
+    logits = torch.tensor([[log(3), 0.0, log(3)], [log(3), 0.0, log(3)]]).view(1, 2, 1, 3)
+    student, teacher = of_logits(logits, valuable=(torch.tensor([[0.2, 0.3, 0.1, 0.0, 0.0, 0.0]]),))
+    assert value(term("logits", region="valuable"), student, teacher, scene()) == pytest.approx(0.25 * 0.3 / 0.4)
+    student, teacher = boxes_at_two_cells(valuable=(torch.tensor([[0.3, 0.1]]),))
+    student.boxes[0][0, 1] = teacher.boxes[0][0, 1]  # 1 - IoU is 1/2 at the first cell alone
+    assert value(term("localization", "iou", region="valuable"), student, teacher, scene()) == pytest.approx(0.5 * 0.3 / 0.4)
+    nowhere = boxes_at_two_cells(valuable=(torch.zeros(1, 2),))
+    assert value(term("localization", "iou", region="valuable"), *nowhere, scene()) == 0
+    with pytest.raises(ValueError, match="it looks at 'valuable' cells, which the student does not give"):
+        value(term("localization", "iou", region="valuable"), *boxes_at_two_cells(), scene())
 
 
 def boxes_at_two_cells(**signals: Any) -> tuple[Signals, Signals]:

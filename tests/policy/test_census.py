@@ -10,11 +10,11 @@ FACTS = PairFacts(images_per_batch=8, has_edges=True, has_points=True, regions=R
 
 
 def test_localization_counted_by_hand() -> None:
-    # 2 transforms, 7 distances, 4 places. At cells: no deltas, no squared kl_edges. Of proposals: neither points nor kl_edges.
+    # 2 transforms, 7 distances, 5 places. At cells: no deltas, no squared kl_edges. Of proposals: neither points nor kl_edges.
     row = census("localization", FACTS)
-    assert row.raw == 2 * 7 * 4
-    assert row.refused == {"boxes at cells, or of proposals": 3 * (2 + 1) + 2 * 2}
-    assert row.legal == row.distinct == 3 * 11 + 10
+    assert row.raw == 2 * 7 * 5
+    assert row.refused == {"boxes at cells, or of proposals": 4 * (2 + 1) + 2 * 2}
+    assert row.legal == row.distinct == 4 * 11 + 10
     without = census("localization", PairFacts(images_per_batch=8), regions=("all",))
     assert without.refused == {"boxes at cells, or of proposals": 3, "needs edges or points": 1 + 2}
     assert without.legal == 8
@@ -57,8 +57,8 @@ def test_the_table_has_the_official_figures_beside_ours() -> None:
         "official space: 3,920 formulas a feature knowledge, of which proper losses: 1,752 at 2 images a batch, 1,098 at 1 image a batch"
     )
     assert text.splitlines()[-2:] == [
-        "localization  full              56      43         43",
-        "        13  boxes at cells, or of proposals",
+        "localization  full              70      54         54",
+        "        16  boxes at cells, or of proposals",
     ]
     assert OFFICIAL_FORMULAS == 5 * 8 * 14 * 7
     assert sorted(OFFICIAL_PROPER) == [1, 2]

@@ -17,7 +17,11 @@ class Exchange:
     lacking: dict[str, str] = field(default_factory=dict)
 
 
-REGIONS = {"global": ("all", "teacher_score"), "logits": ("all", "teacher_score", "assigned"), "localization": ("all", "assigned")}
+REGIONS = {
+    "global": ("all", "teacher_score"),
+    "logits": ("all", "teacher_score", "assigned"),
+    "localization": ("all", "assigned", "valuable"),
+}
 GFL = PairFacts(images_per_batch=2, has_edges=True, score_channels=80, regions=REGIONS)
 
 
@@ -38,7 +42,9 @@ def test_their_formulas() -> None:
         "maskd": "maskd",
         "maskd_boxes": "maskd + l1(localization)",
         "maskd_two_stage": "maskd[weight=1]",
-        "ld": "0.25·kl_edges[region=assigned, T=10](localization)",
+        "ld_main": "0.25·kl_edges[region=assigned, T=10](localization)",
+        "ld": "0.125·kl[region=assigned, T=2](softmax_C(logits)) + 0.25·kl_edges[region=assigned, T=10](localization)"
+        " + 0.25·kl_edges[region=valuable, T=10](localization)",
         "frs": "1.28·l2[region=teacher_score, warm_up=500](global) + 0.02·kl_sigmoid[region=teacher_score, warm_up=500](logits)",
         "gid": "gid",
         "crosskd": "crosskd",
@@ -113,9 +119,12 @@ def test_a_pair_is_refused_with_a_reason() -> None:
     assert ("policy.distillers[0]", "'crosskd' compares towers: Faster R-CNN has no tower") in refused["crosskd"]
     where = "'crosskd' is defined for retinanet, gfl, fcos, atss; the student is of family 'faster_rcnn'"
     assert ("policy.distillers[0]", where) in refused["crosskd"]
-    assert refused["ld"] == [("policy.terms[0].knowledge", f"this pair cannot exchange 'localization': {anchors}")]
+    assert refused["ld_main"] == [("policy.terms[0].knowledge", f"this pair cannot exchange 'localization': {anchors}")]
     assert refused["detkds_gfl"][0][0] == "policy.terms[0].transforms[2]"  # over the images of a batch of one
-    assert cannot_run(named["ld"].policy, Exchange(), facts)[0][0].startswith("policy.terms[0].")
+    assert cannot_run(named["ld_main"].policy, Exchange(), facts)[0][0].startswith("policy.terms[0].")
+    points = PairFacts(has_edges=True, regions=REGIONS | {"localization": ("all", "assigned")}, lacking={"valuable": "it has no anchors"})
+    why = "this pair cannot look for 'localization' at 'valuable' (it has no anchors); one of all, assigned"
+    assert cannot_run(named["ld"].policy, Exchange(), points) == [("policy.terms[2].region", why)]
 
 
 @pytest.mark.parametrize("name", DISTILLERS)
@@ -136,13 +145,13 @@ def test_facts_of_a_distiller(name: str) -> None:
 
 def test_a_search_is_compared_with_the_distillers_that_suit_its_student() -> None:
     one_stage = suiting(Exchange(), GFL, ("gfl", "gfl"), 1)
-    assert {"pkd", "fgd", "mgd", "maskd", "crosskd_gfl", "ld", "detkds_gfl"} <= set(one_stage)
+    assert {"pkd", "fgd", "mgd", "maskd", "crosskd_gfl", "ld", "ld_main", "detkds_gfl"} <= set(one_stage)
     assert not {"none", "pkd_two_stage", "fgd_two_stage", "crosskd", "maskd_boxes", "detkds_fcos", "detkds_reppoints"} & set(one_stage)
     two_stage = suiting(Exchange(), GFL, ("retinanet", "faster_rcnn"), 2)
     assert {"pkd_two_stage", "fgd_two_stage", "mgd_two_stage", "maskd_two_stage", "detkds_faster_rcnn"} <= set(two_stage)
     assert not {"pkd", "fgd", "mgd", "crosskd", "crosskd_gfl", "detkds_cascade_faster_rcnn"} & set(two_stage), "the last is MGD again"
     unable = Exchange({"logits": "why", "localization": "why"}, {"towers": "why"})
-    assert not {"dist", "ld", "gid", "crosskd_gfl"} & set(suiting(unable, GFL, ("gfl", "gfl"), 1))
+    assert not {"dist", "ld", "ld_main", "gid", "crosskd_gfl"} & set(suiting(unable, GFL, ("gfl", "gfl"), 1))
     assert set(STAGES) | set(FAMILIES) <= set(named_policies())
     for names in (one_stage, two_stage):
         assert len({canonical(named_policies()[name].policy) for name in names}) == len(names)

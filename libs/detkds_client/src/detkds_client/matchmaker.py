@@ -21,6 +21,7 @@ SIGNALS: Mapping[str, str] = {
     "edges": "edge distributions (kl_edges)",
     "points": "point sets (points)",
     "assigned": "cells that the student's loss takes for objects",
+    "valuable": "cells that nearly were (LD)",
     "towers": "features inside the dense heads (crosskd)",
 }
 SCORES: Mapping[str, str] = {
@@ -148,7 +149,7 @@ def _signals(teacher: DetectorEntry, student: DetectorEntry, offer: Exchange) ->
     else:
         yield "edges", no_levels or "both detectors must predict edge distributions (GFL)"
     yield "points", None if offer.has_points else no_levels or offer.lacking["points"]
-    for name in ("assigned", "towers"):
+    for name in ("assigned", "valuable", "towers"):
         yield name, no_levels or offer.lacking.get(name)
 
 

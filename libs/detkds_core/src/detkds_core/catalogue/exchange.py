@@ -124,6 +124,8 @@ def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> I
         yield "logits.masks", both_mask
     if student.scores == "queries":
         yield "assigned", "the student assigns objects to queries, not to cells"
+    if not student.anchor_scales:
+        yield "valuable", "the student does not assign objects to anchors by how much these overlap them"
     branches = "branches that another head can finish"
     towers = no_cells or _both(f"has no {branches}", f"has {branches}", teacher, student, lambda entry: entry.family in TOWERS)
     if towers:
@@ -141,8 +143,8 @@ def _both(lacks: str, has: str, teacher: DetectorEntry, student: DetectorEntry, 
 ASKED: Mapping[str, tuple[str, ...]] = {
     "global": ("teacher_score",),
     "instance": ("proposals",),
-    "logits": ("teacher_score", "foreground", "assigned", "proposals", "masks"),
-    "localization": ("foreground", "assigned", "proposals"),
+    "logits": ("teacher_score", "foreground", "assigned", "valuable", "proposals", "masks"),
+    "localization": ("foreground", "assigned", "valuable", "proposals"),
 }
 
 

@@ -15,7 +15,7 @@ from detkds_core.losses.signals import Rois, Signals
 from detkds_core.policy import Policy
 from detkds_core.policy.distillers import pair_faults
 
-STUDENT_ALONE = frozenset({"assigned"})  # what only a detector that learns has
+STUDENT_ALONE = frozenset({"assigned", "valuable"})  # what only a detector that learns has
 
 
 class PairError(ValueError):

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from detkds_core.detectors.decode import class_scores, decode_boxes, decode_points
 from detkds_core.detectors.rois import RoiTap
+from detkds_core.detectors.valuable import overlaps
 from detkds_core.losses.signals import Signals
 
 ROI_NEEDS = frozenset({"rois", "roi_scores", "roi_boxes", "roi_masks"})
-OF_DENSE_HEAD = frozenset({"logits", "boxes", "edges", "points", "towers", "assigned"})
+OF_DENSE_HEAD = frozenset({"logits", "boxes", "edges", "points", "towers", "assigned", "valuable"})
 
 # Where `get_targets` of a head returns the class assigned to each cell; the heads that are not here return it first.
 LABELS_SECOND = ("GFLHead", "ATSSHead", "RTMDetHead", "RTMDetSepBNHead")
@@ -42,6 +43,7 @@ class Tap:
         self.features: tuple[Tensor, ...] = ()
         self.outputs: tuple[Any, ...] = ()
         self.targets: Any = None
+        self.overlaps: list[Tensor] = []  # of each image
         self.point_sets: list[Tensor] = []
         self.towers: tuple[list[Tensor], list[Tensor]] = ([], [])
         if self.rois is not None:
@@ -68,6 +70,8 @@ class Tap:
             return
 
         def caught(*args: Any, **kwargs: Any) -> Any:
+            if "valuable" in self.wanted:
+                self.overlaps = overlaps(head.assigner, *args[:3])  # before the head joins its levels, in the lists that it is given
             targets = assign(*args, **kwargs)
             self.targets = [*(self.targets or ()), targets[0]] if yolox else targets
             return targets
@@ -106,6 +110,7 @@ class Tap:
         edges: tuple[Tensor, ...] = ()
         points: tuple[Tensor, ...] = ()
         assigned: tuple[Tensor, ...] = ()
+        valuable: tuple[Tensor, ...] = ()
         towers: tuple[tuple[Tensor, Tensor], ...] = ()
         if needs & OF_DENSE_HEAD and self.head is not None:
             scores = self.outputs[0]
@@ -121,9 +126,12 @@ class Tap:
             if "points" in needs:
                 sets = decode_points(self.head, self.outputs[2] if self.head.training else self.point_sets, sizes)
                 points = tuple(sets[i] for i in levels)
-            if "assigned" in needs and self.targets is not None:
+            if needs & {"assigned", "valuable"} and self.targets is not None:
                 found = self.objects(scores)
                 assigned = tuple(found[i] for i in levels)
+                if "valuable" in needs:
+                    nearly = torch.stack(self.overlaps).split([level.shape[1] for level in found], dim=1)
+                    valuable = tuple(nearly[i] * ~found[i] for i in levels)
             if "towers" in needs:
                 towers = tuple((self.towers[0][i], self.towers[1][i]) for i in levels)
         return Signals(
@@ -133,6 +141,7 @@ class Tap:
             edges=edges,
             points=points,
             assigned=assigned,
+            valuable=valuable,
             towers=towers,
             rois=self.rois.caught(needs) if self.rois is not None and needs & ROI_NEEDS else None,
         )

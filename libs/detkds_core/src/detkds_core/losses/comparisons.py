@@ -26,12 +26,12 @@ from detkds_core.losses.signals import Scene, Signals, full
 from detkds_core.losses.slopes import with_slopes
 from detkds_core.losses.transforms import DRAWS, POOL, SOFTMAX_DIMS, several_images
 from detkds_core.policy import Term
-from detkds_core.policy.meaning import OF_IMAGES
+from detkds_core.policy.meaning import OF_IMAGES, WEIGHTED
 from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES
 
 RAW = ("kl", "kl_sigmoid")  # the distances that read scores as they are
 UNCHANGED = ("none", "scale_r1")  # a pool of one cell is none
-WEIGHTED = ("teacher_score", "foreground", "assigned")  # the regions of a weighted mean over cells
+OF_STUDENT = ("assigned", "valuable")  # the regions that are signals of the student, of a weight a prediction
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def parts_of(
 
 
 def _check_logits(term: Term, levels: Sequence[int], teacher: Signals) -> None:
-    if levels and term.region != "assigned" and len(teacher.logits) != len(levels):
+    if levels and term.region not in OF_STUDENT and len(teacher.logits) != len(levels):
         raise ValueError(f"it needs the teacher's logits on {len(levels)} levels, got {len(teacher.logits)}")
 
 
@@ -128,11 +128,19 @@ def _of_maps(term: Term, path: Path, levels: Sequence[int], looks: Looks) -> Ten
 
 
 def _cells(region: str, looks: Looks, level: int) -> Tensor:
-    """1 for the cells of the region, (B, H, W)."""
+    """How much each cell of the region counts, 0 for others, (B, H, W): 1, or of `valuable` the most of its predictions."""
     B, _, H, W = looks.teacher.logits[level].shape
     if region == "foreground":
         return (looks.masks(level, "logits")[0][:, 0] > 0).float()
-    return looks.student.assigned[level].view(B, H, W, -1).any(-1).float()
+    return _of_student(region, looks, level).view(B, H, W, -1).amax(-1)
+
+
+def _of_student(region: str, looks: Looks, level: int) -> Tensor:
+    """How much each prediction of a level counts: (B, H*W*A)."""
+    found = getattr(looks.student, region)
+    if not found:
+        raise ValueError(f"it looks at {region!r} cells, which the student does not give")
+    return found[level].float()
 
 
 def _total(weights: Sequence[Tensor]) -> Tensor:
@@ -230,7 +238,8 @@ def _of_boxes(
     """Distance of the boxes of each cell and anchor, or proposal, mean weighted by how much each counts, over all levels together.
 
     A box counts by the teacher's best class score; under `foreground` at cells inside ground-truth boxes alone, under `assigned` as 1 at
-    the cells of the student's own loss. A proposal's box is that of the teacher's likeliest class, and counts by its probability.
+    the cells of the student's own loss, under `valuable` by the IoU of those that nearly were. A proposal's box is that of the teacher's
+    likeliest class, and counts by its probability.
     """
     if term.region == "proposals":
         if student.rois.regions.shape[0] != len(student.rois.boxes) or teacher.rois.scores is None:
@@ -250,8 +259,8 @@ def _edges_of_level(term: Term, levels: Sequence[int], level: int, looks: Looks)
 
 def _weights_of_edges(region: str, looks: Looks, level: int) -> Tensor:
     """How much each cell of a level counts: (B, H*W)."""
-    if region == "assigned":
-        return looks.student.assigned[level].float()
+    if region in OF_STUDENT:
+        return _of_student(region, looks, level)
     certainty = full(looks.teacher.logits[level].amax(1)).sigmoid().flatten(1)
     return certainty * _cells(region, looks, level).flatten(1) if region == "foreground" else certainty
 
@@ -287,8 +296,8 @@ def _box_distance(term: Term, student: Tensor, teacher: Tensor, cell: float | Te
 def _weights_of_boxes(region: str, looks: Looks, levels: Sequence[int], counts: Sequence[int], theirs: Tensor) -> Tensor:
     """How much each box of all levels counts: (B, boxes). counts: boxes of an image on each level."""
     candidates = has_area(hulls(theirs) if theirs.shape[-1] == 2 else theirs)
-    if region == "assigned":
-        return torch.cat([looks.student.assigned[level] for level in levels], dim=1).float() * candidates
+    if region in OF_STUDENT:
+        return torch.cat([_of_student(region, looks, level) for level in levels], dim=1) * candidates
     scores = [likeliest_scores(looks.teacher.logits[level], count) for level, count in zip(levels, counts, strict=True)]
     certainty = full(torch.cat(scores, dim=1)).sigmoid() * candidates
     if region == "foreground":

@@ -8,7 +8,7 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
-from detkds_core.losses.comparisons import Part, parts_of
+from detkds_core.losses.comparisons import OF_STUDENT, Part, parts_of
 from detkds_core.losses.looks import Looks, read
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.losses.slopes import with_slopes
@@ -24,7 +24,8 @@ OF_PROPOSALS = {"logits": "scores", "localization": "boxes"}  # what a term comp
 def needs(policy: Policy) -> frozenset[str]:
     """Which signals the policy is computed from, terms and distillers: what must be captured.
 
-    Of features, logits, boxes, edges, points, assigned, towers; of shared proposals rois (their places), roi_scores, roi_boxes, roi_masks.
+    Of features, logits, boxes, edges, points, assigned, valuable, towers; of shared proposals rois (their places), roi_scores, roi_boxes,
+    roi_masks.
     """
     of_distillers = [DISTILLERS[distiller.name].needs for distiller in policy.distillers]
     return frozenset().union(*map(_needed, policy.terms), *of_distillers)
@@ -38,9 +39,10 @@ def _needed(term: Term) -> set[str]:
         return {"rois", "roi_scores", *(["roi_boxes"] if term.knowledge == "localization" else [])}
     if term.region == "masks":
         return {"rois", "roi_masks"}
-    needed = {_signal(term), *(["assigned"] if term.region == "assigned" else [])}
+    if term.region in OF_STUDENT:
+        return {_signal(term), term.region}
     # Other cells are weighted by the teacher's class scores.
-    return needed | {"logits"} if term.knowledge == "localization" and term.region != "assigned" else needed
+    return {_signal(term), "logits"} if term.knowledge == "localization" else {_signal(term)}
 
 
 def _signal(term: Term) -> str:
@@ -62,8 +64,8 @@ def policy_losses(
     Levels are summed within a term. Computed in float32 whatever comes in, also under autocast. The teacher gets no gradient. The gradient
     of the sum is computed here, see `slopes`. scales: what multiplies the weight of an `auto` or `balanced` term, by its loss's
     name; 1 where missing.
-    Where there is nothing to compare (no boxes, no proposals, no assigned cell) a term is 0 and still a function of the student; so it is
-    at the start of its warm-up and after its stop.
+    Where there is nothing to compare (no boxes, no proposals, no cell that counts) a term is 0 and still a function of the student; so it
+    is at the start of its warm-up and after its stop.
     Raises ValueError, which names the term, when signals are missing or do not fit each other, or when an operation cannot act on them.
     """
     names = [f"distill/{index}_{term.knowledge}" for index, term in enumerate(policy.terms)]

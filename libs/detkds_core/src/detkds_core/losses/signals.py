@@ -36,6 +36,7 @@ class Signals:
     edges: tuple[Tensor, ...] = ()  # (B, 4*(R+1), H, W) raw scores of GFL's edge distributions
     points: tuple[Tensor, ...] = ()  # (B, H*W, P, 2) RepPoints' refined point sets, xy in pixels of the padded batch image
     assigned: tuple[Tensor, ...] = ()  # (B, H*W*A) bool: cells that the student's own loss takes for objects; the student's alone
+    valuable: tuple[Tensor, ...] = ()  # (B, H*W*A): IoU of cells that nearly became an object's with it, 0 of others; the student's alone
     towers: tuple[tuple[Tensor, Tensor], ...] = ()  # CrossKD: features inside the dense head, of its class and of its box branch
     rois: Rois | None = None
 

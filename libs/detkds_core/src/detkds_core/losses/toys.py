@@ -36,7 +36,7 @@ def toy_signals(seed: int, images: int, shapes: tuple[tuple[int, int], ...] = ((
     def uniform(*size: int) -> Tensor:
         return torch.rand(size, generator=generator, dtype=torch.float64).to(dtype)
 
-    found: dict[str, list[Tensor]] = {name: [] for name in ("features", "logits", "boxes", "edges", "points", "assigned")}
+    found: dict[str, list[Tensor]] = {name: [] for name in ("features", "logits", "boxes", "edges", "points", "assigned", "valuable")}
     for level, (H, W) in enumerate(shapes):
         stride = CELL * 2**level
         found["features"].append(normal(images, 4, H, W))
@@ -48,6 +48,8 @@ def toy_signals(seed: int, images: int, shapes: tuple[tuple[int, int], ...] = ((
         found["boxes"].append(torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], dim=-1))
         found["points"].append(centres[:, None] + stride * normal(images, H * W, POINTS, 2))
         found["assigned"].append(uniform(images, H * W) < 0.4)
+        overlap = (torch.arange(images * H * W).view(images, H * W) % 5) / 10
+        found["valuable"].append(overlap * ~found["assigned"][-1])
     where = torch.tensor([(image, *box) for image in range(images) for box in PROPOSALS])
     R = len(where)
     boxes = where[:, None, 1:].to(dtype) + 3 * normal(R, CLASSES, 4)
@@ -56,17 +58,17 @@ def toy_signals(seed: int, images: int, shapes: tuple[tuple[int, int], ...] = ((
 
 
 def each_tensor(given: Signals, change: Callable[[Tensor], Tensor]) -> Signals:
-    """The signals with every number changed; what is true or false, and where proposals are, stays."""
+    """The signals with every number changed; where the student assigns objects, and where proposals are, stays."""
 
     def changed(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(changed, value))
         return change(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    levels = {one.name: changed(getattr(given, one.name)) for one in fields(Signals) if one.name != "rois"}
+    levels = {one.name: changed(getattr(given, one.name)) for one in fields(Signals) if one.name not in ("rois", "valuable")}
     assert given.rois is not None
     rois = replace(given.rois, **{name: changed(getattr(given.rois, name)) for name in ("scores", "boxes", "masks")})
-    return Signals(rois=rois, **levels)
+    return Signals(rois=rois, valuable=given.valuable, **levels)
 
 
 def tensors_of(given: Signals) -> list[Tensor]:

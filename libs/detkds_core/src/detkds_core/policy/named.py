@@ -124,13 +124,23 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "Its term on features, without the one on the boxes of proposals.",
     ),
     (
-        "ld",
+        "ld_main",
         "0.25·kl_edges[T=10, region=assigned](localization)",
-        "LD (Zheng et al., CVPR 2022)",
+        "LD (Zheng et al., CVPR 2022), its main term",
         "GFL pairs with as many bins.",
-        "Its main term, at the cells that the student's loss assigns. The original takes the mean over the R+1 bins and sums w·KL over"
-        " cells, w the student's best class score; ours sums over bins and takes the mean over cells, so the original is sum(w)/(R+1)"
-        " times as large (17 bins, 3 images: a few times). Without its second term, on the valuable localization region.",
+        "At the cells that the student's loss assigns. The original takes the mean over the R+1 bins and sums w·KL over cells, w the"
+        " student's best class score; ours sums over bins and takes the mean over cells, so the original is sum(w)/(R+1) times as large"
+        " (17 bins, 3 images: a few times).",
+    ),
+    (
+        "ld",
+        "0.125·kl[T=2, region=assigned](softmax_C(logits)) + 0.25·kl_edges[T=10, region=assigned](localization)"
+        " + 0.25·kl_edges[T=10, region=valuable](localization)",
+        "LD (Zheng et al., CVPR 2022)",
+        "GFL pairs with as many bins and the same classes.",
+        "With its term on the valuable localization region, of which ours leaves the assigned cells out, and class scores. The region's"
+        " original sums IoU·KL over cells, over 4 more, so it is sum(IoU)/4/(R+1) times ours; the main term as `ld_main`. Published weight"
+        " 10 of the class scores, over the 80 classes that the original takes the mean over; it sums the means of its levels.",
     ),
     (
         "frs",

@@ -41,7 +41,7 @@ def pair_legality(term: Term, facts: PairFacts) -> list[Reason]:
 def _regions(term: Term, facts: PairFacts) -> Iterator[Reason]:
     regions = facts.regions_of(term.knowledge)
     if term.region != "all" and term.region not in regions:
-        why = facts.lacking.get(f"{term.knowledge}.{term.region}")
+        why = facts.lacking.get(f"{term.knowledge}.{term.region}") or facts.lacking.get(term.region)
         message = (
             f"this pair cannot look for {term.knowledge!r} at {term.region!r}{f' ({why})' if why else ''}; one of {', '.join(regions)}"
         )

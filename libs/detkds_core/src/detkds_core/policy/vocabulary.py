@@ -71,8 +71,8 @@ REGIONS: Mapping[str, tuple[str, ...]] = {
     "global": ("all", "teacher_score"),
     "fgbg": ("all",),
     "instance": ("all", "proposals"),
-    "logits": ("all", "teacher_score", "foreground", "assigned", "proposals", "masks"),
-    "localization": ("all", "foreground", "assigned", "proposals"),
+    "logits": ("all", "teacher_score", "foreground", "assigned", "valuable", "proposals", "masks"),
+    "localization": ("all", "foreground", "assigned", "valuable", "proposals"),
 }
 REDUCTIONS = ("mean", "sum")
 
@@ -130,7 +130,7 @@ NOT_OFFERED: Mapping[str, str] = {
     **dict.fromkeys(("gt", "fg", "boxes"), "cells inside ground-truth boxes are 'foreground'"),
     **dict.fromkeys(("frs", "score"), "the teacher's best class score is 'teacher_score'"),
     **dict.fromkeys(("rpn", "rois", "roi"), "shared proposals are 'proposals'"),
-    "vlr": "LD's valuable localization region is not in the language; 'assigned' are the cells of the student's own loss",
+    "vlr": "LD's valuable localization region is 'valuable'",
     **dict.fromkeys(("neck", "fpn", "feature", "features", "backbone"), "features are 'global', 'fgbg' or 'instance'"),
     **dict.fromkeys(("cls", "classification", "scores"), "class scores are 'logits'"),
     **dict.fromkeys(("reg", "regression", "bbox"), "boxes are 'localization'"),
