@@ -32,7 +32,8 @@ def claimed(entry):
     offer = exchange(entry, entry)
     needs = {"features", *("logits", "boxes") * ("localization" in offer.knowledge)}
     needs |= {signal for signal, fact in SIGNALS_OF.items() if getattr(offer, fact)}
-    needs |= {signal for signal in ("assigned", "valuable", "towers") if signal not in offer.lacking}
+    needs |= {signal for signal in ("assigned", "valuable") if signal not in offer.lacking}
+    needs |= {"towers_3"} if "towers" not in offer.lacking else set()
     if "instance.proposals" not in offer.lacking:
         needs |= {"rois", "roi_scores", "roi_boxes"}
     return frozenset(needs | ({"roi_masks"} if "logits.masks" not in offer.lacking else set()))
@@ -67,8 +68,8 @@ def assert_shapes(entry, signals):
     }
     for signal, shapes in expected.items():
         assert [tuple(level.shape) for level in getattr(signals, signal)] == (shapes if signal in needs else []), signal
-    if "towers" in needs:
-        for level, size in zip(signals.towers, sizes, strict=True):
+    if "towers_3" in needs:
+        for level, size in zip(signals.towers[3], sizes, strict=True):
             assert [tower.shape[0] for tower in level] == [B, B]
             assert [tuple(tower.shape[2:]) for tower in level] == [size, size]
     assert (signals.rois is not None) == (entry.stages == 2)
@@ -93,7 +94,7 @@ def learning_signals(signals):
         if getattr(signals, name):
             yield name, sum(level.float().square().sum() for level in getattr(signals, name))
     if signals.towers:
-        yield "towers", sum(tower.square().sum() for level in signals.towers for tower in level)
+        yield "towers", sum(tower.square().sum() for level in signals.towers[3] for tower in level)
     if signals.rois is not None:
         for name in ("scores", "boxes", "masks"):
             if getattr(signals.rois, name) is not None:

@@ -1,33 +1,34 @@
 """CrossKD worked out by hand on small heads, and what it promises."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from detkds_core.distillers.crosskd import CrossKD, best_score, quality_focal, restyle
+from detkds_core.distillers.crosskd import CrossKD, best_score, box_log_iou, quality_focal, restyle
 from detkds_core.losses import Scene, Signals
 
 SCENE = Scene((torch.zeros(0, 4),), (8, 8))
 
 
-def as_boxes(class_features: Tensor, box_features: Tensor, level: int) -> tuple[Tensor, Tensor]:
+def as_boxes(class_features: Tensor, box_features: Tensor, level: int, layer: int) -> tuple[Tensor, Tensor]:
     """A head whose class scores are its class features, and whose boxes begin at 0 and end where its box features say. One anchor."""
     B, _, H, W = box_features.shape
     corner = box_features.permute(0, 2, 3, 1).reshape(B, H * W, 2)
     return class_features, torch.cat([torch.zeros_like(corner), corner], 2)
 
 
-def as_edges(class_features: Tensor, box_features: Tensor, level: int) -> tuple[Tensor, Tensor]:
+def as_edges(class_features: Tensor, box_features: Tensor, level: int, layer: int) -> tuple[Tensor, Tensor]:
     return class_features, box_features
 
 
-def signals(classes: Tensor, boxes: Tensor, objects: int = 1) -> Signals:
+def signals(classes: Tensor, boxes: Tensor, objects: int = 1, layer: int = 3) -> Signals:
     B, _, H, W = classes.shape
     assigned = torch.arange(H * W).expand(B, -1) < objects
-    return Signals((), towers=((classes, boxes),), assigned=(assigned,))
+    return Signals((), towers={layer: ((classes, boxes),)}, assigned=(assigned,))
 
 
 def test_features_take_the_teachers_mean_and_spread() -> None:
@@ -64,6 +65,35 @@ def test_boxes_by_hand() -> None:
     assert losses["distill/crosskd_boxes"].item() == pytest.approx(3 * (0.9 + 0.5) * 0.75 / 2, rel=1e-4)
 
 
+def test_without_giou_boxes_are_compared_by_the_logarithm_of_their_overlap() -> None:
+    # The boxes of the test above, of which an IoU is 1/4; and boxes that do not touch, which count as an IoU of a millionth.
+    scores = torch.tensor([0.9, 0.5]).logit().view(1, 1, 1, 2)
+    corners = torch.tensor([[4.0, 2.0], [4.0, 2.0]]).view(1, 2, 1, 2)
+    sides = signals(scores.flip(3), corners.flip(3), objects=2, layer=2), signals(scores, corners, layer=2)
+    losses = CrossKD(as_boxes, boxes=0.75, giou=False, layer=2)(*sides, SCENE)
+    assert losses["distill/crosskd_boxes"].item() == pytest.approx(0.75 * (0.9 + 0.5) * math.log(4) / 2, rel=1e-4)
+    assert box_log_iou(torch.tensor([0.0, 0, 1, 1]), torch.tensor([2.0, 0, 3, 1])).item() == pytest.approx(6 * math.log(10), rel=1e-5)
+
+
+def test_features_of_its_own_layer_go_through_what_follows_it() -> None:
+    asked = []
+
+    def tail(classes: Tensor, boxes: Tensor, level: int, layer: int) -> tuple[Tensor, Tensor]:
+        asked.append(layer)
+        return as_boxes(classes, boxes, level, layer)
+
+    generator = torch.Generator().manual_seed(1)
+    classes, boxes = torch.randn(1, 3, 4, 4, generator=generator), torch.rand(1, 2, 4, 4, generator=generator) + 1
+    far = signals(classes + 1, boxes + 1, layer=3)
+    student, teacher = signals(classes, boxes, layer=2), signals(classes, boxes, layer=2)
+    both = [replace(side, towers={**side.towers, **far.towers}) for side in (student, teacher)]
+    losses = CrossKD(tail, layer=2)(both[0], both[1], SCENE)
+    assert asked == [2, 2]
+    assert losses["distill/crosskd_classes"].item() == pytest.approx(0, abs=1e-4)
+    with pytest.raises(ValueError, match="features of both heads after layer 1, got 0 and 0 levels"):
+        CrossKD(tail, layer=1)(both[0], both[1], SCENE)
+
+
 def test_edges_by_hand() -> None:
     # Two bins on each of four sides, of odds 3 : 1 in one cell and 1 : 3 in the other; the student has them the wrong way round.
     odds = torch.tensor([math.log(3), -math.log(3)])
@@ -80,8 +110,8 @@ def test_the_student_learns_through_the_teachers_head_which_does_not(dtype: torc
     torch.manual_seed(0)
     head = nn.ModuleList([nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)]).requires_grad_(False)
 
-    def tail(classes: Tensor, boxes: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        return head[0](classes.relu()), as_boxes(classes, head[1](boxes.relu()).exp(), level)[1]
+    def tail(classes: Tensor, boxes: Tensor, level: int, layer: int) -> tuple[Tensor, Tensor]:
+        return head[0](classes.relu()), as_boxes(classes, head[1](boxes.relu()).exp(), level, layer)[1]
 
     distiller = CrossKD(tail, tower_channels=(3, 4))
     student = signals(*(torch.randn(2, 3, 4, 4, dtype=dtype).requires_grad_() for _ in range(2)))
@@ -89,11 +119,11 @@ def test_the_student_learns_through_the_teachers_head_which_does_not(dtype: torc
     loss = torch.stack(list(distiller(student, teacher, SCENE).values())).sum()
     loss.backward()
     assert loss.dtype == torch.float32
-    for tensor in (*student.towers[0], *distiller.parameters()):
+    for tensor in (*student.towers[3][0], *distiller.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
         assert tensor.grad.abs().sum() > 0
-    assert all(tensor.grad is None for tensor in (*teacher.towers[0], *head.parameters()))
+    assert all(tensor.grad is None for tensor in (*teacher.towers[3][0], *head.parameters()))
     assert len(list(CrossKD(tail, tower_channels=(4, 4)).parameters())) == 0
 
 
@@ -106,7 +136,7 @@ def test_agreement_costs_nothing_and_no_objects_are_no_division_by_zero() -> Non
 
 def test_what_is_missing_is_named() -> None:
     full = signals(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2))
-    with pytest.raises(ValueError, match="features of both heads, got 0 and 1 levels"):
+    with pytest.raises(ValueError, match="features of both heads after layer 3, got 0 and 1 levels"):
         CrossKD(as_boxes)(Signals(()), full, SCENE)
     with pytest.raises(ValueError, match="takes for objects, and got none"):
         CrossKD(as_boxes)(Signals((), towers=full.towers), full, SCENE)

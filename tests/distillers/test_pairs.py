@@ -19,7 +19,7 @@ from detkds_core.policy import named_policies
 # Teacher and student, and the named policies that they cannot run; all others they can.
 RESPONSES = {"cwd_logits", "dist", "frs", "gid", "maskd_boxes", "detkds_faster_rcnn"}
 LD = {"ld", "ld_main"}
-CROSS = {"crosskd", "crosskd_gfl", "crosskd_pkd"}
+CROSS = {"crosskd", "crosskd_fcos", "crosskd_gfl", "crosskd_pkd"}
 PAIRS = {
     ("gfl_r18w16_fpn32", "gfl_r18w8_fpn16"): set(),
     ("retinanet_r18w8_fpn32", "retinanet_r18w8_fpn32"): LD,

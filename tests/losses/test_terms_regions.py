@@ -46,7 +46,8 @@ def test_needs_of_regions() -> None:
     assert needs(parse_formula("kl_edges[region=assigned](localization)")) == {"edges", "assigned"}
     assert needs(parse_formula("giou[region=valuable](localization) + l1[region=valuable](logits)")) == {"boxes", "logits", "valuable"}
     assert needs(parse_formula("deltas[region=proposals](localization)")) == {"rois", "roi_scores", "roi_boxes"}
-    assert needs(parse_formula("crosskd + l2(global)")) == {"features", "towers", "assigned"}
+    assert needs(parse_formula("crosskd + l2(global)")) == {"features", "towers_3", "assigned"}
+    assert needs(parse_formula("crosskd[layer=2]")) == {"towers_2", "assigned"}
 
 
 def test_decay_is_half_a_cosine() -> None:

@@ -48,6 +48,7 @@ def test_their_formulas() -> None:
         "frs": "1.28·l2[region=teacher_score, warm_up=500](global) + 0.02·kl_sigmoid[region=teacher_score, warm_up=500](logits)",
         "gid": "gid",
         "crosskd": "crosskd",
+        "crosskd_fcos": "crosskd[boxes=0.75, classes=0.4, giou=0, layer=2]",
         "crosskd_gfl": "crosskd[boxes=4]",
         "crosskd_pkd": "crosskd + 3·l2(standardize(global))",
         "detkds_retinanet": "6·l1(norm_N(scale_r2(catt(global)))) + 2·l1(norm_HW(local_s4(fgbg)))",
@@ -150,6 +151,8 @@ def test_a_search_is_compared_with_the_distillers_that_suit_its_student() -> Non
     two_stage = suiting(Exchange(), GFL, ("retinanet", "faster_rcnn"), 2)
     assert {"pkd_two_stage", "fgd_two_stage", "mgd_two_stage", "maskd_two_stage", "detkds_faster_rcnn"} <= set(two_stage)
     assert not {"pkd", "fgd", "mgd", "crosskd", "crosskd_gfl", "detkds_cascade_faster_rcnn"} & set(two_stage), "the last is MGD again"
+    points = suiting(Exchange(), GFL, ("fcos", "fcos"), 1)
+    assert {name for name in points if name.startswith("crosskd")} == {"crosskd_fcos"}
     unable = Exchange({"logits": "why", "localization": "why"}, {"towers": "why"})
     assert not {"dist", "ld", "ld_main", "gid", "crosskd_gfl"} & set(suiting(unable, GFL, ("gfl", "gfl"), 1))
     assert set(STAGES) | set(FAMILIES) <= set(named_policies())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detkds_core.catalogue import DetectorEntry, exchange
 from detkds_core.detectors import rois
-from detkds_core.detectors.tap import OF_DENSE_HEAD, Tap
+from detkds_core.detectors.tap import Tap, asks_dense_head
 from detkds_core.losses.signals import Rois, Signals
 from detkds_core.policy import Policy
 from detkds_core.policy.distillers import pair_faults
@@ -89,7 +89,7 @@ class Teacher:
         self.tap.clear()
         self.tap.wanted = needs
         features = self.model.extract_feat(inputs)
-        if needs & OF_DENSE_HEAD and self.tap.head is not None:
+        if asks_dense_head(needs) and self.tap.head is not None:
             self.tap.head(features)
         signals = self.tap.signals(needs, self.levels)
         self.pyramid, self.batch_shape = self.tap.features, tuple(inputs.shape[-2:])

@@ -12,7 +12,8 @@ from detkds_core.detectors.valuable import overlaps
 from detkds_core.losses.signals import Signals
 
 ROI_NEEDS = frozenset({"rois", "roi_scores", "roi_boxes", "roi_masks"})
-OF_DENSE_HEAD = frozenset({"logits", "boxes", "edges", "points", "towers", "assigned", "valuable"})
+OF_DENSE_HEAD = frozenset({"logits", "boxes", "edges", "points", "assigned", "valuable"})
+TOWERS = "towers_"  # and the layer
 
 # Where `get_targets` of a head returns the class assigned to each cell; the heads that are not here return it first.
 LABELS_SECOND = ("GFLHead", "ATSSHead", "RTMDetHead", "RTMDetSepBNHead")
@@ -45,7 +46,7 @@ class Tap:
         self.targets: Any = None
         self.overlaps: list[Tensor] = []  # of each image
         self.point_sets: list[Tensor] = []
-        self.towers: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self.towers: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         if self.rois is not None:
             self.rois.clear()
 
@@ -53,7 +54,7 @@ class Tap:
         self.features = tuple(output) if isinstance(output, list | tuple) else (output,)
 
     def _begin_head(self, _module: nn.Module, _inputs: Any) -> None:
-        self.point_sets, self.towers = [], ([], [])
+        self.point_sets, self.towers = [], {layer: ([], []) for layer in tower_layers(self.wanted)}
 
     def _keep_outputs(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self.outputs = tuple(output)
@@ -92,16 +93,17 @@ class Tap:
         head.points2bbox = points2bbox
 
     def _keep_towers(self, convs: nn.ModuleList | None, place: int) -> None:
-        """The output of the last shared convolution of a branch before its activation, which may act in place: hence the copy."""
+        """The outputs of the convolutions of a branch before their activation, which may act in place: hence the copies."""
         if convs is None or not len(convs) or isinstance(convs[0], nn.ModuleList):
             return
-        conv = convs[tower_layer(convs)]
+        for number, conv in enumerate(convs[: tower_place(convs, len(convs)) + 1]):
 
-        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            if "towers" in self.wanted:
-                self.towers[place].append(output.clone())
+            def keep(_module: nn.Module, _inputs: Any, output: Tensor, number: int = number) -> None:
+                for layer, towers in self.towers.items():
+                    if tower_place(convs, layer) == number:
+                        towers[place].append(output.clone())
 
-        (conv.norm if conv.with_norm else conv.conv).register_forward_hook(keep)
+            (conv.norm if conv.with_norm else conv.conv).register_forward_hook(keep)
 
     def signals(self, needs: frozenset[str], levels: Sequence[int]) -> Signals:
         """What was caught on the given pyramid levels, as far as `needs` asks for it."""
@@ -111,8 +113,8 @@ class Tap:
         points: tuple[Tensor, ...] = ()
         assigned: tuple[Tensor, ...] = ()
         valuable: tuple[Tensor, ...] = ()
-        towers: tuple[tuple[Tensor, Tensor], ...] = ()
-        if needs & OF_DENSE_HEAD and self.head is not None:
+        towers: dict[int, tuple[tuple[Tensor, Tensor], ...]] = {}
+        if asks_dense_head(needs) and self.head is not None:
             scores = self.outputs[0]
             sizes = [tuple(score.shape[-2:]) for score in scores]
             if needs & {"logits", "boxes", "edges", "points"}:
@@ -132,8 +134,9 @@ class Tap:
                 if "valuable" in needs:
                     nearly = torch.stack(self.overlaps).split([level.shape[1] for level in found], dim=1)
                     valuable = tuple(nearly[i] * ~found[i] for i in levels)
-            if "towers" in needs:
-                towers = tuple((self.towers[0][i], self.towers[1][i]) for i in levels)
+            for layer in tower_layers(needs):
+                of_classes, of_boxes = self.towers[layer]
+                towers[layer] = tuple((of_classes[i], of_boxes[i]) for i in levels)
         return Signals(
             features=tuple(self.features[i] for i in levels),
             logits=logits,
@@ -163,6 +166,16 @@ def dense_head(model: nn.Module) -> nn.Module | None:
     return head if hasattr(head, "prior_generator") else None
 
 
-def tower_layer(convs: nn.ModuleList) -> int:
-    """Which of a branch's stacked convolutions CrossKD hands over after: the last but one, the third of four as published."""
-    return max(0, len(convs) - 2)
+def asks_dense_head(needs: frozenset[str]) -> bool:
+    """Whether the dense head has to run for these signals."""
+    return bool(needs & OF_DENSE_HEAD or tower_layers(needs))
+
+
+def tower_layers(needs: frozenset[str]) -> list[int]:
+    """The layers whose features are among the needs, 2 of `towers_2`."""
+    return sorted(int(name.removeprefix(TOWERS)) for name in needs if name.startswith(TOWERS))
+
+
+def tower_place(convs: nn.ModuleList, layer: int) -> int:
+    """The place of the convolution that a layer, counted from 1, is in a branch: the last but one at most, for the last is the other's."""
+    return max(0, min(layer, len(convs) - 1) - 1)

@@ -81,7 +81,7 @@ def _gid(context: DistillerContext, settings: Settings) -> nn.Module:
 def _crosskd(context: DistillerContext, settings: Settings) -> nn.Module:
     if context.head_tail is None:
         raise ValueError("crosskd needs the last layers of the teacher's dense head, and this teacher has none to lend")
-    return CrossKD(context.head_tail, context.tower_channels, **settings)
+    return CrossKD(context.head_tail, context.tower_channels, **{**settings, "giou": bool(settings["giou"])})
 
 
 BUILDERS: Mapping[str, Callable[[DistillerContext, Settings], nn.Module]] = {

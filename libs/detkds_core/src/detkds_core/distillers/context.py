@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# (class features, box features, level) -> (class scores (B, A*K, H, W) raw, box outputs): the rest of the teacher's dense head.
+# (class features, box features, level, layer that they come from) -> (class scores (B, A*K, H, W) raw, box outputs): the rest of the
+# teacher's dense head.
 # Box outputs are raw edge distributions (B, 4*(R+1), H, W) where the head has them (GFL), decoded boxes (B, H*W*A, 4) elsewhere.
 # Gradients pass to the features, none to the head.
-HeadTail = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+HeadTail = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from detkds_core.losses.looks import Looks, read
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.losses.slopes import with_slopes
 from detkds_core.policy import Policy, Term
-from detkds_core.policy.distillers import DISTILLERS
+from detkds_core.policy.distillers import signals_of
 from detkds_core.policy.meaning import OF_IMAGES
 from detkds_core.policy.vocabulary import FEATURES
 
@@ -24,11 +24,10 @@ OF_PROPOSALS = {"logits": "scores", "localization": "boxes"}  # what a term comp
 def needs(policy: Policy) -> frozenset[str]:
     """Which signals the policy is computed from, terms and distillers: what must be captured.
 
-    Of features, logits, boxes, edges, points, assigned, valuable, towers; of shared proposals rois (their places), roi_scores, roi_boxes,
-    roi_masks.
+    Of features, logits, boxes, edges, points, assigned, valuable, towers_1 and so on by the layer; of shared proposals rois (their
+    places), roi_scores, roi_boxes, roi_masks.
     """
-    of_distillers = [DISTILLERS[distiller.name].needs for distiller in policy.distillers]
-    return frozenset().union(*map(_needed, policy.terms), *of_distillers)
+    return frozenset().union(*map(_needed, policy.terms), *map(signals_of, policy.distillers))
 
 
 def _needed(term: Term) -> set[str]:

@@ -1,6 +1,7 @@
 """What a distillation loss is computed from: the signals of a detector and the scene they were taken on."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,7 +38,8 @@ class Signals:
     points: tuple[Tensor, ...] = ()  # (B, H*W, P, 2) RepPoints' refined point sets, xy in pixels of the padded batch image
     assigned: tuple[Tensor, ...] = ()  # (B, H*W*A) bool: cells that the student's own loss takes for objects; the student's alone
     valuable: tuple[Tensor, ...] = ()  # (B, H*W*A): IoU of cells that nearly became an object's with it, 0 of others; the student's alone
-    towers: tuple[tuple[Tensor, Tensor], ...] = ()  # CrossKD: features inside the dense head, of its class and of its box branch
+    # CrossKD: features inside the dense head, of its class and of its box branch, a pair a level; by the layer that they come from
+    towers: Mapping[int, tuple[tuple[Tensor, Tensor], ...]] = field(default_factory=dict)
     rois: Rois | None = None
 
 

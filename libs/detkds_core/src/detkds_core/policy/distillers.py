@@ -53,8 +53,8 @@ def _weight(default: float, meaning: str) -> Setting:
     return Setting(default, 0.0, 1000.0, meaning)
 
 
-def _switch(meaning: str) -> Setting:
-    return Setting(1.0, 0.0, 1.0, f"{meaning}; 1 yes, 0 no", whole=True)
+def _switch(meaning: str, choices: str = "1 yes, 0 no") -> Setting:
+    return Setting(1.0, 0.0, 1.0, f"{meaning}; {choices}", whole=True)
 
 
 TOWERS = ("retinanet", "gfl", "fcos", "atss")  # dense heads of stacked convolutions, of which the last can be another detector's
@@ -131,12 +131,14 @@ _ENTRIES = (
             "classes": _weight(1.0, "weight of the class scores"),
             "boxes": _weight(1.0, "weight of the boxes"),
             "temperature": Setting(1.0, 0.01, 100.0, "temperature of the edge distributions"),
+            "giou": _switch("what compares boxes without edge distributions", "1: 1 - GIoU, 0: -ln IoU"),
+            "layer": Setting(3.0, 1.0, 100.0, "convolution of a branch, but for its last, after which features change heads", whole=True),
         },
         needs=frozenset({"towers", "assigned"}),
         families=TOWERS,
         formula="classes·sum(|σ_s - σ_t|·bce(σ_s, σ_t))/positives + boxes·sum(max σ_t·d(S_box, T_box))/sum(max σ_t)",
         source="CrossKD (Wang et al., CVPR 2024)",
-        note="The student's head features pass through the last layers of the teacher's head. d: KL of edges for GFL, 1 - GIoU for others.",
+        note="The student's head features pass through the last layers of the teacher's head. d: KL of edges (GFL), 1 - GIoU or -ln IoU.",
     ),
 )
 
@@ -149,6 +151,13 @@ def learns_first(distiller: Distiller) -> bool:
     """Whether it learns something on the teacher before the student's training."""
     steps = DISTILLERS[distiller.name].settings.get("steps")
     return steps is not None and dict(distiller.settings).get("steps", steps.default) > 0
+
+
+def signals_of(distiller: Distiller) -> frozenset[str]:
+    """The signals that a distiller is computed from, as `losses.needs` names them: towers with their layer, `towers_3`."""
+    entry = DISTILLERS[distiller.name]
+    layer = dict(distiller.settings).get("layer", entry.settings["layer"].default) if "towers" in entry.needs else 0
+    return frozenset(f"{name}_{layer:.0f}" if name == "towers" else name for name in entry.needs)
 
 
 def pair_faults(name: str, offer: Offer, families: tuple[str, str] | None = None) -> list[str]:

@@ -163,4 +163,4 @@ def _detached(signals: Signals) -> Signals:
     if rois is not None:
         own = {one.name: getattr(rois, one.name) for one in fields(Rois)}
         rois = Rois(**{name: None if x is None else x.detach() for name, x in own.items()})
-    return replace(signals, **levels, towers=(), rois=rois)
+    return replace(signals, **levels, towers={}, rois=rois)
