@@ -11,6 +11,7 @@ from detkds_core.distillers import DistillerContext, build, settings_of, token_s
 from detkds_core.distillers.build import BUILDERS
 from detkds_core.distillers.maskd import MasKD
 from detkds_core.losses import Scene, Signals, needs, policy_losses
+from detkds_core.losses.signals import Rois
 from detkds_core.policy import Distiller, Policy, named_policies, parse_formula
 from detkds_core.policy.distillers import DISTILLERS
 
@@ -32,6 +33,9 @@ class Detector(nn.Module):
 
         self.features, self.logits, self.edges = levels(C), levels(K), levels(4 * BINS)
         self.class_tower, self.box_tower = levels(C), levels(C)
+        self.regions = torch.tensor([[0.0, 4, 4, 30, 40], [0, 20, 8, 60, 30], [1, 0, 0, 64, 48]])
+        self.roi_scores = nn.Parameter(torch.randn(len(self.regions), K + 1, generator=generator))
+        self.roi_boxes = nn.Parameter(self.regions[:, None, 1:] + 4 * torch.randn(len(self.regions), K, 4, generator=generator))
         self.corners = nn.ParameterList(nn.Parameter(24 * torch.rand(2, h * w, 4, generator=generator)) for h, w in SIZES)
 
     def signals(self) -> Signals:
@@ -43,6 +47,7 @@ class Detector(nn.Module):
             assigned=tuple(torch.arange(h * w).expand(2, -1) % 3 == 0 for h, w in SIZES),
             valuable=tuple((torch.arange(h * w).expand(2, -1) % 3 == 1) * 0.3 for h, w in SIZES),
             towers=dict.fromkeys((2, 3), tuple(zip(self.class_tower, self.box_tower, strict=True))),
+            rois=Rois(self.regions, self.roi_scores, self.roi_boxes),
         )
 
 
@@ -80,6 +85,7 @@ def test_every_named_policy_trains(name: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in learnt)
     # What it says that it needs is what it learns from.
     of = {"features": student.features, "logits": student.logits, "boxes": student.corners, "edges": student.edges}
+    of |= {"roi_scores": [student.roi_scores], "roi_boxes": [student.roi_boxes]}
     of["towers"] = [*student.class_tower, *student.box_tower]
     needed = {"towers" if name.startswith("towers_") else name for name in needs(policy)}
     moved = {kind for kind, levels in of.items() if any(p.grad is not None and p.grad.abs().sum() > 0 for p in levels)}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from detkds_core.losses import Scene, Signals, policy_losses
-from detkds_core.policy import named_policies
+from detkds_core.losses.signals import Rois
+from detkds_core.policy import named_policies, parse_formula
 
 NOWHERE = Scene((torch.zeros(0, 4),), (8, 8), step=1000, total_steps=2000)
 
@@ -147,3 +148,20 @@ def test_frs_by_hand() -> None:
     # Halfway through its warm-up of 500 steps.
     early = Scene(NOWHERE.boxes, NOWHERE.batch_shape, step=250, total_steps=2000)
     assert loss("frs", student, teacher, early) == pytest.approx(wanted.item() / 2, rel=1e-5)
+
+
+def test_maskds_boxes_are_the_smooth_l1_of_the_box_branches_by_the_factors_of_its_note() -> None:
+    """One proposal of one class, of which the teacher is sure, so that nothing weighs it; as mmdet's coder of RoI heads has it."""
+    from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+
+    coder = DeltaXYWHBBoxCoder(target_stds=(0.1, 0.1, 0.2, 0.2))
+    region = torch.tensor([[0.0, 10, 20, 50, 60]])
+    student, teacher = torch.tensor([[14.0, 18, 60, 62]]), torch.tensor([[11.0, 20, 52, 57]])
+    said = [coder.encode(region[:, 1:], box) for box in (student, teacher)]
+    apart = (said[0] - said[1]).abs() / torch.tensor([10.0, 10, 5, 5])
+    scores = torch.tensor([[50.0, -50.0]])
+    sides = [Signals((), rois=Rois(region, scores, box[:, None])) for box in (student, teacher)]
+    boxes = parse_formula("deltas[region=proposals](localization)")
+    assert boxes.terms == named_policies()["maskd_two_stage_boxes"].policy.terms
+    (found,) = policy_losses(boxes, *sides, NOWHERE).values()
+    assert found.item() == pytest.approx(apart.mean().item(), rel=1e-5)

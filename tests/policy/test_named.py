@@ -20,9 +20,9 @@ class Exchange:
 REGIONS = {
     "global": ("all", "teacher_score"),
     "logits": ("all", "teacher_score", "assigned"),
-    "localization": ("all", "assigned", "valuable"),
+    "localization": ("all", "assigned", "valuable", "proposals"),
 }
-GFL = PairFacts(images_per_batch=2, has_edges=True, score_channels=80, regions=REGIONS)
+GFL = PairFacts(images_per_batch=2, has_edges=True, score_channels=80, regions=REGIONS)  # and proposals, as if it had two stages
 
 
 def test_their_formulas() -> None:
@@ -42,6 +42,7 @@ def test_their_formulas() -> None:
         "maskd": "maskd",
         "maskd_boxes": "maskd + l1(localization)",
         "maskd_two_stage": "maskd[weight=1]",
+        "maskd_two_stage_boxes": "maskd[weight=1] + deltas[region=proposals](localization)",
         "ld_main": "0.25·kl_edges[region=assigned, T=10](localization)",
         "ld": "0.125·kl[region=assigned, T=2](softmax_C(logits)) + 0.25·kl_edges[region=assigned, T=10](localization)"
         " + 0.25·kl_edges[region=valuable, T=10](localization)",
@@ -95,7 +96,7 @@ def test_a_policy_is_called_by_the_first_name_of_its_loss() -> None:
     assert name_of(Policy((Term("global", ("none", "none", "none"), "l1", 3.0),))) is None
 
 
-def test_a_search_on_any_gfl_pair_may_open_with_all_of_them() -> None:
+def test_a_search_on_a_pair_with_everything_may_open_with_all_of_them() -> None:
     space = SearchSpace(images_per_batch=8, has_edges=True, regions=REGIONS)
     assert not [reason for one in named_policies().values() for term in one.policy.terms for reason in space.contains(term)]
 
@@ -147,9 +148,20 @@ def test_facts_of_a_distiller(name: str) -> None:
 def test_a_search_is_compared_with_the_distillers_that_suit_its_student() -> None:
     one_stage = suiting(Exchange(), GFL, ("gfl", "gfl"), 1)
     assert {"pkd", "fgd", "mgd", "maskd", "crosskd_gfl", "ld", "ld_main", "detkds_gfl"} <= set(one_stage)
-    assert not {"none", "pkd_two_stage", "fgd_two_stage", "crosskd", "maskd_boxes", "detkds_fcos", "detkds_reppoints"} & set(one_stage)
+    assert not {
+        "none",
+        "pkd_two_stage",
+        "fgd_two_stage",
+        "maskd_two_stage_boxes",
+        "crosskd",
+        "maskd_boxes",
+        "detkds_fcos",
+        "detkds_reppoints",
+    } & set(one_stage)
     two_stage = suiting(Exchange(), GFL, ("retinanet", "faster_rcnn"), 2)
-    assert {"pkd_two_stage", "fgd_two_stage", "mgd_two_stage", "maskd_two_stage", "detkds_faster_rcnn"} <= set(two_stage)
+    assert {"pkd_two_stage", "fgd_two_stage", "mgd_two_stage", "maskd_two_stage", "maskd_two_stage_boxes", "detkds_faster_rcnn"} <= set(
+        two_stage
+    )
     assert not {"pkd", "fgd", "mgd", "crosskd", "crosskd_gfl", "detkds_cascade_faster_rcnn"} & set(two_stage), "the last is MGD again"
     points = suiting(Exchange(), GFL, ("fcos", "fcos"), 1)
     assert {name for name in points if name.startswith("crosskd")} == {"crosskd_fcos"}

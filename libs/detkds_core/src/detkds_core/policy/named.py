@@ -121,7 +121,16 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "maskd[weight=1]",
         "MasKD (Huang et al., ICLR 2023)",
         TWO_STAGE,
-        "Its term on features, without the one on the boxes of proposals.",
+        "Its term on features; `maskd_two_stage_boxes` has the one on the boxes of proposals too.",
+    ),
+    (
+        "maskd_two_stage_boxes",
+        "maskd[weight=1] + deltas[region=proposals](localization)",
+        "MasKD (Huang et al., ICLR 2023)",
+        "Two-stage detectors, Cascade R-CNN as a teacher.",
+        "With its term on the boxes of shared proposals. The original takes the smooth L1 of what the box branches say for all classes, 10"
+        " times the places and 5 times the logarithms of sizes that ours compares; ours takes the L1, for the teacher's likeliest class,"
+        " weighted by its probability.",
     ),
     (
         "ld_main",
@@ -265,6 +274,7 @@ def name_of(policy: Policy) -> str | None:
 # Of the named policies: the stages of the students, and their families, that each was given its weights for; a name that is not here, any.
 STAGES: Mapping[str, int] = MappingProxyType(
     {name: stages for base in ("pkd", "fgd", "mgd", "maskd") for name, stages in ((base, 1), (f"{base}_two_stage", 2))}
+    | {"maskd_two_stage_boxes": 2}
 )
 ANCHORS = ("retinanet", "atss")
 FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
