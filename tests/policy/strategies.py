@@ -50,7 +50,8 @@ def distillers(draw) -> Distiller:
     name = draw(st.sampled_from(list(DISTILLERS)))
     known = DISTILLERS[name].settings
     names = draw(st.lists(st.sampled_from(sorted(known)), unique=True)) if known else []
-    return Distiller(name, tuple((one, draw(values(known[one]))) for one in sorted(names)))
+    settings = tuple((one, draw(values(known[one]))) for one in sorted(names))
+    return Distiller(name, settings, draw(st.just(1.0) | WEIGHTS), draw(st.booleans()))
 
 
 def values(setting: Setting) -> st.SearchStrategy[float]:

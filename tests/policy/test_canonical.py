@@ -132,6 +132,12 @@ def test_terms_are_sorted_and_equal_ones_are_one() -> None:
     assert folded("l2(fgbg) + l2[background=2](fgbg)") == "l2(fgbg) + l2[background=2](fgbg)"
 
 
+def test_a_distillers_weight_stays_apart_from_its_settings() -> None:
+    assert folded("2·mgd[alpha=2e-05]") == "2·mgd"
+    assert folded("l1(global) + 0.5·mgd[balanced] + 1·fgd[balanced, beta=0.0005]") == "fgd[balanced] + 0.5·mgd[balanced] + l1(global)"
+    assert folded("mgd[alpha=4e-05]") == "mgd[alpha=4e-05]"
+
+
 def test_distillers_are_sorted_and_their_defaults_left_out() -> None:
     names = sorted(DISTILLERS)
     (key, setting), *_ = next(entry.settings.items() for entry in DISTILLERS.values() if entry.settings)

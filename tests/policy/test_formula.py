@@ -53,6 +53,20 @@ def test_a_distiller_is_a_bare_name_with_its_settings() -> None:
     assert parse_formula("fgd") == Policy((), (Distiller("fgd"),))
 
 
+def test_a_distiller_has_a_weight_before_it_and_may_be_balanced() -> None:
+    text = "0.3·fgd[balanced, alpha=0.0005] + mgd[balanced] + 12.5·gid + l1(global)"
+    policy = Policy(
+        (Term("global", ("none", "none", "none"), "l1", 1.0),),
+        (Distiller("fgd", (("alpha", 0.0005),), 0.3, balanced=True), Distiller("mgd", balanced=True), Distiller("gid", weight=12.5)),
+    )
+    assert formula(policy) == text
+    assert (
+        parse_formula(text)
+        == parse_formula("l1(global) + .3*fgd[alpha=5e-4, balanced] + 1·mgd[ balanced ] + 12.50·gid")
+        == Policy(policy.terms, policy.distillers)
+    )
+
+
 def test_other_spellings() -> None:
     assert parse_formula(" 6 * l1 ( none ( global ) )\n+1.·giou(none(localization))") == parse_formula("6·l1(global)+giou(localization)")
     assert parse_formula(".5e1·l1(logits)").terms[0].weight == 5
@@ -115,12 +129,17 @@ def test_what_is_written_reads_back_equal(policy: Policy) -> None:
         ("fgd[alpha](global)", "policy.distillers[0].settings.alpha", "column 10: ']' where '=' should be"),
         ("fgd[alpha=x]", "policy.distillers[0].settings.alpha", "column 11: 'x' where a number should be"),
         ("fgd[alpha=1, alpha=1]", "policy.distillers[0].settings.alpha", "column 14: alpha is given twice"),
-        ("l1(global) + fgd[]", "policy.distillers[0]", "column 18: ']' where a setting of fgd should be"),
+        ("l1(global) + fgd[]", "policy.distillers[0]", "column 18: ']' where 'balanced' or a setting of fgd should be"),
         ("fgd[alphabet=1]", "policy.distillers[0].settings.alphabet", "not a setting of 'fgd'; one of "),
         ("fgd[alpha=1e9]", "policy.distillers[0].settings.alpha", "1000000000.0 is not a number from "),
         ("fgd + l1(global) + fgd", "policy.distillers[1].name", "'fgd' is distillers[0] already; a distiller occurs once"),
         ("fgd(global)", "policy", "column 4: '(' where '+' and another term or distiller, or the end should be"),
-        ("2·fgd", "policy.terms[0]", "column 3: 'fgd' is a distiller, whose weights are its settings; no weight before it"),
+        ("0·fgd", "policy.distillers[0].weight", "0.0 is not a number above 0 and at most 1e+09"),
+        ("2(fgd", "policy.distillers[0]", "column 2: '(' where '·' or '*' should be"),
+        ("2·", "policy.terms[0]", "column 3: the end where a weight or a distance should be"),
+        ("fgd[balanced, balanced]", "policy.distillers[0].balanced", "column 15: balanced is given twice"),
+        ("fgd[balanced=1]", "policy.distillers[0]", "column 13: '=' where ']' should be"),
+        ("2·fgd + l1(global) + fgd[balanced]", "policy.distillers[1].name", "'fgd' is distillers[0] already"),
         (" + ".join(["fgd"] * 99), "policy.distillers", "distillers; at most"),
         ("kl[T=2, T=3](softmax_C(global))", "policy.terms[0].temperature", "column 9: T is given twice"),
         ("l1[warm_up=1.5](global)", "policy.terms[0].warm_up", "column 12: '1.5' where a whole number of steps should be"),

@@ -208,6 +208,9 @@ def test_distillers_and_their_settings() -> None:
         )
     ]
     assert [path for path, _ in check(Policy((), (Distiller(name, ((key, float("nan")),)),)))] == [f"policy.distillers[0].settings.{key}"]
+    for weight in (0.0, -1.0, float("nan"), 2e9):
+        message = f"{weight!r} is not a number above 0 and at most 1e+09"
+        assert check(Policy((), (Distiller(name, weight=weight),))) == [("policy.distillers[0].weight", message)]
     assert check(Policy((PLAIN,), (Distiller(name), Distiller(name)))) == [
         ("policy.distillers[1].name", f"{name!r} is distillers[0] already; a distiller occurs once")
     ]

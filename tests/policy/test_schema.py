@@ -51,6 +51,19 @@ def test_distillers_are_written_where_there_are_any() -> None:
     assert to_json(Policy(())) == {"terms": []}
 
 
+def test_a_distillers_weight_and_balance_are_written_where_they_differ() -> None:
+    policy = Policy((), (Distiller("fgd", (("alpha", 0.0005),), 0.3, balanced=True), Distiller("mgd", weight=2.0)))
+    data = {
+        "terms": [],
+        "distillers": [{"name": "fgd", "settings": {"alpha": 0.0005}, "weight": 0.3, "balanced": True}, {"name": "mgd", "weight": 2.0}],
+    }
+    assert to_json(policy) == data
+    assert from_json(data) == policy
+    (whole,) = from_json({"terms": [], "distillers": [{"name": "mgd", "weight": 2, "balanced": False}]}).distillers
+    assert whole == policy.distillers[1]
+    assert isinstance(whole.weight, float)
+
+
 def test_a_setting_is_a_float_whatever_is_written() -> None:
     (distiller,) = from_json({"terms": [], "distillers": [{"name": "fgd", "settings": {"alpha": 0}}]}).distillers
     assert distiller == Distiller("fgd", (("alpha", 0.0),))
@@ -115,7 +128,14 @@ def test_the_schema_is_one() -> None:
         ({"terms": [], "distillers": [{"name": 1}]}, "policy.distillers[0].name", "1 is not one of "),
         ({"terms": [], "distillers": [{"name": "fgd"}, {"name": "kd"}]}, "policy.distillers[1].name", "'kd' is not a distiller; one of "),
         ({"terms": [], "distillers": [{"name": "fgd"}] * 2}, "policy.distillers[1].name", "'fgd' is distillers[0] already"),
-        ({"terms": [], "distillers": [{"name": "fgd", "weight": 1}]}, "policy.distillers[0].weight", "not a key of a distiller"),
+        (
+            {"terms": [], "distillers": [{"name": "fgd", "region": "all"}]},
+            "policy.distillers[0].region",
+            "not a key of a distiller; its keys are name, settings, weight, balanced",
+        ),
+        ({"terms": [], "distillers": [{"name": "fgd", "weight": "1"}]}, "policy.distillers[0].weight", "'1' is not a number above 0"),
+        ({"terms": [], "distillers": [{"name": "fgd", "weight": 10**400}]}, "policy.distillers[0].weight", "inf is not a number above 0"),
+        ({"terms": [], "distillers": [{"name": "fgd", "balanced": 1}]}, "policy.distillers[0].balanced", "1 is not true or false"),
         ({"terms": [], "distillers": [{"name": "fgd", "settings": []}]}, "policy.distillers[0].settings", "a list is not an object"),
         (
             {"terms": [], "distillers": [{"name": "fgd", "settings": {"alfa": 1}}]},

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from detkds_core.catalogue import Recipe
+from detkds_core.distillers import distiller_losses
 from detkds_core.losses.policy import policy_losses
 from detkds_core.losses.signals import Scene, Signals
-from detkds_core.policy import Policy, from_json, parse_formula, to_json
+from detkds_core.policy import Distiller, Policy, canonical, formula, from_json, parse_formula, to_json
 from detkds_core.training.group import balance_weights, batches_for, new_learner, prepare, train, view, weights_digest
 from detkds_core.training.learner import resolved, restore, state_of
-from detkds_core.training.pull import balance, flat_gradient, parts_of, pulls, shared_parameters, sketch, undisturbed
+from detkds_core.training.pull import balance, fixed, flat_gradient, parts_of, pulls, shared_parameters, sketch, undisturbed
 
 SCENE = Scene(boxes=(), batch_shape=(1, 2))
 BALANCED = parse_formula("0.5·l2[balanced](global) + 0.25·l1[balanced, warm_up=2](global) + 0.1·l2(standardize(fgbg))")
@@ -81,6 +82,40 @@ def test_a_sketch_is_linear_and_tells_directions_apart():
     assert (sketch(a) / sketch(a).norm() - sketch(b) / sketch(b).norm()).norm() > 0.1
 
 
+class Doubled(nn.Module):
+    """A distiller whose two losses are the sum of the student's feature, (w, 2 w), and twice as much."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, student: Signals, teacher: Signals, scene: Scene) -> dict[str, torch.Tensor]:
+        (feature,) = student.features
+        return {f"distill/{self.name}_one": feature.sum(), f"distill/{self.name}_two": 2 * feature.sum()}
+
+
+def test_a_distiller_is_balanced_as_a_whole():
+    """Both losses are 9 w, of slope 9, beside the task's 10, whatever its weight; a distiller of fixed weight is no part."""
+    policy = parse_formula("0.5·mgd[balanced] + 3·gid + l2[balanced](global)")
+    parts = parts_of(policy, all_terms=False)
+    assert [name for name, _ in parts] == ["distill/0_global", "distill/mgd"]
+    line, mgd, gid = Line(), Doubled("mgd"), Doubled("gid")
+    task, signals = line.forward()
+    said = Signals((torch.ones(1, 1, 1, 2),))
+    (pull,) = pulls(line, task, signals, said, SCENE, [[part for _, part in parts]], half=False, modules=[{"mgd": mgd}])
+    assert pull.losses == (14.5, 27.0)
+    assert pull.products.diagonal().tolist() == [144.0, 81.0]
+    scales = balance(parts, [pull])
+    assert scales == {"distill/0_global": pytest.approx(10 / 12), "distill/mgd": pytest.approx(10 / 9)}
+    found = fixed(policy, scales)
+    assert found.distillers == (Distiller("mgd", weight=0.5 * scales["distill/mgd"]), Distiller("gid", weight=3.0))
+    assert not found.terms[0].balanced
+    for weighed in (policy, found):
+        losses = distiller_losses(weighed, [mgd, gid], signals, said, SCENE, scales | {"distill/gid": 7.0})
+        expected = {"distill/mgd_one": 5.0, "distill/mgd_two": 10.0, "distill/gid_one": 27.0, "distill/gid_two": 54.0}
+        assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected)
+
+
 def started(spec, policy, seed=3, **recipe):
     whole = Recipe.from_json({**spec["recipe"], **recipe})
     start = prepare(spec, seed)
@@ -134,6 +169,47 @@ def test_balanced_terms_train_alone_as_in_a_group_and_as_their_fixed_weights_do(
     (fixed,) = trained(resolved(alone))
     assert fixed.scales == {}
     assert weights_digest(fixed.student.model) == weights_digest(alone.student.model)
+
+
+def test_a_balanced_distiller_trains_as_the_weight_that_was_found_does_to_the_bit(spec):
+    def trained(*policies):
+        start, first, batches = started(spec(), policies[0])
+        learners = [first, *(new_learner(start, one, batches.recipe, 3) for one in policies[1:])]
+        train(learners, start, batches)
+        assert [learner.failure for learner in learners] == [None] * len(learners)
+        return learners
+
+    policy = parse_formula("0.5·fgd[balanced] + 0.3·gid[balanced] + mgd + 0.2·l2[balanced](global)")
+    _, grouped = trained(parse_formula("mgd[balanced]"), policy)
+    (alone,) = trained(policy)
+    assert alone.scales == grouped.scales
+    assert alone.scales.keys() == {"distill/0_global", "distill/fgd", "distill/gid"}
+    assert weights_digest(alone.student.model) == weights_digest(grouped.student.model)
+    found = resolved(alone)
+    assert [(one.name, one.balanced) for one in found.distillers] == [("fgd", False), ("gid", False), ("mgd", False)]
+    assert parse_formula(formula(found)) == from_json(to_json(found)) == canonical(found) == found
+    (again,) = trained(found)
+    assert again.scales == {}
+    assert weights_digest(again.student.model) == weights_digest(alone.student.model)
+
+
+def test_the_gradient_of_a_balanced_distiller_is_the_ratio_whatever_its_own_weights(spec):
+    ratios = []
+    for text in ("0.3·fgd[balanced]", "0.3·fgd[balanced, alpha=0.1, beta=0.05, gamma=0.05, lambda=0.0005]"):
+        start, learner, batches = started(spec(), parse_formula(text))
+        before = [weights_digest(module) for module in learner.distillers]
+        balance_weights([learner], start, batches)
+        assert [weights_digest(module) for module in learner.distillers] == before
+        assert all(parameter.grad is None for parameter in learner.parameters())
+        shared, lengths = shared_parameters(learner.student.model), []
+        with undisturbed(learner.student.model):
+            for index in range(2):
+                seen = view(start, learner.student, batches, index, learner.needs)
+                found = distiller_losses(resolved(learner), learner.distillers, seen.signals, seen.said, seen.scene)
+                length = flat_gradient(sum(found.values()), shared).norm()
+                lengths.append((length / flat_gradient(seen.task, shared).norm()).item())
+        ratios.append(sum(lengths) / 2)
+    assert ratios == [pytest.approx(0.3, rel=1e-3)] * 2
 
 
 def test_learners_that_stand_elsewhere_are_balanced_where_they_stand(spec):

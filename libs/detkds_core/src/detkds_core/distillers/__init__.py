@@ -2,5 +2,6 @@
 
 from detkds_core.distillers.build import build, settings_of, token_settings
 from detkds_core.distillers.context import DistillerContext, HeadTail
+from detkds_core.distillers.losses import distiller_losses, scale_name
 
-__all__ = ["DistillerContext", "HeadTail", "build", "settings_of", "token_settings"]
+__all__ = ["DistillerContext", "HeadTail", "build", "distiller_losses", "scale_name", "settings_of", "token_settings"]

@@ -12,7 +12,7 @@ from detkds_core.losses.comparisons import OF_STUDENT, Part, parts_of
 from detkds_core.losses.looks import Looks, read
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.losses.slopes import with_slopes
-from detkds_core.policy import Policy, Term
+from detkds_core.policy import Distiller, Policy, Term
 from detkds_core.policy.distillers import signals_of
 from detkds_core.policy.meaning import OF_IMAGES
 from detkds_core.policy.vocabulary import FEATURES
@@ -130,12 +130,13 @@ def _add_up(policy: Policy, parts: Sequence[Part], looks: Looks, weights: Sequen
     return values
 
 
-def found_weight(term: Term, scale: float | None) -> float:
-    """What a term weighs before its schedule: its own weight, times the scale that was found for an `auto` or `balanced` one.
+def found_weight(one: Term | Distiller, scale: float | None) -> float:
+    """What a term weighs before its schedule, or a distiller: its own weight, times the scale that was found where that is a ratio.
 
     A weight that was found has four significant digits, so that it can be said, and a policy that says it trains the same to the bit.
     """
-    return float(f"{term.weight * scale:.4g}") if scale is not None and (term.auto or term.balanced) else term.weight
+    of_ratio = one.balanced or (isinstance(one, Term) and one.auto)
+    return float(f"{one.weight * scale:.4g}") if scale is not None and of_ratio else one.weight
 
 
 def schedule(term: Term, step: int, total_steps: int) -> float:

@@ -16,7 +16,8 @@ def canonical(policy: Policy) -> Policy:
     """The canonical form of a legal policy: no-ops folded, unused options at their default, all sorted, equal terms merged.
 
     Terms that differ in weight alone become one, and their weights add up; under `mask` and `drop` that is the same loss on average over
-    what they draw. Settings of distillers at their default are left out.
+    what they draw. Settings of distillers at their default are left out. A
+    distiller's weight stays apart from those among its settings: so a weight that a training found trains the same to the bit.
     """
     groups: dict[Term, list[float]] = {}
     for term in policy.terms:
@@ -50,9 +51,8 @@ def canonical_term(term: Term) -> Term:
 def canonical_distiller(distiller: Distiller) -> Distiller:
     """The canonical form of a legal distiller."""
     known = DISTILLERS[distiller.name].settings
-    return Distiller(
-        distiller.name, tuple(sorted((name, float(value)) for name, value in distiller.settings if value != known[name].default))
-    )
+    settings = tuple(sorted((name, float(value)) for name, value in distiller.settings if value != known[name].default))
+    return replace(distiller, settings=settings, weight=float(distiller.weight))
 
 
 def _order(term: Term) -> tuple[object, ...]:

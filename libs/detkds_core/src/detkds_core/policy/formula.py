@@ -2,7 +2,7 @@
 
     policy    = "none" | part { "+" part }
     part      = distiller | term
-    distiller = name [ "[" setting "=" number { "," setting "=" number } "]" ]
+    distiller = [ weight ("·" | "*") ] name [ "[" part { "," part } "]" ]        part = "balanced" | setting "=" number
     term      = [ weight ("·" | "*") ] distance [ "[" option { "," option } "]" ] "(" operand ")"
     operand   = knowledge | transform "(" operand ")"
     option    = "shared" | "auto" | "balanced"
@@ -32,6 +32,7 @@ TOKEN = re.compile(
     re.DOTALL,
 )
 EMPTY = "none"
+BALANCED = "balanced"  # of a distiller, beside its settings
 
 
 def formula(policy: Policy) -> str:
@@ -40,8 +41,8 @@ def formula(policy: Policy) -> str:
 
 
 def _distiller_text(distiller: Distiller) -> str:
-    settings = ", ".join(f"{name}={_number(value)}" for name, value in distiller.settings)
-    return f"{distiller.name}[{settings}]" if settings else distiller.name
+    parts = [BALANCED] * distiller.balanced + [f"{name}={_number(value)}" for name, value in distiller.settings]
+    return f"{_weight_text(distiller.weight)}{distiller.name}{_bracketed(parts)}"
 
 
 def _term_text(term: Term) -> str:
@@ -49,9 +50,16 @@ def _term_text(term: Term) -> str:
     for name in term.transforms:
         if name != "none":
             operand = f"{name}({operand})"
-    weight = "" if term.weight == 1 else f"{_number(term.weight)}·"
     options = [_option_text(short, getattr(term, name)) for short, name in WRITTEN.items() if getattr(term, name) != OPTIONS[name]]
-    return f"{weight}{term.distance}{'[' + ', '.join(options) + ']' if options else ''}({operand})"
+    return f"{_weight_text(term.weight)}{term.distance}{_bracketed(options)}({operand})"
+
+
+def _weight_text(weight: float) -> str:
+    return "" if weight == 1 else f"{_number(weight)}·"
+
+
+def _bracketed(options: Sequence[str]) -> str:
+    return f"[{', '.join(options)}]" if options else ""
 
 
 def _option_text(short: str, value: bool | float | str) -> str:
@@ -81,7 +89,7 @@ def parse_formula(text: str) -> Policy:
     terms: list[Term] = []
     distillers: list[Distiller] = []
     while not (terms or distillers) or reader.take("+"):
-        if reader.next.text in DISTILLERS:
+        if reader.at_distiller():
             if len(distillers) == len(DISTILLERS):
                 raise PolicyError([("policy.distillers", f"more than {len(DISTILLERS)} distillers; at most {len(DISTILLERS)}")])
             distillers.append(reader.distiller(f"policy.distillers[{len(distillers)}]"))
@@ -131,17 +139,22 @@ class Reader:
         self.place += 1
         return self.tokens[self.place - 1].text
 
+    def at_distiller(self) -> bool:
+        """Whether a distiller comes next, or a weight, a sign and a distiller."""
+        place = self.place + 2 * (self.next.kind == "number")
+        return place < len(self.tokens) and self.tokens[place].text in DISTILLERS
+
+    def weight(self, path: str) -> float:
+        """The weight that may come next; 1 where none does."""
+        if self.next.kind != "number":
+            return 1.0
+        weight = float(self.text_of(path, "number", "a weight"))
+        if not self.take("·", "*"):
+            raise self.fault(path, "'·' or '*'")
+        return weight
+
     def term(self, path: str) -> Term:
-        weight = 1.0
-        if self.next.kind == "number":
-            weight = float(self.text_of(path, "number", "a weight"))
-            if not self.take("·", "*"):
-                raise self.fault(path, "'·' or '*'")
-            if self.next.text in DISTILLERS:
-                message = (
-                    f"column {self.next.column}: {self.next.text!r} is a distiller, whose weights are its settings; no weight before it"
-                )
-                raise PolicyError([(path, message)])
+        weight = self.weight(path)
         distance = self.text_of(path, "name", "a weight or a distance")
         options = self.options(path) if self.take("[") else {}
         self.demand(path, "(")
@@ -154,12 +167,19 @@ class Reader:
         return Term(knowledge, _slots_filled(path, knowledge, transforms[::-1]), distance, weight, **options)
 
     def distiller(self, path: str) -> Distiller:
+        weight = self.weight(path)
         name = self.text_of(path, "name", "a distiller")
         settings: dict[str, float] = {}
+        balanced = False
         if self.take("["):
-            while not settings or self.take(","):
+            while not (settings or balanced) or self.take(","):
                 column = self.next.column
-                setting = self.text_of(path, "name", f"a setting of {name}")
+                setting = self.text_of(path, "name", f"{BALANCED!r} or a setting of {name}")
+                if setting == BALANCED:
+                    if balanced:
+                        raise PolicyError([(f"{path}.{BALANCED}", f"column {column}: {BALANCED} is given twice")])
+                    balanced = True
+                    continue
                 where = f"{path}.settings.{setting}"
                 self.demand(where, "=")
                 value = float(self.text_of(where, "number", "a number"))
@@ -167,7 +187,7 @@ class Reader:
                     raise PolicyError([(where, f"column {column}: {setting} is given twice")])
                 settings[setting] = value
             self.demand(path, "]")
-        return Distiller(name, tuple(sorted(settings.items())))
+        return Distiller(name, tuple(sorted(settings.items())), weight, balanced)
 
     def options(self, path: str) -> dict[str, Any]:
         """What stands between brackets, the first of which has been read."""

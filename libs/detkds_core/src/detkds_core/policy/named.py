@@ -86,7 +86,13 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "Detectors whose dense heads score the same classes and anchors.",
         "Relates the class scores of a cell, and the cells of an image; the original relates the cells of the whole batch.",
     ),
-    ("fgd", "fgd", "FGD (Yang et al., CVPR 2022)", ONE_STAGE, "Sums over elements: weights for 256 channels and 800-pixel images."),
+    (
+        "fgd",
+        "fgd",
+        "FGD (Yang et al., CVPR 2022)",
+        ONE_STAGE,
+        "Sums over elements: weights for 256 channels and 800-pixel images. Elsewhere `fgd[balanced]`.",
+    ),
     (
         "fgd_two_stage",
         "fgd[alpha=5e-05, beta=2.5e-05, gamma=5e-05, lambda=5e-07]",
@@ -94,7 +100,13 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         TWO_STAGE,
         "The weights of one-stage detectors over 20, 20, 10 and 10.",
     ),
-    ("mgd", "mgd", "MGD (Yang et al., ECCV 2022)", ONE_STAGE, "A sum over elements: its weight is for 256 channels and 800-pixel images."),
+    (
+        "mgd",
+        "mgd",
+        "MGD (Yang et al., ECCV 2022)",
+        ONE_STAGE,
+        "A sum over elements: its weight is for 256 channels and 800-pixel images. Elsewhere `mgd[balanced]`.",
+    ),
     (
         "mgd_two_stage",
         "mgd[alpha=5e-07, mask_ratio=0.45]",
@@ -164,7 +176,8 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "gid",
         "GID (Dai et al., CVPR 2021)",
         "One-stage detectors that score the same classes at the same cells.",
-        "Instances are matched to predictions by the boxes of these, where the original matches anchors.",
+        "Instances are matched to predictions by the boxes of these, where the original matches anchors. Its weights are COCO's; elsewhere"
+        " `gid[balanced]`.",
     ),
     (
         "crosskd",

@@ -43,7 +43,7 @@ def distiller_legality(distiller: Distiller) -> list[Reason]:
     entry = DISTILLERS.get(distiller.name)
     if entry is None:
         return [Reason("name", unknown(distiller.name, "distiller", tuple(DISTILLERS)))]
-    reasons = []
+    reasons = [] if 0 < distiller.weight <= MAX_WEIGHT else [_bad_weight(distiller.weight)]
     for place, (name, value) in enumerate(distiller.settings):
         field = f"settings.{shortened(name)}"
         setting = entry.settings.get(name)
@@ -114,7 +114,7 @@ def _option_rules(term: Term) -> Iterator[Reason]:
     if term.shared_attention and term.transforms[:1] not in SHARED:
         yield Reason("shared_attention", "only 'satt' and 'catt' have an attention of the teacher that both sides can share; false here")
     if not 0 < term.weight <= MAX_WEIGHT:  # also refuses NaN
-        yield Reason("weight", f"{term.weight!r} is not a number above 0 and at most {MAX_WEIGHT:g}")
+        yield _bad_weight(term.weight)
     if not MIN_TEMPERATURE <= term.temperature <= MAX_TEMPERATURE:
         yield Reason("temperature", f"{term.temperature!r} is not a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}")
     elif term.temperature != 1 and term.distance not in DIVERGENCES:
@@ -131,3 +131,7 @@ def _option_rules(term: Term) -> Iterator[Reason]:
         yield Reason("decay", f"{term.decay!r} is not a share of the weight, from 0 to 1")
     if term.auto and term.balanced:
         yield Reason("balanced", "'auto' compares losses and 'balanced' gradients; a weight is one ratio, leave one of them out")
+
+
+def _bad_weight(weight: float) -> Reason:
+    return Reason("weight", f"{weight!r} is not a number above 0 and at most {MAX_WEIGHT:g}")

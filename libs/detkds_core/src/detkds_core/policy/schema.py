@@ -24,6 +24,7 @@ from detkds_core.policy.vocabulary import (
 )
 
 KEYS = ("terms", "distillers")
+DISTILLER_KEYS = ("name", "settings", "weight", "balanced")
 REQUIRED = ("knowledge", "transforms", "distance", "weight")
 OPTIONS: Mapping[str, Any] = {field.name: field.default for field in fields(Term) if field.name not in REQUIRED}
 
@@ -42,7 +43,8 @@ def _term_to_json(term: Term) -> dict[str, Any]:
 
 
 def _distiller_to_json(distiller: Distiller) -> dict[str, Any]:
-    return {"name": distiller.name} | ({"settings": dict(distiller.settings)} if distiller.settings else {})
+    plain: dict[str, Any] = {"name": distiller.name} | ({"settings": dict(distiller.settings)} if distiller.settings else {})
+    return plain | ({"weight": distiller.weight} if distiller.weight != 1 else {}) | ({"balanced": True} if distiller.balanced else {})
 
 
 def canonical_json(policy: Policy) -> str:
@@ -74,8 +76,8 @@ def from_json(data: object) -> Policy:
     for place, row in enumerate(others):
         faults = _distiller_faults(row)
         if not faults:
-            settings = row.get("settings", {})
-            distillers.append(Distiller(row["name"], tuple(sorted((name, _to_float(value)) for name, value in settings.items()))))
+            settings = tuple(sorted((name, _to_float(value)) for name, value in row.get("settings", {}).items()))
+            distillers.append(Distiller(row["name"], settings, _to_float(row.get("weight", 1.0)), row.get("balanced", False)))
             faults = [(f".{reason.field}", reason.message) for reason in distiller_legality(distillers[-1])]
         errors += [(f"policy.distillers[{place}]{path}", message) for path, message in faults]
     policy = Policy(tuple(terms), tuple(distillers))
@@ -101,14 +103,19 @@ def _distiller_faults(row: object) -> list[tuple[str, str]]:
     if not isinstance(row, Mapping):
         return [("", f'{_short(row)} is not an object with name, and settings where they differ; {{"name": "fgd"}}')]
     faults = [
-        (f".{_short(key, quote=False)}", "not a key of a distiller; its keys are name, settings")
+        (f".{_short(key, quote=False)}", f"not a key of a distiller; its keys are {', '.join(DISTILLER_KEYS)}")
         for key in row
-        if key not in ("name", "settings")
+        if key not in DISTILLER_KEYS
     ]
     if "name" not in row:
         faults.append((".name", f"missing; one of {', '.join(DISTILLERS)}"))
     elif not isinstance(row["name"], str):
         faults.append((".name", f"{_short(row['name'])} is not one of {', '.join(DISTILLERS)}"))
+    faults += [
+        (f".{key}", f"{_short(row[key])} is not {WANTED[key]}")
+        for key in ("weight", "balanced")
+        if key in row and not _has_type(key, row[key])
+    ]
     settings = row.get("settings", {})
     if not isinstance(settings, Mapping):
         faults.append((".settings", f"{_short(settings)} is not an object of numbers by name"))
@@ -228,7 +235,12 @@ def _distiller_schema(name: str) -> dict[str, Any]:
         }
         for key, one in DISTILLERS[name].settings.items()
     }
-    properties = {"name": {"const": name}, "settings": {"type": "object", "properties": settings, "additionalProperties": False}}
+    properties = {
+        "name": {"const": name},
+        "settings": {"type": "object", "properties": settings, "additionalProperties": False},
+        "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_WEIGHT, "default": 1.0},
+        "balanced": {"type": "boolean", "default": False},
+    }
     return {"title": name, "type": "object", "properties": properties, "required": ["name"], "additionalProperties": False}
 
 

@@ -33,6 +33,8 @@ class Distiller:
 
     name: str
     settings: tuple[tuple[str, float], ...] = ()
+    weight: float = 1.0  # of all of it, beside those among its settings
+    balanced: bool = False  # the weight is the ratio of the lengths of its gradient and the task's, as of a term
 
 
 @dataclass(frozen=True, slots=True)

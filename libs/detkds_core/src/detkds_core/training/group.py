@@ -27,7 +27,7 @@ from detkds_core.policy import Policy
 from detkds_core.training import parallel
 from detkds_core.training.batches import Batch, Batches, ahead
 from detkds_core.training.learner import Learner, make_learner
-from detkds_core.training.pull import BATCHES, Pull, balance, names_of, parts_of, pulls, undisturbed
+from detkds_core.training.pull import BATCHES, Pull, balance, balanced_names, parts_of, pulls, undisturbed
 from detkds_core.training.steps import ROI_NEEDS, in_precision, seed_step, study, total_loss, update
 from detkds_core.training.tokens import cached_tokens, learn_tokens
 
@@ -183,7 +183,7 @@ def train(
 ) -> None:
     """Train every learner from `first_step` to before `last_step`, or to the end of the recipe. One that fails leaves the others alone.
 
-    The weights of `balanced` terms that have none yet are found first (`balance_weights`).
+    The weights of `balanced` terms and distillers that have none yet are found first (`balance_weights`).
 
     Among several processes each takes its share of every batch, and gradients are averaged. Where losses are means over images and no
     normalisation layer learns statistics, the weights are those of one process up to the order of sums. What differs otherwise:
@@ -279,10 +279,10 @@ def view(start: Start, student: Student, batches: Batches, index: int, needs: fr
 
 
 def balance_weights(learners: Sequence[Learner], start: Start, batches: Batches) -> None:
-    """Turn the ratio of each `balanced` term without a weight into one, where its learner stands; nothing else is changed.
+    """Turn the ratio of each `balanced` term and distiller without a weight into one, where its learner stands; nothing else is changed.
 
-    The factor, kept in `scales`, makes the term's gradient on backbone and neck as long as the task's, over the mean of the first two
-    batches. Learners that stand at the same weights share a forward. A term without a gradient there ends its learner with a failure.
+    The factor, kept in `scales`, makes its gradient on backbone and neck as long as the task's, over the mean of the first two batches.
+    Learners that stand at the same weights share a forward. What has no gradient there ends its learner with a failure.
     """
     waiting = [learner for learner in learners if learner.failure is None and _without_weight(learner)]
     while waiting:
@@ -290,6 +290,7 @@ def balance_weights(learners: Sequence[Learner], start: Start, batches: Batches)
         alike = [learner for learner in waiting if learner is first or _same_weights(learner, first)]
         waiting = [learner for learner in waiting if not any(learner is one for one in alike)]
         parts = [parts_of(learner.policy, all_terms=False) for learner in alike]
+        modules = [{one.name: own for one, own in zip(it.policy.distillers, it.distillers, strict=True)} for it in alike]
         found: list[list[Pull]] = [[] for _ in alike]
         needs = frozenset().union(*(learner.needs for learner in alike))
         with undisturbed(first.student.model):
@@ -297,7 +298,7 @@ def balance_weights(learners: Sequence[Learner], start: Start, batches: Batches)
                 seen = view(start, first.student, batches, index, needs)
                 wanted = [[part for _, part in one] for one in parts]
                 half = batches.recipe.precision == "fp16"
-                pulled = pulls(first.student, seen.task, seen.signals, seen.said, seen.scene, wanted, half=half)
+                pulled = pulls(first.student, seen.task, seen.signals, seen.said, seen.scene, wanted, half=half, modules=modules)
                 for pull, own in zip(pulled, found, strict=True):
                     own.append(pull)
         for learner, one, own in zip(alike, parts, found, strict=True):
@@ -306,15 +307,14 @@ def balance_weights(learners: Sequence[Learner], start: Start, batches: Batches)
 
 
 def fail_unbalanced(learner: Learner, pulled: Sequence[Pull]) -> None:
-    """End a learner one of whose terms got no weight."""
+    """End a learner one of whose terms or distillers got no weight."""
     if missing := _without_weight(learner):
         why = next((pull.error for pull in pulled if pull.error), "it has no gradient on the student, or one that is not finite")
         learner.failure = {"kind": "bad_data", "detail": f"{missing[0]} cannot be balanced with the task: {why}"}
 
 
 def _without_weight(learner: Learner) -> list[str]:
-    terms = zip(names_of(learner.policy), learner.policy.terms, strict=True)
-    return [name for name, term in terms if term.balanced and name not in learner.scales]
+    return [name for name in balanced_names(learner.policy) if name not in learner.scales]
 
 
 def _same_weights(a: Learner, b: Learner) -> bool:

@@ -24,7 +24,7 @@ class Learner:
     """A student under a policy.
 
     distillers: the policy's losses with learned parts; they learn with the student and are never exported.
-    scales: factors of `auto` terms by loss name, each fixed at the term's first step with a loss, and of `balanced` ones, before the first.
+    scales: factors of `auto` terms by loss name, each fixed at the term's first step with a loss, and of all that is `balanced`, before it.
     averaged: moving average of the student's state, None without. losses: of the last step, means over its forwards, on the device.
     failure: why it stopped learning, None while it does. finite: whether every loss of the step so far is, on the device.
     """

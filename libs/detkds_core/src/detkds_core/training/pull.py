@@ -1,7 +1,7 @@
 """How strongly each part of a policy pulls at a student beside the student's own task, on a batch, from one forward for all of them.
 
-A part is a term whose weight follows from its pull, or all the terms whose weights are known. Gradients are summed up as soon as they are
-there: their lengths, the angles between them and a sketch are all that is kept, for a gradient is as large as the student.
+A part is a term or a distiller whose weight follows from its pull, or all the terms whose weights are known. Gradients are summed up as
+soon as they are there: their lengths, the angles between them and a sketch are all that is kept, for a gradient is as large as the student.
 """
 
 import math
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from detkds_core.detectors.pair import Student
+from detkds_core.distillers.losses import distiller_losses, scale_name
 from detkds_core.losses.policy import found_weight, policy_losses
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.policy import Policy, Term
@@ -46,9 +47,10 @@ class Pull:
 
 
 def parts_of(policy: Policy, all_terms: bool = True) -> list[tuple[str | None, Policy]]:
-    """The parts of a policy: the name of a loss whose weight is to be found, and its term alone with weight 1; then all others (None).
+    """The parts of a policy: the name of a scale that is to be found, and its term or distiller alone with weight 1; then the rest (None).
 
-    all_terms: without, only those of `balanced` terms. Terms keep their places, by which their masks are drawn, and lose their schedules.
+    all_terms: without, only those of what is `balanced`. Terms keep their places, by which their masks are drawn, and lose their schedules.
+    The rest are terms: distillers that are not balanced are in no part.
     """
     plain = [replace(term, warm_up=0, stop=1.0, decay=1.0, auto=False, balanced=False) for term in policy.terms]
     wanted = [term.balanced or (term.auto and all_terms) for term in policy.terms]
@@ -56,6 +58,9 @@ def parts_of(policy: Policy, all_terms: bool = True) -> list[tuple[str | None, P
     for place, name in enumerate(names_of(policy)):
         if wanted[place]:
             parts.append((name, _with_weights(plain, [float(other == place) for other in range(len(plain))])))
+    for one in policy.distillers:
+        if one.balanced:
+            parts.append((scale_name(one), Policy((), (replace(one, weight=1.0, balanced=False),))))
     if all_terms and not all(wanted):
         parts.append((None, _with_weights(plain, [0.0 if apart else one.weight for one, apart in zip(plain, wanted, strict=True)])))
     return parts
@@ -67,12 +72,22 @@ def _with_weights(terms: Sequence[Term], weights: Sequence[float]) -> Policy:
 
 
 def fixed(policy: Policy, scales: Mapping[str, float]) -> Policy:
-    """The policy whose terms weigh what was found (`losses.policy.found_weight`); a term without a scale is as it was."""
-    terms = []
-    for name, term in zip(names_of(policy), policy.terms, strict=True):
-        known = name in scales
-        terms.append(replace(term, weight=found_weight(term, scales[name]), auto=False, balanced=False) if known else term)
-    return replace(policy, terms=tuple(terms))
+    """The policy whose terms and distillers weigh what was found (`losses.policy.found_weight`); what has no scale is as it was."""
+    terms = tuple(
+        replace(term, weight=found_weight(term, scales[name]), auto=False, balanced=False) if name in scales else term
+        for name, term in zip(names_of(policy), policy.terms, strict=True)
+    )
+    distillers = tuple(
+        replace(one, weight=found_weight(one, scales[name]), balanced=False) if (name := scale_name(one)) in scales else one
+        for one in policy.distillers
+    )
+    return Policy(terms, distillers)
+
+
+def balanced_names(policy: Policy) -> list[str]:
+    """The names of the scales that are ratios of gradients: of terms, and of distillers."""
+    terms = [name for name, term in zip(names_of(policy), policy.terms, strict=True) if term.balanced]
+    return terms + [scale_name(one) for one in policy.distillers if one.balanced]
 
 
 def names_of(policy: Policy) -> list[str]:
@@ -81,21 +96,32 @@ def names_of(policy: Policy) -> list[str]:
 
 
 def pulls(
-    student: Student, task: Tensor, signals: Signals, said: Signals, scene: Scene, policies: Sequence[Sequence[Policy]], *, half: bool
+    student: Student,
+    task: Tensor,
+    signals: Signals,
+    said: Signals,
+    scene: Scene,
+    policies: Sequence[Sequence[Policy]],
+    *,
+    half: bool,
+    modules: Sequence[Mapping[str, nn.Module]] = (),
 ) -> list[Pull]:
     """The pull of each policy, given as its parts, at the student's signals and its own loss of one forward, whose graph is kept.
 
-    Gradients are on backbone and neck, means over all devices. half: the forward ran in fp16.
+    Gradients are on backbone and neck, means over all devices. half: the forward ran in fp16. modules: of each policy, by the names of its
+    distillers; none where no part is a distiller.
     """
     shared, factor = shared_parameters(student.model), HALF_SCALE if half else 1.0
     own = flat_gradient(task, shared, factor)
     value, length = parallel.mean_over_devices(task.detach().clone()).item(), _inner(own, own) ** 0.5
     found = []
-    for parts in policies:
+    for parts, built in zip(policies, modules or [{}] * len(policies), strict=True):
         losses, gradients, error = [], [], None
         for part in parts:
             try:
-                loss = torch.stack(list(policy_losses(part, signals, said, scene).values())).sum()
+                each = policy_losses(part, signals, said, scene)
+                each |= distiller_losses(part, [built[one.name] for one in part.distillers], signals, said, scene)
+                loss = torch.stack(list(each.values())).sum()
             except ValueError as fault:
                 error, loss = str(fault), own.new_tensor(math.nan)
             gradients.append(flat_gradient(loss, shared, factor) if error is None else _mean_of_nothing(own))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.pair import Teacher
+from detkds_core.distillers import distiller_losses
 from detkds_core.losses.policy import found_weight, policy_losses, schedule
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.training import parallel
@@ -70,8 +71,7 @@ def study(
         if signals.rois is not None and teacher is not None and learner.needs & ROI_NEEDS:
             said = replace(said, rois=teacher.regard(signals.rois, learner.needs))
         distill = policy_losses(learner.policy, signals, said, scene, learner.scales) if learner.policy.terms else {}
-        for distiller in learner.distillers:
-            distill |= distiller(signals, said, scene)
+        distill |= distiller_losses(learner.policy, learner.distillers, signals, said, scene, learner.scales)
     own = total_loss(task)
     distill = scaled(learner, own, distill, scene)
     total = own + sum(distill.values(), torch.zeros((), device=inputs.device))
