@@ -89,8 +89,8 @@ def train_group(pair: Pair, recipe: Recipe, seed: int, texts: list[str]) -> dict
     return rows
 
 
-def table(pair: Pair, recipe: Recipe, seeds: list[int], rows: dict[str, dict]) -> str:
-    """A pair's figures as a markdown table."""
+def table(pair: Pair, recipe: Recipe, seeds: list[int], texts: list[str], rows: dict[str, dict]) -> str:
+    """A pair's figures under these policies as a markdown table."""
     dataset = load_dataset(pair.dataset, default_cache())
     alone = [rows[f"{pair.name} {seed} none"]["ap"] for seed in seeds]
     lines = [
@@ -100,7 +100,7 @@ def table(pair: Pair, recipe: Recipe, seeds: list[int], rows: dict[str, dict]) -
         "| distiller | AP | AP50 | AP75 | against no distillation |",
         "|---|---|---|---|---|",
     ]
-    for text in wanted(pair):
+    for text in texts:
         if faults := reasons(pair, recipe, read_policy(text), len(dataset.classes)):
             lines.append(f"| {text} | cannot run: {faults[0][1]} | | | |")
             continue
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument(
         "--pairs", nargs="+", choices=PAIRS, default=["digits_gfl", "digits_gfl_fcos", "digits_faster_rcnn", "trees_gfl_fcos"]
     )
+    parser.add_argument("--policies", nargs="+", help="names or formulas, in place of every hand-designed distiller")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
@@ -139,13 +140,14 @@ def main() -> None:
     if kept.get("iterations", arguments.iterations) != arguments.iterations:
         sys.exit(f"{arguments.out} holds figures of {kept['iterations']} iterations; give another --out")
     rows = kept["rows"]
+    listed = {name: arguments.policies or wanted(PAIRS[name]) for name in arguments.pairs}
     groups = []
     for seed in arguments.seeds:
         for name in arguments.pairs:
             classes = len(load_dataset(PAIRS[name].dataset, default_cache()).classes)
             texts = [
                 text
-                for text in wanted(PAIRS[name])
+                for text in dict.fromkeys(("none", *listed[name]))
                 if f"{name} {seed} {text}" not in rows and not reasons(PAIRS[name], recipes[name], read_policy(text), classes)
             ]
             groups += [(name, seed, texts[i : i + GROUP]) for i in range(0, len(texts), GROUP)]
@@ -174,7 +176,7 @@ def main() -> None:
         time.sleep(0.2)
     print()
     for name in arguments.pairs:
-        print(table(PAIRS[name], recipes[name], arguments.seeds, rows) + "\n")
+        print(table(PAIRS[name], recipes[name], arguments.seeds, listed[name], rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,15 @@ def test_training_in_a_group_equals_training_alone_bit_for_bit(spec):
     assert len({weights_digest(learner.student.model) for learner in together}) == 4
 
 
+def test_students_that_ask_for_other_layers_and_places_keep_their_numbers_in_company(spec):
+    names = ["crosskd_gfl", "crosskd_fcos", "ld"]
+    together = trained(spec(recipe={"iterations": 2}), names)
+    for name, learner in zip(names, together, strict=True):
+        assert learner.failure is None
+        (alone,) = trained(spec(recipe={"iterations": 2}), [name])
+        assert weights_digest(alone.student.model) == weights_digest(learner.student.model)
+
+
 def test_two_stage_students_draw_the_same_samples_in_company(spec, small_digits, tmp_path):
     from detkds_core.detectors.build import build_detector, save_weights
 

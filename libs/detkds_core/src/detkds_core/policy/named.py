@@ -91,7 +91,7 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "fgd",
         "FGD (Yang et al., CVPR 2022)",
         ONE_STAGE,
-        "Sums over elements: weights for 256 channels and 800-pixel images. Elsewhere `fgd[balanced]`.",
+        "Sums over elements: weights for 256 channels and 800-pixel images. Elsewhere `0.5·fgd[balanced]`.",
     ),
     (
         "fgd_two_stage",
@@ -105,7 +105,7 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "mgd",
         "MGD (Yang et al., ECCV 2022)",
         ONE_STAGE,
-        "A sum over elements: its weight is for 256 channels and 800-pixel images. Elsewhere `mgd[balanced]`.",
+        "A sum over elements: its weight is for 256 channels and 800-pixel images. Elsewhere `0.05·mgd[balanced]`.",
     ),
     (
         "mgd_two_stage",
@@ -177,7 +177,7 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "GID (Dai et al., CVPR 2021)",
         "One-stage detectors that score the same classes at the same cells.",
         "Instances are matched to predictions by the boxes of these, where the original matches anchors. Its weights are COCO's; elsewhere"
-        " `gid[balanced]`.",
+        " `0.5·gid[balanced]`.",
     ),
     (
         "crosskd",
