@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.request
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -103,6 +108,57 @@ def redis_server() -> Iterator[str]:
 
     with ValkeyServer() as server:
         yield f"redis://{server.host}:{server.port}/0"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of a real server that speaks S3, a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    with tempfile.TemporaryFile() as said, subprocess.Popen(command, stdout=said, stderr=said) as server:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            deadline = time.monotonic() + 120
+            while True:
+                try:
+                    opener.open(f"{url}/moto-api/data.json", timeout=5).close()
+                    break
+                except OSError:
+                    said.seek(0)
+                    assert server.poll() is None, said.read().decode()[-2000:]
+                    assert time.monotonic() < deadline, "the S3 server does not answer"
+                    time.sleep(0.1)
+            yield url
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def s3_place(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A place for artifacts in a new bucket; this process and what it starts may use it."""
+    access = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in {**access, "NO_PROXY": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    import fsspec
+
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # it would remember the server of an earlier environment
+    bucket = f"detkds-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3", use_listings_cache=False).mkdir(bucket)
+    yield f"s3://{bucket}/artifacts"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def artifacts_place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place for artifacts: a folder, and then a bucket."""
+    return str(tmp_path / "artifacts") if request.param == "folder" else str(request.getfixturevalue("s3_place"))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from detkds_api.metrics import Requests
 from detkds_api.settings import Settings
 from detkds_core import logs
 from detkds_core.store import Store, distillations, jobs, searches, workers
+from detkds_core.store.artifacts import artifacts_at, scratch_folder
 from detkds_core.store.clock import db_time
 from detkds_core.store.models import Candidate
 
@@ -71,14 +73,14 @@ def test_what_is_missing_is_named(broken, tmp_path):
             connection.execute("UPDATE alembic_version SET version_num = '0001'")
 
     def block(settings: Settings) -> None:
-        settings.artifacts_folder.write_text("a file where a folder should be")
+        Path(settings.artifacts_place).write_text("a file where a folder should be")
 
     assert broken() == ""
-    assert broken(block, artifacts=tmp_path / "blocked") == "artifacts: cannot be written (File exists)"
-    assert broken(age, artifacts=tmp_path / "other").startswith("database: has the schema 0001, this code needs ")
+    assert broken(block, artifacts=str(tmp_path / "blocked")) == "artifacts: cannot be written (Not a directory)"
+    assert broken(age, artifacts=str(tmp_path / "other")).startswith("database: has the schema 0001, this code needs ")
     with sqlite3.connect(tmp_path / "detkds.sqlite") as connection:
         connection.execute("DROP TABLE alembic_version")
-    settings = Settings(home=tmp_path, artifacts=tmp_path / "other")
+    settings = Settings(home=tmp_path, artifacts=str(tmp_path / "other"))
     found = health.Readiness(Store(settings.url), settings).missing()
     assert found[0].message.startswith("has the schema -, this code needs ")
 
@@ -213,7 +215,7 @@ def test_durations_are_a_histogram():
 
 @pytest.fixture
 def trained(service) -> Iterator[tuple[str, Path]]:
-    """A job that runs its second attempt, with the log of both; its id, and its folder."""
+    """A job that runs its second attempt; its id, and the folder in which that writes, with the log of both, the first one published."""
     with service.store.begin() as session:
         one = distillations.create(session, name="d", spec={}, dataset=DATASET)
         job_id = jobs.of_distillation(session, one.id).id
@@ -221,7 +223,8 @@ def trained(service) -> Iterator[tuple[str, Path]]:
         jobs.fail(session, jobs.claim(session, worker="w", lease_seconds=600, job_id=job_id), kind="bug", detail="x")
     with service.store.begin() as session:
         claim = jobs.claim(session, worker="w", lease_seconds=600, job_id=job_id)
-    folder = service.settings.artifacts_folder / job_id
+    artifacts_at(service.settings.artifacts_place).put(f"{job_id}/1/trainer.log", b"first\nattempt\n")
+    folder = scratch_folder(service.settings.home) / job_id
     for attempt, text in (("1", "first\nattempt\n"), ("2", "läuft ")):
         (folder / attempt).mkdir(parents=True)
         (folder / attempt / "trainer.log").write_text(text)
@@ -241,6 +244,33 @@ def test_the_log_of_every_attempt_can_be_read_in_parts(service, trained):
     part = service.http.get(f"/jobs/{job_id}/attempts/1/log", params={"offset": 99}).json()
     assert (part["text"], part["next_offset"], part["size"]) == ("", 99, 14)
     assert service.http.get(f"/jobs/{job_id}/attempts/2/log").json()["ended"] is False
+
+
+def test_a_log_is_read_where_it_lies_when_its_attempt_has_ended(service, trained):
+    """The scratch folder of a job goes with its end, and an attempt of another machine never was in this one's."""
+    job_id, folder = trained
+    artifacts = artifacts_at(service.settings.artifacts_place)
+    artifacts.put(f"{job_id}/2/trainer.log", "läuft, vor dem Umzug".encode())
+    path = f"/jobs/{job_id}/attempts/2/log"
+    assert service.http.get(path).json()["text"] == "läuft ", "what is written now comes first"
+    shutil.rmtree(folder)
+    assert service.http.get(f"/jobs/{job_id}").json()["logs"] == [1, 2]
+    part = service.http.get(path, params={"offset": 8, "limit": 16}).json()
+    assert (part["text"], part["next_offset"], part["size"]) == ("vor dem Umzug", 21, 21)
+    artifacts.remove(job_id)
+    assert service.http.get(f"/jobs/{job_id}").json()["logs"] == []
+    assert service.http.get(path).status_code == 404
+
+
+def test_artifacts_that_are_away_hide_no_job(service, trained, monkeypatch, tmp_path):
+    job_id, folder = trained
+    shutil.rmtree(folder / "1")
+    (tmp_path / "file").write_text("a file, where a folder should be")
+    monkeypatch.setattr(service.settings, "artifacts", str(tmp_path / "file"))
+    assert service.http.get(f"/jobs/{job_id}").json()["logs"] == [2]
+    assert service.http.get(f"/jobs/{job_id}/attempts/2/log").json()["text"] == "läuft "
+    answer = service.http.get(f"/jobs/{job_id}/attempts/1/log")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
 
 
 def test_a_character_that_is_cut_waits_for_its_other_half(service, trained):
@@ -293,8 +323,7 @@ def test_jobs_and_logs_are_their_owners(guarded):
     with Store(settings.url).begin() as session:
         one = distillations.create(session, name="d", spec={}, dataset=DATASET, owner="log owner")
         job_id = jobs.of_distillation(session, one.id).id
-    (settings.artifacts_folder / job_id / "1").mkdir(parents=True)
-    (settings.artifacts_folder / job_id / "1" / "trainer.log").write_text("mine\n")
+    artifacts_at(settings.artifacts_place).put(f"{job_id}/1/trainer.log", b"mine\n")
     with httpx2.Client(base_url=url, trust_env=False) as http:
         for owner, status in (("log owner", 200), ("log stranger", 404)):
             secret = http.post("/keys", json={"name": "l", "owner": owner, "scope": "read"}, headers=OPERATOR).json()["secret"]

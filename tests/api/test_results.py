@@ -1,6 +1,9 @@
 """`/results`: the evidence, and the checkpoint as a file."""
 
+import base64
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,13 +11,16 @@ from detkds_core.store import distillations, jobs, results, searches
 
 PKD = {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 5.0}]}
 
+WEIGHTS = b"safe" * 100_000
+DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
+
 
 @pytest.fixture(scope="module")
 def finished(service):
     """The ids of a distillation's result with a checkpoint, and of one whose artifacts lead astray."""
-    folder = service.settings.artifacts_folder / "job" / "1"
+    folder = Path(service.settings.artifacts_place) / "job" / "1"
     folder.mkdir(parents=True)
-    (folder / "student.safetensors").write_bytes(b"safe" * 100_000)
+    (folder / "student.safetensors").write_bytes(WEIGHTS)
     (folder / "student.pth").write_bytes(b"pickled")
     (folder / "student_config.py").write_bytes(b"model = {}")
     (folder / "detections.json").write_text('{"student": [], "teacher": []}')
@@ -28,6 +34,7 @@ def finished(service):
     made = []
     good = {"checkpoint": "job/1/student.safetensors", "checkpoint_pth": "job/1/student.pth", "detections": "job/1/detections.json"}
     good["config"] = "job/1/student_config.py"
+    good["digests"] = {"checkpoint": DIGEST}
     for artifacts in (good, {"checkpoint": "../../../../etc/passwd"}):
         one = service.http.post("/distill", json=body).json()["id"]
         with service.store.begin() as session:
@@ -67,7 +74,7 @@ def test_a_result_carries_its_evidence(service, finished):
 
 @pytest.mark.parametrize(
     ("format", "suffix", "content"),
-    [("safetensors", "safetensors", b"safe" * 100_000), ("pth", "pth", b"pickled"), ("config", "py", b"model = {}")],
+    [("safetensors", "safetensors", WEIGHTS), ("pth", "pth", b"pickled"), ("config", "py", b"model = {}")],
 )
 def test_the_checkpoint_is_a_file(service, finished, format, suffix, content):
     answer = service.http.get(f"/results/{finished[0][1]}/checkpoint", params={"format": format})
@@ -75,6 +82,46 @@ def test_the_checkpoint_is_a_file(service, finished, format, suffix, content):
     assert answer.content == content
     assert f'filename="student-{finished[0][1]}.{suffix}"' in answer.headers["content-disposition"]
     assert answer.headers["content-type"] == "application/octet-stream"
+
+
+def test_the_checkpoint_comes_under_its_digest_whole_or_in_ranges(service, finished):
+    path = f"/results/{finished[0][1]}/checkpoint"
+    whole = service.http.get(path)
+    assert whole.headers["etag"] == f'"{DIGEST}"'
+    assert whole.headers["repr-digest"] == f"sha-256=:{base64.b64encode(bytes.fromhex(DIGEST)).decode()}:"
+    assert int(whole.headers["content-length"]) == len(WEIGHTS)
+
+    def part(wanted: str, **headers: str):
+        return service.http.get(path, headers={"Range": wanted, **headers})
+
+    for wanted, start, stop in (("bytes=2-5", 2, 6), ("bytes=399998-", 399_998, 400_000), ("bytes=-3", 399_997, 400_000)):
+        answer = part(wanted)
+        assert (answer.status_code, answer.content) == (206, WEIGHTS[start:stop])
+        assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/400000"
+        assert answer.headers["etag"] == f'"{DIGEST}"'
+    assert part("bytes=0-9", **{"If-Range": f'"{DIGEST}"'}).status_code == 206
+    for ignored in (part("bytes=0-9", **{"If-Range": '"another"'}), part("bytes=0-1,4-5"), part("lines=1-2"), part("bytes=5-2")):
+        assert (ignored.status_code, ignored.content) == (200, WEIGHTS)
+    beyond = part("bytes=400000-")
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, "bytes */400000")
+    assert "400000 bytes" in beyond.json()["detail"]
+    known = service.http.get(path, headers={"If-None-Match": f'"another", "{DIGEST}"'})
+    assert (known.status_code, known.content) == (304, b"")
+
+
+def test_a_damaged_and_a_lost_checkpoint_are_told_with_both_digests(service, finished):
+    path = Path(service.settings.artifacts_place) / "job" / "1" / "student.safetensors"
+    try:
+        path.write_bytes(b"rot")
+        found = hashlib.sha256(b"rot").hexdigest()
+        for told in (f"expected SHA-256 {DIGEST}, found {found}", f"expected a file with SHA-256 {DIGEST}, found none"):
+            answer = service.http.get(f"/results/{finished[0][1]}/checkpoint")
+            assert answer.status_code == 500
+            assert answer.json()["type"] == "urn:detkds:problem:artifact-damaged"
+            assert told in answer.json()["detail"]
+            path.unlink(missing_ok=True)
+    finally:
+        path.write_bytes(WEIGHTS)
 
 
 def test_detections_are_a_document(service, finished):

@@ -160,7 +160,7 @@ def test_no_new_work_is_taken_while_the_disk_is_nearly_full(service, wanted, mon
         assert answer.status_code == 507, answer.text
         problem = answer.json()
         assert problem["type"] == "urn:detkds:problem:no-room"
-        assert f"artifacts are kept ({service.settings.artifacts_folder}), 1e+09 are needed (DETKDS_DISK_FREE_GIB)" in problem["detail"]
+        assert f"jobs leave files ({service.settings.filled_folder}), 1e+09 are needed (DETKDS_DISK_FREE_GIB)" in problem["detail"]
     assert service.http.post("/searches", json=wanted, headers=header).json()["id"] == before["id"], "what is known is told"
     monkeypatch.setattr(service.settings, "disk_free_gib", 0.0)
     assert service.http.post("/distill", json=training).status_code == 202

@@ -1,14 +1,21 @@
 """`detkds results ID --checkpoint`: the student, and what MMDetection needs beside it."""
 
+import socket
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
 import pytest
 
+from detkds_client.client import Client
+from detkds_client.connection import DigestError
 from detkds_core.store import distillations, jobs, results
 
 
 @pytest.fixture
 def result_id(service, wanted):
     """The result of a distillation whose trainer left three files."""
-    folder = service.settings.artifacts_folder / "made" / "1"
+    folder = Path(service.settings.artifacts_place) / "made" / "1"
     folder.mkdir(parents=True, exist_ok=True)
     files = {"checkpoint": "student.safetensors", "checkpoint_pth": "student.pth", "config": "student_config.py"}
     for kind, name in files.items():
@@ -39,3 +46,63 @@ def test_a_folder_that_is_not_there_is_named(detkds, result_id, tmp_path):
     done = detkds("results", result_id, "--checkpoint", str(tmp_path / "nowhere" / "student.pth"))
     assert done.returncode == 1
     assert done.stderr == f"{tmp_path / 'nowhere' / 'student.pth'} cannot be written: No such file or directory\n"
+
+
+class Breaking:
+    """A proxy that passes requests on and cuts the first answers off in the middle, or changes a byte of them."""
+
+    def __init__(self, upstream: str, cuts: int, *, spoil: bool = False) -> None:
+        self.place = urlsplit(upstream)
+        self.cuts, self.spoil, self.asked = cuts, spoil, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            with client, socket.create_connection((self.place.hostname, self.place.port)) as server:
+                request = client.recv(65536)
+                self.asked.append(request)
+                server.sendall(request.replace(b"Connection: keep-alive", b"Connection: close"))
+                answer = b""
+                while piece := server.recv(65536):
+                    answer += piece
+                if self.cuts:
+                    self.cuts -= 1
+                    answer = answer[:-150_000]
+                client.sendall(answer[:-1] + b"!" if self.spoil else answer)
+
+
+@pytest.fixture
+def breaking(service):
+    made = []
+
+    def make(cuts: int, **kwargs: bool) -> Breaking:
+        made.append(Breaking(service.url, cuts, **kwargs))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.listener.close()
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(service, result_id, tmp_path, breaking):
+    content = bytes(range(250)) * 1600
+    (Path(service.settings.artifacts_place) / "made" / "1" / "student.safetensors").write_bytes(content)
+    proxy = breaking(cuts=2)
+    with Client(proxy.url) as client:
+        client.download_checkpoint(result_id, tmp_path / "student.safetensors")
+    assert (tmp_path / "student.safetensors").read_bytes() == content
+    assert [b"range: bytes=" in request.lower() for request in proxy.asked] == [False, True, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["student.safetensors"]
+
+
+def test_a_download_that_was_changed_on_its_way_is_refused(result_id, tmp_path, breaking):
+    proxy = breaking(cuts=0, spoil=True)
+    with Client(proxy.url) as client, pytest.raises(DigestError, match=r"expected SHA-256 [0-9a-f]{64}, received"):
+        client.download_checkpoint(result_id, tmp_path / "student.safetensors")
+    assert list(tmp_path.iterdir()) == []

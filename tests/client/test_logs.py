@@ -8,6 +8,7 @@ import pytest
 
 from detkds_client.client import Client
 from detkds_core.store import jobs
+from detkds_core.store.artifacts import scratch_folder
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def training(service, wanted):
             claim = jobs.claim(session, worker="w", lease_seconds=600, job_id=job_id)
             if ends:
                 jobs.fail(session, claim, kind="bug", detail="x")
-    folder = service.settings.artifacts_folder / job_id
+    folder = scratch_folder(service.settings.home) / job_id
     for attempt in ("1", "2"):
         (folder / attempt).mkdir(parents=True)
         (folder / attempt / "trainer.log").write_text(f"attempt {attempt}\n")

@@ -13,9 +13,10 @@ from . import compose_file
 
 ROOT = compose_file.ROOT
 MAIN = ROOT / "docker-compose.yml"
-FILES = [MAIN, ROOT / "docker/first-host.yml", ROOT / "docker/worker-host.yml"]
+FILES = [MAIN, *(ROOT / f"docker/{name}.yml" for name in ("first-host", "worker-host", "s3", "s3-worker-host"))]
 SECRETS = {"POSTGRES_PASSWORD": "p" * 16, "REDIS_PASSWORD": "r" * 16, "DETKDS_API_KEY": "k" * 16}
 PLACES = {"DETKDS_PRIVATE_ADDRESS": "10.0.0.1", "DETKDS_SHARED_DATA": "/srv/detkds", "DETKDS_HOST_NAME": "second"}
+S3 = {"AWS_ENDPOINT_URL": "https://s3", "AWS_DEFAULT_REGION": "eu", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "s" * 16}
 
 # Of the compose specification, what our files use, with the shape that each must have.
 SERVICE_KEYS: dict[str, type | tuple[type, ...]] = {
@@ -52,7 +53,7 @@ def compose() -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_key_is_one_of_the_specification_with_its_shape(path: Path) -> None:
-    document = compose_file.interpolate(compose_file.read(path), SECRETS | PLACES)
+    document = compose_file.interpolate(compose_file.read(path), SECRETS | PLACES | S3)
     assert {key for key in document if not key.startswith("x-")} <= {"name", "services", "networks", "volumes"}
     for name, service in document["services"].items():
         for key, value in service.items():
@@ -174,9 +175,21 @@ def test_the_example_names_every_variable_and_no_other() -> None:
         if value:
             assert f"${{{name}:-{value}}}" in MAIN.read_text(), f"the example's {name} is not the default"
     commented = set(re.findall(r"^# (\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    beyond = set(compose_file.variables(FILES[1])) | set(compose_file.variables(FILES[2]))
+    beyond = {name for path in FILES[1:] for name in compose_file.variables(path)}
     assert beyond <= set(example) | commented
     assert commented <= beyond
+
+
+def test_artifacts_in_s3_are_reached_by_those_who_use_them_and_by_no_trainer(compose: dict[str, Any]) -> None:
+    """The overlay names services of the main file; a trainer gets no secret of theirs (`trainer_environment`)."""
+    overlay = compose_file.interpolate(compose_file.read(ROOT / "docker/s3.yml"), S3)["services"]
+    assert set(overlay) == {name for name in compose["services"] if name not in ("postgres", "redis", "migrate")}
+    for name, service in overlay.items():
+        assert service == {"networks": ["internal", "front"], "environment": S3}, name
+    (worker,) = compose_file.interpolate(compose_file.read(ROOT / "docker/s3-worker-host.yml"), S3)["services"].values()
+    assert worker == {"environment": S3}
+    for name in OURS:
+        assert compose["services"][name]["environment"]["DETKDS_ARTIFACTS"] == "/data/artifacts"
 
 
 def test_images_are_built_from_what_there_is(compose: dict[str, Any]) -> None:
@@ -189,8 +202,9 @@ def test_images_are_built_from_what_there_is(compose: dict[str, Any]) -> None:
     for source in re.findall(r"^COPY (\S+) \S+$", dockerfile, re.MULTILINE):
         assert (ROOT / source).exists(), source
     services_image, worker_image = dockerfile.split("FROM base AS services")[1].split("FROM base AS worker")
-    assert "[torch]" not in services_image, "api and evolver need no torch"
-    assert "[torch]" in worker_image
+    assert "torch" not in services_image.split("FROM")[0].replace("no torch", ""), "api and evolver need no torch"
+    assert "detkds_core[torch,s3]" in worker_image
+    assert "detkds_core[s3]" in services_image
     assert services_image.rstrip().endswith("USER detkds")
     assert worker_image.rstrip().endswith("USER detkds")
 

@@ -97,6 +97,7 @@ RESULT = {
     "teacher": {"ap": 56.0, "ap50": 80.0, "ap75": 60.0, "parameters": 9000, "images": 150},
     "curve": [{"iteration": 10, "loss": 1.0}],
     "detections": "detections.json",
+    "files": {"student.safetensors": {"sha256": "ab", "bytes": 3}, "detections.json": {"sha256": "cd", "bytes": 2}},
     "seconds": 71.5,
     "environment": {"torch": "2.14.1"},
 }
@@ -131,6 +132,7 @@ def test_a_distillation_succeeds_together_with_its_result(store: Store) -> None:
         "config": f"{job}/1/student_config.py",
         "detections": f"{job}/1/detections.json",
         "sha256": "ab",
+        "digests": {"checkpoint": "ab", "detections": "cd"},
     }
     assert result.metrics == {"student": RESULT["student"], "teacher": RESULT["teacher"], "seconds": 71.5}
     assert result.evidence["dataset"] == {"name": "shapes", "digest": "d1"}

@@ -196,6 +196,7 @@ class Compose:
         self.here = {
             "DETKDS_HOME": str(home),
             "DETKDS_DATA_ROOTS": str(home / "roots"),
+            "DETKDS_ARTIFACTS": str(home / "artifacts"),
             "DETKDS_DATABASE_URL": database_url,
             "DETKDS_BROKER_URL": broker_url,
             "DETKDS_PORT": str(port),

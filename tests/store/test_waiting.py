@@ -38,7 +38,7 @@ def busy(name: str = "gpu-0", device: Device = TWELVE) -> Seen:
             [MINE],
             [idle(disk_low=True), idle("gpu-1", disk_low=True)],
             {},
-            "the disk of the artifacts is nearly full, so that no job is begun (DETKDS_DISK_FREE_GIB): gpu-0, gpu-1",
+            "the disk for files of jobs is nearly full, so that no job is begun (DETKDS_DISK_FREE_GIB): gpu-0, gpu-1",
         ),
         ([MINE], [idle()], {"running": {"me": 2}, "allowed": 2}, "owner me runs 2 of 2 allowed"),
         ([MINE._replace(owner="")], [idle()], {"running": {"": 2}, "allowed": 2}, "a worker takes it in a moment"),
@@ -132,7 +132,7 @@ def test_the_facts_are_those_of_the_database(store: Store) -> None:
         leases.acquire(session, EVOLVER, holder="e", seconds=60)
         workers.present(session, "gpu-0", seconds=60, device=TWELVE, disk_low=True)
     assert told("me")["taken up"] == "the evolver takes it up in a moment"
-    assert told("me")["rest"].startswith("the disk of the artifacts is nearly full")
+    assert told("me")["rest"].startswith("the disk for files of jobs is nearly full")
     with store.begin() as session:
         workers.leave(session, "gpu-0")
     assert told("me")["rest"] == "no worker is there"

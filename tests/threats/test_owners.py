@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -39,7 +40,7 @@ def secret_things(guarded) -> dict[str, str]:
         searches.start(session, one)
         searches.confirm(session, one)
         searches.succeed(session, one)
-    folder = settings.artifacts_folder / job / "1"
+    folder = Path(settings.artifacts_place) / job / "1"
     folder.mkdir(parents=True)
     for name in ("student.safetensors", "trainer.log", "detections.json"):
         (folder / name).write_text("theirs")

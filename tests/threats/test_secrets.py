@@ -16,12 +16,13 @@ DATABASE_PASSWORD = "db-s3cret@/word"
 BROKER_PASSWORD = "broker-s3cret-word"
 DATABASE = "postgresql+psycopg://detkds:db-s3cret%40%2Fword@127.0.0.1:1/detkds"
 BROKER = f"redis://:{BROKER_PASSWORD}@127.0.0.1:1/0"
-SECRETS = (KEY, DATABASE_PASSWORD, "db-s3cret%40%2Fword", "db-s3cret", BROKER_PASSWORD)
+S3_SECRET = "s3-s3cret-word"
+SECRETS = (KEY, S3_SECRET, DATABASE_PASSWORD, "db-s3cret%40%2Fword", "db-s3cret", BROKER_PASSWORD)
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DETKDS_")}
-    return kept | {"DETKDS_HOME": str(home), "DETKDS_API_KEY": KEY, **more}
+    return kept | {"DETKDS_HOME": str(home), "DETKDS_API_KEY": KEY, "AWS_SECRET_ACCESS_KEY": S3_SECRET, **more}
 
 
 def written(
@@ -76,7 +77,7 @@ def test_keys_of_requests_are_not_written(tmp_path: Path) -> None:
         with httpx2.Client(base_url=url, trust_env=False, timeout=30) as http:
             operator = {"Authorization": f"Bearer {KEY}"}
             made.append(http.post("/keys", json={"name": "n", "owner": "o"}, headers=operator).json()["secret"])
-            for key in (*made, KEY, "wrong-key-that-somebody-typed"):
+            for key in (*made, KEY, S3_SECRET, "wrong-key-that-somebody-typed"):
                 headers = {"Authorization": f"Bearer {key}"}
                 http.post("/searches", json={"pair": key}, headers=headers)
                 http.post(f"/searches?api_key={key}", json={"pair": "x"}, headers=headers)

@@ -112,7 +112,7 @@ def test_what_a_dataset_became_after_it_was_checked_leads_nowhere_either(tmp_pat
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "job/../../../secret", "link"])
 def test_an_artifact_is_below_the_artifacts_whatever_a_result_says(service, secret, name) -> None:
     """A result's file names come from a trainer."""
-    folder = service.settings.artifacts_folder
+    folder = Path(service.settings.artifacts_place)
     folder.mkdir(parents=True, exist_ok=True)
     if name == "link" and not (folder / "link").exists():
         (folder / "link").symlink_to(secret)

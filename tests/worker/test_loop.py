@@ -27,13 +27,6 @@ QUICK = "import json, sys; json.dump({'seed': json.load(open(sys.argv[1]))['seed
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Store:
-    store = Store(f"sqlite:///{tmp_path / 'detkds.sqlite'}")
-    store.migrate()
-    return store
-
-
-@pytest.fixture
 def started() -> Iterator[list["subprocess.Popen[bytes]"]]:
     processes: list[subprocess.Popen[bytes]] = []
     yield processes
@@ -98,7 +91,7 @@ def test_a_stopped_worker_gives_its_job_back_within_seconds(
 ) -> None:
     job = enqueue(database)
     started.append(start(tmp_path, SLEEPER))
-    pid_file = tmp_path / "artifacts" / job / "1" / "pid"
+    pid_file = tmp_path / "scratch" / job / "1" / "pid"
     assert until(lambda: pid_file.exists() and pid_file.read_text() != "", 20)
     started[0].send_signal(number)
     before = time.monotonic()
@@ -111,7 +104,7 @@ def test_a_stopped_worker_gives_its_job_back_within_seconds(
 def test_a_killed_worker_takes_its_trainer_along(tmp_path: Path, database: Store, started: list[Any]) -> None:
     job = enqueue(database)
     started.append(start(tmp_path, SLEEPER))
-    pid_file = tmp_path / "artifacts" / job / "1" / "pid"
+    pid_file = tmp_path / "scratch" / job / "1" / "pid"
     assert until(lambda: pid_file.exists() and pid_file.read_text() != "", 20)
     started[0].kill()
     assert until(lambda: not alive(int(pid_file.read_text())), 3)
@@ -224,7 +217,7 @@ def test_a_worker_takes_no_job_while_the_disk_is_nearly_full(tmp_path: Path, dat
         (one,) = workers.standings(session)
         assert one.worker.disk_low
         assert waiting.of_job(waiting.gather(session, viewer=None, allowed=None), jobs.get(session, job)).startswith(
-            "the disk of the artif"
+            "the disk for files of"
         )
     assert state(database, job) == "QUEUED"
     started[0].terminate()

@@ -1,13 +1,10 @@
 """One claimed job, with real trainers (small Python scripts) and a real database."""
 
 import json
-import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,32 +17,6 @@ from detkds_worker.supervise import attempt_folder, progress_of, run_claim, writ
 from .test_processes import alive, until
 
 SPEC = {"kind": "evaluate", "seed": 3, "candidates": [{"index": 0, "policy": {"terms": []}}]}
-PRELUDE = """
-import json, os, signal, sys, time
-spec, out = json.load(open(sys.argv[1])), sys.argv[2]
-def leave(name, value): open(os.path.join(out, name), "w").write(value if isinstance(value, str) else json.dumps(value))
-def report(done): print(json.dumps({"event": "progress", "done": done, "total": 4, "message": "train", "best_ap": None}), flush=True)
-open(os.path.join(out, "pid"), "w").write(str(os.getpid()))
-"""
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Store:
-    store = Store(f"sqlite:///{tmp_path / 'detkds.sqlite'}")
-    store.migrate()
-    return store
-
-
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
-    def with_trainer(script: str, **changes: Any) -> Settings:
-        path = tmp_path / "trainer.py"
-        path.write_text(PRELUDE + script)
-        return Settings(home=tmp_path, trainer=(sys.executable, str(path)), stop_grace_seconds=1.0, **changes)
-
-    for name in [name for name in os.environ if name.startswith("DETKDS_")]:
-        monkeypatch.delenv(name)
-    return with_trainer
 
 
 def claimed(store: Store, spec: dict[str, Any] = SPEC, lease_seconds: float = 30.0, **kwargs: Any) -> Any:
@@ -79,6 +50,7 @@ leave("result.json", {"seed": spec["seed"], "kind": spec["kind"]})
     assert (after["state"], after["result"]) == ("SUCCEEDED", {"seed": 3, "kind": "evaluate"})
     folder = ours.home / "artifacts" / claim.job_id / "1"
     assert json.loads((folder / "spec.json").read_text()) == SPEC
+    assert not (ours.home / "scratch" / claim.job_id).exists()
     assert sorted((folder / "trainer.log").read_text().splitlines()) == ["a warning", "hello from a library"]
 
 
@@ -223,14 +195,14 @@ leave("result.json", {})
     began = time.monotonic()
     assert run_claim(database, claim, ours) == "succeeded"
     assert time.monotonic() - began < 8
-    assert (attempt_folder(ours, claim) / "trainer.log").stat().st_size > 11_000_000
+    assert (ours.home / "artifacts" / claim.job_id / "1" / "trainer.log").stat().st_size > 11_000_000
 
 
 def test_the_trainer_sees_quiet_threads_and_no_secret(
     database: Store, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = settings('leave("result.json", dict(os.environ))', threads=3)
-    for name in ("DETKDS_DATABASE_URL", "DETKDS_BROKER_URL", "DETKDS_API_KEY"):
+    for name in ("DETKDS_DATABASE_URL", "DETKDS_BROKER_URL", "DETKDS_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "secret")
     claim = claimed(database)
     assert run_claim(database, claim, ours) == "succeeded"
@@ -257,10 +229,10 @@ def test_a_distillation_goes_on_where_it_was(database: Store, settings: Callable
     spec = {"kind": "distill", "policy": {"terms": []}, "seed": 0, "resume_from": None}
     claim = claimed(database, spec)
     folder = attempt_folder(ours, claim)
-    assert json.loads(write_spec(folder, claim).read_text())["resume_from"] is None
+    assert json.loads(write_spec(folder, claim, claim.spec).read_text())["resume_from"] is None
     resume = folder.parent / "resume.pt"
     resume.write_bytes(b"state")
-    assert json.loads(write_spec(folder, claim).read_text())["resume_from"] == str(resume)
+    assert json.loads(write_spec(folder, claim, claim.spec).read_text())["resume_from"] == str(resume)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from detkds_client import result_commands, run_commands, show, start_commands
-from detkds_client.connection import ProblemError, ServiceUnreachable
+from detkds_client.connection import DigestError, ProblemError, ServiceUnreachable
 from detkds_client.key_commands import keys_app
 from detkds_client.options import Json, Refusal, Url, connected
 from detkds_client.worker_commands import job, logs, workers_app
@@ -199,7 +199,7 @@ def main() -> None:
     except ProblemError as error:
         explain(str(error))
         sys.exit(1)
-    except (ServiceUnreachable, Refusal, TimeoutError) as error:
+    except (ServiceUnreachable, DigestError, Refusal, TimeoutError) as error:
         explain(str(error))
         sys.exit(1)
     except KeyboardInterrupt:

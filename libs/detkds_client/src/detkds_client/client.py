@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal, cast
 
 import httpx2
 
-from detkds_client.connection import Connection, given, problem_of
+from detkds_client.connection import Connection, DigestError, given, problem_of
 from detkds_client.types import (
     Candidate,
     Comparison,
@@ -249,22 +250,40 @@ class Client(Connection):
     ) -> Path:
         """Write the distilled student's weights, or the MMDetection configuration that goes with them, to `path`.
 
-        The file appears whole or not at all.
+        The file appears whole or not at all, compared with the SHA-256 that the service tells; a connection that breaks off is taken up
+        again where it was. Raises DigestError, ProblemError, ServiceUnreachable.
         """
         path = Path(path)
         part = path.with_name(path.name + ".part")
+        etag: str | None = None
         try:
-            with self.http.stream("GET", f"/results/{result_id}/checkpoint", params={"format": format}) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise problem_of(response)
-                with part.open("wb") as file:
-                    for chunk in response.iter_bytes(1 << 20):
-                        file.write(chunk)
-        except httpx2.TransportError as error:
+            for attempt in range(self.retries + 1):
+                have = part.stat().st_size if etag is not None else 0
+                headers = {"Range": f"bytes={have}-", "If-Range": etag} if etag is not None and have else {}
+                try:
+                    with self.http.stream(
+                        "GET", f"/results/{result_id}/checkpoint", params={"format": format}, headers=headers
+                    ) as response:
+                        if response.status_code not in (200, 206):
+                            response.read()
+                            raise problem_of(response)
+                        etag = response.headers.get("etag")
+                        with part.open("ab" if response.status_code == 206 else "wb") as file:
+                            for chunk in response.iter_bytes():
+                                file.write(chunk)
+                    break
+                except httpx2.TransportError as error:
+                    if attempt == self.retries:
+                        raise self.unreachable(error) from error
+                    time.sleep(min(0.1 * 2**attempt, 2.0))
+            wanted = (etag or "").strip('"')
+            with part.open("rb") as received:
+                found = hashlib.file_digest(received, "sha256").hexdigest()
+            if wanted and found != wanted:
+                raise DigestError(f"{path}: expected SHA-256 {wanted}, received {found}; download it again")
+            part.replace(path)
+        finally:
             part.unlink(missing_ok=True)
-            raise self.unreachable(error) from error
-        part.replace(path)
         return path
 
     def detections(self, result_id: str) -> list[dict[str, Any]]:

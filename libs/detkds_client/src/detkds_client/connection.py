@@ -37,6 +37,10 @@ class ProblemError(Exception):
         super().__init__("\n".join(f"{dotted(one['pointer'])}: {one['message']}" for one in self.errors) if len(self.errors) > 1 else text)
 
 
+class DigestError(Exception):
+    """What arrived is not what was sent."""
+
+
 class ServiceUnreachable(Exception):
     """Nobody answers at the service's address."""
 

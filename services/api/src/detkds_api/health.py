@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from detkds_api.problems import FieldError, Unavailable
 from detkds_api.service import example
 from detkds_api.settings import Settings
 from detkds_core.store import Store
+from detkds_core.store.artifacts import UnreachableError, artifacts_at
 
 router = APIRouter(tags=["health"])
 log = logging.getLogger("detkds.api")
@@ -51,7 +51,7 @@ def health(request: Request) -> Health:
 
 @router.get("/ready", responses={200: example({"status": "ready", "checked": ["database", "artifacts", "broker"]})})
 def ready(request: Request) -> Ready:
-    """Whether the service can work: 503 names what is missing of database and schema, artifacts folder, and broker (where there is one)."""
+    """Whether the service can work: 503 names what is missing of database and schema, artifacts, and broker (where there is one)."""
     readiness: Readiness = request.app.state.readiness
     if missing := readiness.missing():
         raise Unavailable("; ".join(f"{one.pointer}: {one.message}" for one in missing), missing, headers={"Retry-After": "5"})
@@ -86,13 +86,13 @@ class Readiness:
             if revision != head():
                 yield FieldError("database", f"has the schema {revision or '-'}, this code needs {head()}: python -m detkds_core.store")
         try:
-            folder = self.settings.artifacts_folder
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"0")
-        except OSError as error:
-            log.warning("the artifacts folder cannot be written", extra={"reason": str(error)})
-            yield FieldError("artifacts", f"cannot be written ({error.strerror})")
+            artifacts = artifacts_at(self.settings.artifacts_place)
+            artifacts.probe()
+        except UnreachableError as error:
+            log.warning("the artifacts cannot be written", extra={"reason": str(error)})
+            # The reason of a folder names no path, that of S3 may name its address.
+            why = f" ({error.__cause__.strerror})" if artifacts.folder and isinstance(error.__cause__, OSError) else ""
+            yield FieldError("artifacts", f"cannot be written{why}")
         if self.settings.broker_url is not None and (reason := silent(self.settings.broker_url.get_secret_value())):
             log.warning("the broker does not answer", extra={"reason": reason})
             yield FieldError("broker", "does not answer")

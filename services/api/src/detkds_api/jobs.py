@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import logging
+from collections.abc import Iterable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -15,17 +18,19 @@ from sqlalchemy.orm import Session
 from detkds_api.caller import Caller
 from detkds_api.lists import ListQuery, Page, page_of
 from detkds_api.paths import inside
-from detkds_api.problems import NotFound
+from detkds_api.problems import NotFound, Unavailable
 from detkds_api.service import Id, Running, Service, example
 from detkds_api.workers import fleet
 from detkds_core.store import jobs as stored
 from detkds_core.store import waiting
+from detkds_core.store.artifacts import Artifacts, LostError, UnreachableError, scratch_folder
 from detkds_core.store.ids import is_id
 from detkds_core.store.models import Job
 from detkds_core.store.vocabulary import JobKind as Kind
 from detkds_core.store.vocabulary import JobState as State
 
 router = APIRouter(tags=["jobs"])
+log = logging.getLogger("detkds.api")
 
 LOG = "trainer.log"  # as the worker names it, in the folder of an attempt
 MOST_BYTES = 1 << 20
@@ -123,14 +128,16 @@ def list_jobs(service: Service, query: Annotated[JobsQuery, Query()]) -> Page[Jo
     with service.store.read() as session:
         found, after = page_of(lambda: stored.list(session, owner=service.caller.sees, **query.page()))
         seen = fleet(session, service)
-        return Page(items=[view(job, service, seen) for job in found], next_cursor=after)
+    left = logs(service, [job.id for job in found])
+    return Page(items=[view(job, seen, left[job.id]) for job in found], next_cursor=after)
 
 
 @router.get("/jobs/{job_id}", responses={200: example(EXAMPLE)})
 def get_job(job_id: Id, service: Service) -> JobView:
     """One job of a search or a distillation: where it runs, or why it waits, and which attempts have left a log."""
     with service.store.read() as session:
-        return view(existing(session, service.caller, job_id), service, fleet(session, service))
+        job, seen = existing(session, service.caller, job_id), fleet(session, service)
+    return view(job, seen, logs(service, [job_id])[job_id])
 
 
 @router.get("/jobs/{job_id}/attempts/{attempt}/log", responses={200: example(LOG_EXAMPLE)})
@@ -141,19 +148,18 @@ def get_log(
     offset: Annotated[int, Query(ge=0, le=1 << 50, description="The first byte; `next_offset` of the part before.")] = 0,
     limit: Annotated[int, Query(ge=16, le=MOST_BYTES, description="Bytes at most.")] = 1 << 16,
 ) -> LogView:
-    """What the trainer of an attempt wrote, a part at a time. Ask again from `next_offset` on until `ended` and `next_offset` is `size`."""
+    """What the trainer of an attempt wrote, a part at a time. Ask again from `next_offset` on until `ended` and `next_offset` is `size`.
+
+    While it is written it can be read of trainers whose scratch folder this service sees; of others, when the attempt has ended.
+    """
     with service.store.read() as session:
         job = existing(session, service.caller, job_id)
     running = job.state == "RUNNING" and job.attempt == attempt  # asked before the file, so that an end misses nothing
-    try:
-        path = inside(str(folder(service, job_id) / str(attempt) / LOG), [service.settings.artifacts_folder.resolve()])
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(offset)
-            content = file.read(limit)
-    except (ValueError, OSError):
-        there = ", ".join(map(str, logs(service, job_id))) or "none"
-        raise NotFound(f"job {job_id} has no log of attempt {attempt}; there are logs of: {there}") from None
+    found = log_part(service, f"{job_id}/{attempt}/{LOG}", offset, limit, running)
+    if found is None:
+        there = ", ".join(map(str, logs(service, [job_id])[job_id])) or "none"
+        raise NotFound(f"job {job_id} has no log of attempt {attempt}; there are logs of: {there}")
+    content, size = found
     text, read = decoded(content, final=not running and offset + len(content) >= size)
     return LogView(job_id=job_id, attempt=attempt, offset=offset, next_offset=offset + read, size=size, ended=not running, text=text)
 
@@ -173,17 +179,57 @@ def existing(session: Session, caller: Caller, job_id: str) -> Job:
     return job
 
 
-def folder(service: Running, job_id: str) -> Path:
-    return service.settings.artifacts_folder.resolve() / job_id
+def log_part(service: Running, name: str, offset: int, limit: int, running: bool) -> tuple[bytes, int] | None:
+    """Bytes of a log and the size of it all: where its trainer writes as long as it runs, then among the artifacts. None: there is none.
+
+    Raises Unavailable.
+    """
+    written = partial(scratch_part, scratch_folder(service.settings.home), name, offset, limit)
+    published = partial(published_part, service.artifacts, name, offset, limit)
+    first, second = (written, published) if running else (published, written)
+    return first() or second()
 
 
-def logs(service: Running, job_id: str) -> list[int]:
-    """The attempts of a job that have left a log."""
-    found = folder(service, job_id).glob(f"*/{LOG}")
-    return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
+def scratch_part(scratch: Path, name: str, offset: int, limit: int) -> tuple[bytes, int] | None:
+    try:
+        with inside(str(scratch / name), [scratch.resolve()]).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(offset)
+            return file.read(limit), size
+    except (ValueError, OSError):
+        return None
 
 
-def view(job: Job, service: Running, seen: waiting.Fleet) -> JobView:
+def published_part(artifacts: Artifacts, name: str, offset: int, limit: int) -> tuple[bytes, int] | None:
+    """Raises Unavailable."""
+    try:
+        size = artifacts.size(name)
+        return b"".join(artifacts.read(name, offset, offset + limit)) if offset < size else b"", size
+    except (ValueError, LostError):
+        return None
+    except UnreachableError as error:
+        raise Unavailable(f"the log cannot be read now: {error}", headers={"Retry-After": "10"}) from None
+
+
+def logs(service: Running, job_ids: Iterable[str]) -> dict[str, list[int]]:
+    """The attempts of each job that have left a log; as long as the artifacts cannot be reached, those that this machine has."""
+    scratch, artifacts = scratch_folder(service.settings.home), service.artifacts
+    found: dict[str, list[int]] = {}
+    reached = True
+    for job_id in job_ids:
+        names = [str(path.relative_to(scratch)) for path in (scratch / job_id).glob(f"*/{LOG}")]
+        if reached:
+            try:
+                names += artifacts.names(job_id)
+            except UnreachableError as error:
+                log.warning("the artifacts cannot be reached", extra={"reason": str(error)})
+                reached = False
+        parts = [name.split("/") for name in names]
+        found[job_id] = sorted({int(attempt) for _, attempt, *rest in parts if rest == [LOG] and attempt.isdecimal()})
+    return found
+
+
+def view(job: Job, seen: waiting.Fleet, attempts: list[int]) -> JobView:
     return JobView(
         id=job.id,
         kind=cast(Kind, job.kind),
@@ -204,5 +250,5 @@ def view(job: Job, service: Running, seen: waiting.Fleet) -> JobView:
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
-        logs=logs(service, job.id),
+        logs=attempts,
     )

@@ -197,9 +197,10 @@ def checked_detector(
     if choice.checkpoint is None:
         return {"detector": choice.detector, "checkpoint": None} if len(errors) == before else None
     where = pointer(role, "checkpoint")
-    roots = (*service.settings.data_roots, service.settings.artifacts_folder, CHECKPOINTS)
     try:
-        found = checkpoints.find(choice.checkpoint, roots, lambda path: seen(session, service, path))
+        found = checkpoints.find(
+            choice.checkpoint, (*service.settings.readable_roots, CHECKPOINTS), lambda path: seen(session, service, path)
+        )
     except ValueError as error:
         errors.append(FieldError(where, str(error)))
         return None
@@ -217,8 +218,8 @@ def checked_detector(
 
 def seen(session: Session, service: Running, path: Path) -> bool:
     """Whether a file is there for the caller: what a job has left belongs to the owner of that job."""
-    folder = service.settings.artifacts_folder.resolve()
-    if service.caller.sees is None or not path.is_relative_to(folder):
+    folder = service.artifacts.folder
+    if service.caller.sees is None or folder is None or not path.is_relative_to(folder):
         return True
     job_id = path.relative_to(folder).parts[0]
     return is_id(job_id) and jobs.seen(session, job_id, owner=service.caller.sees) is not None

@@ -170,7 +170,7 @@ def disk(settings: Settings, spec: Mapping[str, Any], student: int, played: Evol
     # A job that proposes is told of all candidates before it, so that these bytes grow with the square of the budget.
     told = sum(job.new[0].index for job in played.jobs if job.new) * times**2 if spec["gates"] else 0
     jobs = round(decisions * JOB_BYTES + told * KNOWN_BYTES)
-    return Disk(bytes=trunks + jobs, trunks=trunks, jobs=jobs, student=student, free=free_bytes(settings.artifacts_folder))
+    return Disk(bytes=trunks + jobs, trunks=trunks, jobs=jobs, student=student, free=free_bytes(settings.filled_folder))
 
 
 def student_bytes(session: Session, spec: Mapping[str, Any]) -> int:

@@ -80,6 +80,10 @@ class NotJson(Problem):
     status, slug, title = 415, "not-json", "The body must be JSON"
 
 
+class BadRange(Problem):
+    status, slug, title = 416, "bad-range", "The file has no such bytes"
+
+
 class InvalidInput(Problem):
     status, slug, title = 422, "invalid-input", "The request asks for something that is not possible"
 
@@ -94,6 +98,10 @@ class TooMany(Problem):
 
 class NoRoom(Problem):
     status, slug, title = 507, "no-room", "The disk is nearly full"
+
+
+class Damaged(Problem):
+    status, slug, title = 500, "artifact-damaged", "A stored file is lost or has changed"
 
 
 class Unavailable(Problem):

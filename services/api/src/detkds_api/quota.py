@@ -31,7 +31,7 @@ def check(session: Session, service: Running, *, iterations: int, priority: int)
     """Raises NoRoom, Forbidden for a priority, TooMany for a search or distillation of so many student iterations that the caller's owner
     may not add to what it has."""
     owner, settings = service.caller.sees, service.settings
-    if short := disk.shortage(settings.artifacts_folder, settings.disk_free_gib):
+    if short := disk.shortage(settings.filled_folder, settings.disk_free_gib):
         raise NoRoom(f"no new work is taken: {short}")
     if owner is None:
         return

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, Response
 from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy.orm import Session
 
 from detkds_api.caller import Caller
+from detkds_api.download import download
 from detkds_api.fields import Name
 from detkds_api.lists import SORT, ListQuery, Page, page_of
-from detkds_api.paths import inside
 from detkds_api.problems import NotFound
 from detkds_api.service import Id, Service, example
 from detkds_core.policy import formula, from_json
@@ -167,11 +166,17 @@ def get_result(result_id: Id, service: Service) -> ResultView:
 def get_checkpoint(
     result_id: Id,
     service: Service,
+    request: Request,
     format: Annotated[Format, Query(description=FORMATS)] = "safetensors",
-) -> FileResponse:
-    """The distilled student as a file: its weights, or the configuration that MMDetection loads them with."""
-    path = artifact(service, result_id, ARTIFACT[format], "configuration" if format == "config" else f"{format} checkpoint")
-    return FileResponse(path, media_type="application/octet-stream", filename=f"student-{result_id}.{SUFFIX[format]}")
+) -> Response:
+    """The distilled student as a file: its weights, or the configuration that MMDetection loads them with.
+
+    `ETag` and `Repr-Digest` are its SHA-256; a download that broke off goes on with `Range`.
+    """
+    title = "configuration" if format == "config" else f"{format} checkpoint"
+    return artifact(
+        service, request, result_id, ARTIFACT[format], title, "application/octet-stream", f"student-{result_id}.{SUFFIX[format]}"
+    )
 
 
 @router.get(
@@ -179,24 +184,31 @@ def get_checkpoint(
     response_class=FileResponse,
     responses={200: {"content": {"application/json": {"schema": {"type": "object"}, "example": DETECTIONS_EXAMPLE}}}},
 )
-def get_detections(result_id: Id, service: Service) -> FileResponse:
+def get_detections(result_id: Id, service: Service, request: Request) -> Response:
     """What student and teacher find in the report images, as COCO detections (bbox: x, y, width, height in pixels)."""
-    return FileResponse(artifact(service, result_id, "detections", "list of detections"), media_type="application/json")
+    return artifact(service, request, result_id, "detections", "list of detections", "application/json")
 
 
-def artifact(service: Service, result_id: str, kind: str, title: str) -> Path:
-    """The file that a trainer left. Raises NotFound."""
+def artifact(
+    service: Service, request: Request, result_id: str, kind: str, title: str, media_type: str, filename: str | None = None
+) -> Response:
+    """The file that a trainer left. Raises NotFound, and what `download` raises."""
     with service.store.read() as session:
         result = existing(session, service.caller, result_id)
     name = result.artifacts.get(kind)
     if name is None:
         advice = "distil with its policy first (POST /distill)" if result.kind == "search" else "its trainer left none"
         raise NotFound(f"result {result_id} has no {title}; {advice}")
-    folder = service.settings.artifacts_folder.resolve()
-    try:
-        return inside(str(folder / name), [folder])
-    except ValueError:
-        raise NotFound(f"the {title} of result {result_id} is no longer in the artifacts folder") from None
+    digests = result.artifacts.get("digests") or {"checkpoint": result.artifacts.get("sha256")}
+    return download(
+        request,
+        service.artifacts,
+        name,
+        f"{title} of result {result_id}",
+        sha256=digests.get(kind),
+        media_type=media_type,
+        filename=filename,
+    )
 
 
 def existing(session: Session, caller: Caller, result_id: str) -> Result:

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from detkds_api.caller import OPERATOR, Caller
 from detkds_api.settings import Settings
 from detkds_core.store import Store
+from detkds_core.store.artifacts import Artifacts, artifacts_at
 
 
 class Running(NamedTuple):
@@ -19,6 +20,11 @@ class Running(NamedTuple):
     store: Store
     settings: Settings
     caller: Caller = OPERATOR
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """Where workers leave what they trained."""
+        return artifacts_at(self.settings.artifacts_place)
 
 
 def running(request: Request) -> Running:

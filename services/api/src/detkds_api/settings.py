@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from detkds_api.gate import LOOPBACK
 from detkds_core import logs
+from detkds_core.store.artifacts import filled_folder, place_of, secrets
 
 
 class Settings(BaseSettings):
@@ -30,11 +31,11 @@ class Settings(BaseSettings):
     quota_iterations: int | None = Field(default=None, ge=1)  # student iterations that one request of an owner may ask for
     quota_running: int = Field(default=0, ge=0)  # jobs of one owner that may run at once, to which the workers hold; 0: any number
     priority_max: int = Field(default=0, ge=-100, le=100)  # the highest that a key without scope `admin` may ask for
-    disk_free_gib: float = Field(default=5.0, ge=0)  # where artifacts are kept; with less, no new work is taken; 0: it is anyhow
+    disk_free_gib: float = Field(default=5.0, ge=0)  # where files of jobs are written; with less, no new work is taken; 0: it is anyhow
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # further Host names, comma separated; "*" for any
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # folders of data sets and checkpoints, separated as in PATH
     cache: Path | None = None  # where built-in data sets are kept; None: XDG_CACHE_HOME/detkds, shared by every home
-    artifacts: Path | None = None  # where workers leave checkpoints; None: home/artifacts
+    artifacts: str | None = None  # where workers leave checkpoints: a folder, or s3://bucket/prefix; None: home/artifacts
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -58,7 +59,7 @@ class Settings(BaseSettings):
         """Absolute folders, and no listening beyond loopback without a key: an open job service is code execution for everybody."""
         self.home = self.home.expanduser().resolve()
         self.cache = (self.cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "detkds").expanduser().resolve()
-        self.artifacts = (self.artifacts or self.home / "artifacts").expanduser().resolve()
+        self.artifacts = place_of(self.artifacts, self.home)
         self.data_roots = tuple(root.expanduser().resolve() for root in self.data_roots)
         if self.host not in LOOPBACK and self.api_key is None:
             raise ValueError(
@@ -68,9 +69,9 @@ class Settings(BaseSettings):
         return self
 
     def configure_logs(self) -> None:
-        """Write this process's log as the settings say, without their secrets."""
-        secrets = (self.api_key, self.database_url, self.broker_url)
-        logs.configure(self.log_format, [secret.get_secret_value() for secret in secrets if secret])
+        """Write this process's log as the settings say, without their secrets and those of the artifacts."""
+        ours = [secret.get_secret_value() for secret in (self.api_key, self.database_url, self.broker_url) if secret]
+        logs.configure(self.log_format, [*ours, *secrets()])
 
     @property
     def url(self) -> str:
@@ -78,9 +79,20 @@ class Settings(BaseSettings):
         return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'detkds.sqlite'}"
 
     @property
-    def artifacts_folder(self) -> Path:
-        """Where workers leave checkpoints."""
-        return self.artifacts or self.home / "artifacts"
+    def artifacts_place(self) -> str:
+        """Where workers leave checkpoints: a folder, or `s3://bucket/prefix`."""
+        return self.artifacts or str(self.home / "artifacts")
+
+    @property
+    def filled_folder(self) -> Path:
+        """Where room is needed for jobs."""
+        return filled_folder(self.artifacts_place, self.home)
+
+    @property
+    def readable_roots(self) -> tuple[Path, ...]:
+        """The folders of this machine whose checkpoints a request may name by path."""
+        folder = () if self.artifacts_place.startswith("s3://") else (Path(self.artifacts_place),)
+        return (*self.data_roots, *folder)
 
     @property
     def cache_folder(self) -> Path:

@@ -48,7 +48,7 @@ def finish(session: Session, job_id: str) -> bool:
 
 
 def artifacts(job: Job, result: dict[str, Any]) -> dict[str, Any]:
-    """Paths below the artifacts folder, and the digest of the checkpoint.
+    """Names among the artifacts, and the digests of those that a worker published, by what they are.
 
     Raises ValueError for a name that would lead out of the attempt's folder: a trainer reads data that others made.
     """
@@ -60,4 +60,6 @@ def artifacts(job: Job, result: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
             raise ValueError(f"{kind} is {name!r}, not the name of a file in the folder of the attempt")
         found[kind] = f"{job.id}/{job.attempt}/{name}"
-    return found | {"sha256": result.get("sha256")}
+    files = result.get("files") or {}
+    digests = {kind: files[result[kind]]["sha256"] for kind in found if result[kind] in files}
+    return {**found, "sha256": result.get("sha256"), "digests": digests}

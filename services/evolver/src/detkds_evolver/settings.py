@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from detkds_core import logs
+from detkds_core.store.artifacts import secrets
 
 
 class Settings(BaseSettings):
@@ -29,8 +30,9 @@ class Settings(BaseSettings):
         return self
 
     def configure_logs(self) -> None:
-        """Write this process's log as the settings say, without their passwords."""
-        logs.configure(self.log_format, [secret.get_secret_value() for secret in (self.database_url, self.broker_url) if secret])
+        """Write this process's log as the settings say, without their passwords and those of the artifacts."""
+        ours = [secret.get_secret_value() for secret in (self.database_url, self.broker_url) if secret]
+        logs.configure(self.log_format, [*ours, *secrets()])
 
     @property
     def url(self) -> str:

@@ -70,7 +70,7 @@ def run_job(job_id: str) -> None:
     worker = os.environ[NAME]
     with logs.bound(worker=worker):
         while not drain():
-            if short := disk.shortage(settings.artifacts_folder, settings.disk_free_gib):
+            if short := disk.shortage(settings.filled_folder, settings.disk_free_gib):
                 log.warning("no job is taken", extra={"reason": short})
                 return
             claim = take(store(), settings, worker, device())

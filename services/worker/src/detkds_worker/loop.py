@@ -46,9 +46,9 @@ def run(store: Store, settings: Settings, draining: Callable[[], bool]) -> None:
     short = None
     try:
         with logs.bound(worker=str(name)):
-            log.info("the worker waits for jobs", extra={"device": device.name, "artifacts": str(settings.artifacts_folder)})
+            log.info("the worker waits for jobs", extra={"device": device.name, "artifacts": str(settings.artifacts)})
             while not draining():
-                said, short = short, disk.shortage(settings.artifacts_folder, settings.disk_free_gib)
+                said, short = short, disk.shortage(settings.filled_folder, settings.disk_free_gib)
                 if short and not said:
                     log.warning("no job is taken", extra={"reason": short})
                 claim = None if short else take(store, settings, str(name), device)

@@ -46,7 +46,7 @@ class Presence:
     def beat(self) -> None:
         while not self.ending.is_set():
             # Asked before the database is held: a busy driver takes its time.
-            low = disk.shortage(self.settings.artifacts_folder, self.settings.disk_free_gib) is not None
+            low = disk.shortage(self.settings.filled_folder, self.settings.disk_free_gib) is not None
             self.tell(partial(self.say, disk_low=low, gpu_use=gpus.measured()))
             self.ending.wait(self.settings.lease_seconds / 3)
         self.tell(lambda session: workers.leave(session, self.name))

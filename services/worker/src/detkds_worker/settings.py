@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from detkds_core import logs
+from detkds_core.store.artifacts import filled_folder, place_of, secrets
 
 
 class Settings(BaseSettings):
@@ -22,7 +23,7 @@ class Settings(BaseSettings):
     home: Path = Path("~/.detkds")
     database_url: SecretStr | None = None  # None: SQLite at home/detkds.sqlite
     broker_url: SecretStr | None = None  # None: no Celery, the local loop asks the database
-    artifacts: Path | None = None  # checkpoints, logs, specs; None: home/artifacts; the API reads the same folder
+    artifacts: str | None = None  # checkpoints, logs, specs: a folder, or s3://bucket/prefix; None: home/artifacts; the API's is the same
     trainer: Annotated[tuple[str, ...], NoDecode] = (sys.executable, "-m", "detkds_worker.trainer")  # SPEC and OUT_DIR are appended
     lease_seconds: float = Field(default=30.0, gt=0)  # + 10 s of the reaper: what a killed worker costs
     poll_seconds: float = Field(default=0.5, gt=0)  # local loop only: between two looks at an empty queue
@@ -31,7 +32,7 @@ class Settings(BaseSettings):
     silence_seconds: float = Field(default=1800.0, gt=0)  # a trainer that says nothing for so long hangs
     worker_name: Annotated[str, Field(min_length=1, max_length=100)] | None = None  # None: host and device (`identity`)
     quota_running: int = Field(default=0, ge=0)  # jobs of one owner that may run at once; 0: any number
-    disk_free_gib: float = Field(default=5.0, ge=0)  # where artifacts are kept; with less, no job is taken; 0: it is anyhow
+    disk_free_gib: float = Field(default=5.0, ge=0)  # where files of jobs are written; with less, no job is taken; 0: it is anyhow
     log_format: logs.LogFormat | None = None  # None: text on a terminal, else JSON
     threads: int | None = Field(default=None, ge=1)  # of a trainer; None: OMP_NUM_THREADS, else half the cores this process may use
 
@@ -50,19 +51,21 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def resolve(self) -> Settings:
         self.home = self.home.expanduser().resolve()
-        self.artifacts = (self.artifacts or self.home / "artifacts").expanduser().resolve()
+        self.artifacts = place_of(self.artifacts, self.home)
         # Two logical cores are mostly one that computes: on 2 of them a second thread made a step slower (172 ms against 99 ms).
         self.threads = self.threads or int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // 2))
         return self
 
     def configure_logs(self) -> None:
-        """Write this process's log as the settings say, without their passwords."""
-        logs.configure(self.log_format, [secret.get_secret_value() for secret in (self.database_url, self.broker_url) if secret])
+        """Write this process's log as the settings say, without their passwords and those of the artifacts."""
+        ours = [secret.get_secret_value() for secret in (self.database_url, self.broker_url) if secret]
+        logs.configure(self.log_format, [*ours, *secrets()])
 
     @property
-    def artifacts_folder(self) -> Path:
-        """Where checkpoints, logs and specs go."""
-        return self.artifacts or self.home / "artifacts"
+    def filled_folder(self) -> Path:
+        """Where room is needed for jobs."""
+        assert self.artifacts is not None
+        return filled_folder(self.artifacts, self.home)
 
     @property
     def url(self) -> str:

@@ -10,25 +10,35 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from detkds_core import logs, processes
 from detkds_core.store import Store, jobs
+from detkds_core.store.artifacts import SECRETS, ArtifactError, Artifacts, UnreachableError, artifacts_at
+from detkds_worker import publishing
 from detkds_worker.settings import Settings
 
+Done = TypeVar("Done")
 Outcome = Literal["succeeded", "failed", "released", "lost"]
 Claim = jobs.Claim
 
 log = logging.getLogger("detkds.worker")
 
 TICK = 0.1  # seconds between two looks at the trainer: small against a lease, large against the cost of looking
+PUBLISH_SECONDS = 1800.0  # so long a finished training waits for artifacts that cannot be reached, before its attempt counts as lost
+AGAIN_SECONDS = 5.0
 PROGRESS_EVERY = 2.0  # seconds; a person watches the progress, a lease alone could be renewed less often
 LOG_LINES = 40  # of the log that go into a failure's detail
 LONGEST_LINE = 1 << 20  # bytes of one line of stdout; more is no progress report
@@ -41,7 +51,7 @@ def run_claim(store: Store, claim: Claim, settings: Settings, *, draining: Calla
 
     "succeeded" and "failed": written. "released": `draining()` turned true, the trainer is stopped and the job is back in the queue.
     "lost": cancelled, or the lease went to somebody else (or could not be renewed in time); nothing is written.
-    Whatever happens, the trainer and all it started have ended when this returns.
+    Whatever happens, the trainer and all it started have ended when this returns. Before a job succeeds its files are published.
     """
     ids = {"job_id": claim.job_id, "attempt": claim.attempt, "search_id": claim.search_id, "distillation_id": claim.distillation_id}
     with logs.bound(**ids):
@@ -49,8 +59,17 @@ def run_claim(store: Store, claim: Claim, settings: Settings, *, draining: Calla
 
 
 def supervise(store: Store, claim: Claim, settings: Settings, draining: Callable[[], bool]) -> Outcome:
-    folder = attempt_folder(settings, claim)
-    spec = write_spec(folder, claim)
+    assert settings.artifacts is not None
+    artifacts = artifacts_at(settings.artifacts)
+    try:
+        folder, spec = holding(store, claim, settings, lambda: prepared(store, artifacts, claim, settings))
+    except NotOursError:
+        return "lost"
+    except UnreachableError as error:
+        return write_outcome(store, claim, settings, ("lost", str(error)))
+    except ArtifactError as error:
+        return write_outcome(store, claim, settings, ("bad_data", f"a checkpoint of this job cannot be used: {error}"))
+    resume = publishing.ResumeKeeper(artifacts, claim, folder)
     with (folder / "trainer.log").open("ab", buffering=0) as trainer_log:
         trainer = processes.start_bound(
             [*settings.trainer, str(spec), str(folder)], env=trainer_environment(settings), stdout=subprocess.PIPE, stderr=trainer_log
@@ -62,17 +81,111 @@ def supervise(store: Store, claim: Claim, settings: Settings, draining: Callable
             code = processes.stop_group(trainer, grace=settings.stop_grace_seconds)
             assert trainer.stdout is not None
             trainer.stdout.close()
+            resume.end()
     log.info("trainer ended", extra={"ending": ending, "exit_code": code})
+    outcome: dict[str, Any] | tuple[str, str] | None = None
+    if ending == "exited":
+        outcome = read_outcome(folder, code)
+    elif ending == "timeout":
+        detail = f"no end within {deadline_of(claim, settings):g} s, or no word for {settings.silence_seconds:g} s"
+        outcome = "timeout", f"{detail}\n{tail(folder / 'trainer.log')}"
+    try:
+        if isinstance(outcome, dict):
+            return publish(store, claim, settings, artifacts, folder, outcome, resume, draining)
+        told = partial(publishing.publish_told, artifacts, claim, folder, resume)
+        told() if ending == "lost" else holding(store, claim, settings, told)
+    except NotOursError:
+        return "lost"
     if ending == "lost":
         return "lost"
-    if ending == "draining":
+    if outcome is None:
         return "released" if persist(lambda: release(store, claim), settings) else "lost"
-    if ending == "timeout":
-        kind, detail = "timeout", f"no end within {deadline_of(claim, settings):g} s, or no word for {settings.silence_seconds:g} s"
-        outcome: dict[str, Any] | tuple[str, str] = (kind, f"{detail}\n{tail(folder / 'trainer.log')}")
-    else:
-        outcome = read_outcome(folder, code)
     return write_outcome(store, claim, settings, outcome)
+
+
+def prepared(store: Store, artifacts: Artifacts, claim: Claim, settings: Settings) -> tuple[Path, Path]:
+    """The attempt's scratch folder and the specification in it, with what the job needs of the artifacts on this machine."""
+    scratch = publishing.scratch_of(settings, claim.job_id)
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        publishing.sweep_scratch(store, settings, claim)
+    except UNREACHABLE as error:
+        log.warning("the database cannot be reached", extra={"reason": first_line(error)})
+    if claim.kind == "distill":
+        publishing.fetch_resume(artifacts, claim, scratch)
+    folder = attempt_folder(settings, claim)
+    return folder, write_spec(folder, claim, publishing.with_local_checkpoints(artifacts, claim.spec, settings))
+
+
+def publish(
+    store: Store,
+    claim: Claim,
+    settings: Settings,
+    artifacts: Artifacts,
+    folder: Path,
+    result: dict[str, Any],
+    resume: publishing.ResumeKeeper,
+    draining: Callable[[], bool],
+) -> Outcome:
+    """Bring what a trainer left among the artifacts, then let the job succeed with what they are. Raises NotOursError."""
+
+    def everything() -> dict[str, dict[str, Any]]:
+        deadline = time.monotonic() + PUBLISH_SECONDS
+        resume.wait()
+        while True:
+            try:
+                return publishing.publish_all(artifacts, claim, folder, result)
+            except UnreachableError as error:
+                if draining() or time.monotonic() > deadline:
+                    raise
+                log.warning("the files of the attempt cannot be published", extra={"reason": str(error)})
+                time.sleep(AGAIN_SECONDS)
+
+    try:
+        files = holding(store, claim, settings, everything)
+    except UnreachableError as error:
+        return write_outcome(store, claim, settings, ("lost", f"the files of this attempt could not be published: {error}"))
+    except ArtifactError as error:
+        return write_outcome(store, claim, settings, ("bug", f"a file of this attempt is not what the trainer wrote: {error}"))
+    ended = write_outcome(store, claim, settings, {**result, "files": files} if claim.kind == "distill" else result)
+    if ended == "succeeded":
+        if claim.kind == "distill":
+            publishing.forget_resume(artifacts, claim)
+        shutil.rmtree(folder.parent, ignore_errors=True)
+    return ended
+
+
+class NotOursError(Exception):
+    """The job is cancelled, or somebody else's by now."""
+
+
+def holding(store: Store, claim: Claim, settings: Settings, work: Callable[[], Done]) -> Done:
+    """Do work that may take long while the lease is renewed; what it gives. Raises what it raises, NotOursError when the lease is lost."""
+    done: Future[Done] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    context = copy_context()  # what is bound for the log
+    threading.Thread(target=context.run, args=(run,), name="artifacts", daemon=True).start()  # what hangs shall not hold this process up
+    held_since = time.monotonic()
+    while not wait([done], settings.lease_seconds / 3).done:
+        now = time.monotonic()
+        try:
+            with store.begin() as session:
+                mine = jobs.renew(session, claim, lease_seconds=settings.lease_seconds)
+        except UNREACHABLE as error:
+            log.warning("the database cannot be reached", extra={"reason": first_line(error)})
+            mine = now - held_since < settings.lease_seconds
+        else:
+            held_since = now
+        if not mine:
+            log.warning("the job is cancelled or not ours any more")
+            raise NotOursError
+    return done.result()
 
 
 def watch(
@@ -169,18 +282,17 @@ def progress_of(line: bytes) -> dict[str, Any] | None:
 
 
 def attempt_folder(settings: Settings, claim: Claim) -> Path:
-    """`<artifacts>/<job>/<attempt>`, without the outcome of an attempt that was released and now runs again under its number."""
-    assert settings.artifacts is not None
-    folder = settings.artifacts / claim.job_id / str(claim.attempt)
+    """`<scratch>/<job>/<attempt>`, without the outcome of an attempt that was released and now runs again under its number."""
+    folder = publishing.scratch_of(settings, claim.job_id) / str(claim.attempt)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("result.json", "failure.json"):
         (folder / name).unlink(missing_ok=True)
     return folder
 
 
-def write_spec(folder: Path, claim: Claim) -> Path:
+def write_spec(folder: Path, claim: Claim, spec: dict[str, Any]) -> Path:
     """Write the job's spec, whole or not at all; a distillation tried before goes on where `resume.pt` beside the attempts left it."""
-    spec = dict(claim.spec)
+    spec = dict(spec)
     spec.setdefault("kind", claim.kind)
     resume = folder.parent / "resume.pt"
     if claim.kind == "distill" and not spec.get("resume_from"):
@@ -198,7 +310,7 @@ def trainer_environment(settings: Settings) -> dict[str, str]:
     Spinning at barriers makes torch 7 to 10 times slower beside any other busy process (measured: 11 ms a step became 74 ms).
     Weights are loaded as tensors only, even where a library asks for pickles.
     """
-    secrets = ("DETKDS_DATABASE_URL", "DETKDS_BROKER_URL", "DETKDS_API_KEY")
+    secrets = ("DETKDS_DATABASE_URL", "DETKDS_BROKER_URL", "DETKDS_API_KEY", *SECRETS)
     environment = {name: value for name, value in os.environ.items() if name not in secrets}
     threads = str(settings.threads)
     return environment | {

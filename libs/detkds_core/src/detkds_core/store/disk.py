@@ -24,4 +24,4 @@ def shortage(folder: Path, least_gib: float) -> str | None:
     free = free_bytes(folder) / GIB
     if free >= least_gib:
         return None
-    return f"{free:.1f} GiB are free where artifacts are kept ({folder}), {least_gib:g} are needed (DETKDS_DISK_FREE_GIB); free some space"
+    return f"{free:.1f} GiB are free where jobs leave files ({folder}), {least_gib:g} are needed (DETKDS_DISK_FREE_GIB); free some space"

@@ -286,6 +286,11 @@ def running(session: Session) -> builtins.list[tuple[str, int, float | None]]:
     return [tuple(row) for row in session.execute(query)]
 
 
+def ended(session: Session, job_ids: Sequence[str]) -> builtins.list[str]:
+    """Those of these jobs that nothing will change any more."""
+    return builtins.list(session.scalars(select(Job.id).where(Job.id.in_(job_ids), Job.state.in_(terminal(Job)))))
+
+
 def of_search(session: Session, search_id: str) -> builtins.list[Job]:
     """All jobs of a search, oldest first."""
     return builtins.list(session.scalars(select(Job).where(Job.search_id == search_id).order_by(Job.created_at, Job.id)))

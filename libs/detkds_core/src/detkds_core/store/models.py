@@ -398,8 +398,8 @@ class Worker(Base):
     """A worker that is there, until it is not heard of any more; one that drains is remembered beyond that.
 
     device: as a job's; gpus: how many these are (0: a CPU), memory_gib: of the smallest. draining: it takes no new job, also when it was
-    started anew under its name. disk_low: it takes none because the file system of the artifacts is nearly full. gpu_use: its GPUs at the
-    last heartbeat, each {"uuid", "name", "memory_bytes", "memory_used_bytes", "use" (0 to 1, or null)}.
+    started anew under its name. disk_low: it takes none because the file system for files of jobs is nearly full. gpu_use: its GPUs at
+    the last heartbeat, each {"uuid", "name", "memory_bytes", "memory_used_bytes", "use" (0 to 1, or null)}.
     """
 
     __tablename__ = "workers"

@@ -126,7 +126,7 @@ def reason(fleet: Fleet, place: int) -> str:
     able = [one for one in suiting if not one.disk_low]
     if not able:
         names = listed([one.name for one in suiting])
-        return f"the disk of the artifacts is nearly full, so that no job is begun (DETKDS_DISK_FREE_GIB): {names}"
+        return f"the disk for files of jobs is nearly full, so that no job is begun (DETKDS_DISK_FREE_GIB): {names}"
     running = fleet.running.get(job.owner, 0)
     if fleet.allowed is not None and job.owner and running >= fleet.allowed:
         return f"owner {job.owner} runs {running} of {fleet.allowed} allowed"

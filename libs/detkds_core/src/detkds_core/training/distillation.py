@@ -47,6 +47,7 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
     the last ones are exported beside them. A batch that does not fit in the accelerator's memory is cut, and more of them make a step.
 
     The state is kept in `folder/../resume.pt`; a later attempt whose specification names it in `resume_from` reaches the same weights.
+    It stays there at the end, with the teacher's detections: whoever has brought the files of the attempt to safety removes both.
     Among several processes (`parallel.joined`) the first one writes and reports; all return the same but for their curves' rounding.
     """
     dataset = Dataset.from_json(spec["dataset"])
@@ -204,8 +205,6 @@ def _finish(
             _write_detections(start, dataset, recipe, spec, folder, detections)
         parameters = parameter_count(model)
     report(total, total, "student exported", student.ap)
-    if leads:
-        (folder.parent / "resume.pt").unlink(missing_ok=True)
     return {
         **files,
         "student": {**figures(student), "parameters": parameters, "iteration": iteration},
@@ -247,4 +246,3 @@ def _write_detections(
             start.teacher.model, spec["dataset"]["val"], report_ids(dataset), image_size=recipe.image_size, short_side=recipe.short_side
         )[1]
     (folder / "detections.json").write_text(json.dumps({"student": student, "teacher": teacher}))
-    kept.unlink(missing_ok=True)
