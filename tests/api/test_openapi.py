@@ -31,6 +31,11 @@ OPERATIONS = {
     ("get", "/results/{result_id}"),
     ("get", "/results/{result_id}/checkpoint"),
     ("get", "/results/{result_id}/detections"),
+    ("get", "/checkpoints"),
+    ("post", "/checkpoints"),
+    ("get", "/checkpoints/{checkpoint_id}"),
+    ("put", "/checkpoints/{checkpoint_id}/parts/{number}"),
+    ("post", "/checkpoints/{checkpoint_id}/complete"),
     ("get", "/datasets"),
     ("post", "/datasets"),
     ("get", "/detectors"),
@@ -83,7 +88,9 @@ def test_every_operation_has_an_example_that_fits_its_schema(document):
                 assert success["content"]["application/x-ndjson"]["example"].endswith("\n")
                 continue
             check(document, success["content"]["application/json"], f"the answer of {method} {path}")
-            if "requestBody" in operation:
+            if path.endswith("/parts/{number}"):
+                assert operation["requestBody"]["content"].keys() == {"application/octet-stream"}
+            elif "requestBody" in operation:
                 check(document, operation["requestBody"]["content"]["application/json"], f"the body of {method} {path}")
 
 

@@ -24,6 +24,8 @@ def secret_things(guarded) -> dict[str, str]:
         key = http.post("/keys", json={"name": "theirs", "owner": "they"}).json()
         theirs = {"Authorization": f"Bearer {key['secret']}"}
         search = http.post("/searches", json=SEARCH, headers=theirs).json()["id"]
+        upload = {"name": "theirs", "size": 6, "sha256": "0" * 64}
+        checkpoint = http.post("/checkpoints", json=upload, headers=theirs).json()["id"]
         distillation = http.post("/distill", json=TRAINING, headers=theirs).json()["id"]
     with Store(settings.url).begin() as session:
         job = jobs.of_distillation(session, distillation).id
@@ -45,6 +47,7 @@ def secret_things(guarded) -> dict[str, str]:
     for name in ("student.safetensors", "trainer.log", "detections.json"):
         (folder / name).write_text("theirs")
     found = {"search_id": search, "distillation_id": distillation, "job_id": job, "result_id": result, "key_id": key["id"], "attempt": "1"}
+    found |= {"checkpoint_id": checkpoint, "number": "0"}
     return {**found, "worker_id": worker, "held_id": held, "checkpoint": str(folder / "student.safetensors")}
 
 
@@ -54,9 +57,12 @@ def operations(http: Any) -> list[tuple[str, str, dict[str, Any]]]:
     return [(method, path, one) for path, methods in document["paths"].items() if "{" in path for method, one in methods.items()]
 
 
-def body_of(operation: dict[str, Any]) -> dict[str, Any] | None:
-    media = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    return media["example"] if media else None
+def body_of(operation: dict[str, Any]) -> dict[str, Any]:
+    """The body of a request as a client takes it: the example, or bytes."""
+    media = operation.get("requestBody", {}).get("content", {})
+    if "application/octet-stream" in media:
+        return {"content": b"theirs", "headers": {"Content-Type": "application/octet-stream"}}
+    return {"json": media["application/json"]["example"]} if "application/json" in media else {}
 
 
 def test_every_operation_with_an_id_answers_a_strangers_key_as_if_nothing_were_there(holder, operator, secret_things) -> None:
@@ -67,8 +73,8 @@ def test_every_operation_with_an_id_answers_a_strangers_key_as_if_nothing_were_t
         names = re.findall(r"\{(\w+)\}", path)
         assert set(names) <= secret_things.keys(), f"{path}: this test does not know what has such an id"
         real = re.sub(r"\{(\w+)\}", lambda found: secret_things[found[1]], path)
-        made_up = re.sub(r"\{(\w+)\}", lambda found: "1" if found[1] == "attempt" else nobody, path)
-        theirs, nothing = (stranger.request(method, one, json=body_of(operation)) for one in (real, made_up))
+        made_up = re.sub(r"\{(\w+)\}", lambda found: {"attempt": "1", "number": "0"}.get(found[1], nobody), path)
+        theirs, nothing = (stranger.request(method, one, **body_of(operation)) for one in (real, made_up))
         wanted = 403 if path.startswith(("/keys", "/workers")) else 404  # for scope admin alone, whether there or not
         assert (theirs.status_code, nothing.status_code) == (wanted, wanted), f"{method} {path}: {theirs.text[:300]}"
         told, told_of_nothing = theirs.json()["detail"].replace(real.split("/")[2], ""), nothing.json()["detail"].replace(nobody, "")
@@ -81,7 +87,7 @@ def test_a_list_has_nothing_of_somebody_else(holder, operator, secret_things) ->
     stranger = holder("a stranger with lists")
     for path in (*lists, f"/jobs?search={secret_things['search_id']}", f"/jobs?distillation={secret_things['distillation_id']}"):
         answer = stranger.get(path)
-        for name in ("search_id", "distillation_id", "job_id", "held_id", "result_id", "key_id"):
+        for name in ("search_id", "distillation_id", "job_id", "held_id", "result_id", "key_id", "checkpoint_id"):
             echoed = name in ("search_id", "distillation_id") and "?" in path and answer.json()["items"] == []
             assert secret_things[name] not in answer.text or echoed, f"{path} tells of {name}"
 
@@ -89,15 +95,17 @@ def test_a_list_has_nothing_of_somebody_else(holder, operator, secret_things) ->
 def test_a_body_cannot_name_somebody_elses_things(holder, secret_things) -> None:
     stranger = holder("a stranger with bodies")
     search, nobody = secret_things["search_id"], "0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa"
+    student = {"detector": "gfl_r18w16_fpn32", "checkpoint": secret_things["checkpoint_id"]}
     for path, body in (
         ("/distill", {"pair": "digits_gfl", "policy": {"search": search}}),
         ("/searches", {**SEARCH, "warm_start": [search]}),
         ("/searches/preview", {**SEARCH, "warm_start": [search]}),
         ("/searches", {**SEARCH, "warm_start": [secret_things["result_id"]]}),
+        ("/distill", {"pair": "digits_gfl", "policy": "none", "student": student}),
     ):
         theirs = stranger.post(path, json=body)
         assert theirs.status_code == 422, theirs.text
-        known = search if search in str(body) else secret_things["result_id"]
+        known = next(one for one in (search, secret_things["result_id"], secret_things["checkpoint_id"]) if one in str(body))
         made_up = stranger.post(path, json=json.loads(json.dumps(body).replace(known, nobody)))
         assert theirs.json()["detail"].replace(known, "") == made_up.json()["detail"].replace(nobody, "")
 
@@ -132,7 +140,7 @@ def test_a_key_that_only_reads_changes_nothing(holder, operator, guarded) -> Non
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             if method != "get" and path != "/searches/preview":
-                answer = reader.request(method, re.sub(r"\{\w+\}", nobody, path), json=body_of(operation))
+                answer = reader.request(method, re.sub(r"\{\w+\}", nobody, path), **body_of(operation))
                 assert answer.status_code == 403, f"{method} {path}"
     with Store(guarded[1].url).read() as session:
         assert session.query(ApiKey).filter(ApiKey.revoked_at.is_not(None)).count() == 0

@@ -59,6 +59,7 @@ def test_no_checkpoint_comes_from_an_address(service, wanted, refused, listener)
     port, asked = listener
     distill = {name: wanted[name] for name in ("dataset", "teacher", "student", "recipe")} | {"policy": "none"}
     for address in addresses(port):
+        assert "nothing is fetched" in refused(service.http.post("/checkpoints", json={"name": "far", "path": address}))
         for role in ("teacher", "student"):
             choice = {"detector": wanted[role]["detector"], "checkpoint": address}
             for path, body in (("/searches", wanted), ("/searches/preview", wanted), ("/distill", distill)):

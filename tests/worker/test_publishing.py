@@ -153,7 +153,7 @@ def test_cancelling_ends_the_wait_for_artifacts(database: Store, settings: Calla
 
 def referring(artifacts: Artifacts) -> dict[str, Any]:
     stored = artifacts.put("checkpoints/c/weights.safetensors", b"a teacher")
-    teacher = {"detector": "big", "checkpoint": "artifact:checkpoints/c/weights.safetensors", "sha256": stored.sha256}
+    teacher = {"detector": "big", "checkpoint": f"artifact:checkpoints/c/weights.safetensors#{stored.sha256}"}
     return {"kind": "evaluate", "teacher": teacher, "student": {"detector": "small", "checkpoint": None}}
 
 
@@ -178,9 +178,10 @@ def test_a_damaged_and_a_lost_checkpoint_fail_their_job_and_are_told(
 ) -> None:
     artifacts = Artifacts(artifacts_place)
     spec = referring(artifacts)
+    stored = spec["teacher"]["checkpoint"].partition("#")[2]
     ours = settings('leave("result.json", {})', artifacts=artifacts_place)
     damaged = artifacts.put("checkpoints/c/weights.safetensors", b"another teacher").sha256
-    for found in (f"SHA-256 {spec['teacher']['sha256']}, found {damaged}", f"a file with SHA-256 {spec['teacher']['sha256']}, found none"):
+    for found in (f"SHA-256 {stored}, found {damaged}", f"a file with SHA-256 {stored}, found none"):
         claim = claimed(database, spec)
         assert run_claim(database, claim, ours) == "failed"
         after = row(database, claim)

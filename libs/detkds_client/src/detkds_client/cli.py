@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from detkds_client import result_commands, run_commands, show, start_commands
+from detkds_client.checkpoint_commands import checkpoints_app
 from detkds_client.connection import DigestError, ProblemError, ServiceUnreachable
 from detkds_client.key_commands import keys_app
 from detkds_client.options import Json, Refusal, Url, connected
@@ -19,6 +20,7 @@ from detkds_client.worker_commands import job, logs, workers_app
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 app.add_typer(datasets_app, name="datasets", help="List datasets; `detkds datasets add` registers one of yours.")
+app.add_typer(checkpoints_app, name="checkpoints", help="List uploaded checkpoints; `detkds checkpoints upload` sends one.")
 app.add_typer(keys_app, name="keys", help="List API keys; `detkds keys create` makes one, `detkds keys revoke` ends one.")
 app.add_typer(workers_app, name="workers", help="List workers and what they hold; `detkds workers drain` gives one no more jobs.")
 

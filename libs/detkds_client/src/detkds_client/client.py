@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,6 +14,7 @@ import httpx2
 from detkds_client.connection import Connection, DigestError, given, problem_of
 from detkds_client.types import (
     Candidate,
+    Checkpoint,
     Comparison,
     Dataset,
     DetectorChoice,
@@ -27,6 +29,7 @@ from detkds_client.types import (
     Worker,
 )
 
+CHECK_SECONDS = 1800.0  # that the service may take to check a whole checkpoint
 JsonPolicy = Mapping[str, Any]
 
 
@@ -316,6 +319,56 @@ class Client(Connection):
                     return
                 time.sleep(poll)
             offset = part["next_offset"]
+
+    # Checkpoints
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The checkpoints that were brought, newest first."""
+        return cast(list[Checkpoint], list(self.items("/checkpoints", None)))
+
+    def checkpoint(self, checkpoint_id: str) -> Checkpoint:
+        return cast(Checkpoint, self.get(f"/checkpoints/{checkpoint_id}"))
+
+    def upload_checkpoint(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        classes: Sequence[str] | None = None,
+        detector: str | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Checkpoint:
+        """Send a teacher's or a student's weights; READY when this returns, and its `id` then stands for a checkpoint.
+
+        An upload of the same file that broke off goes on where it was. classes, detector: needed where the file does not say.
+        on_progress: told the bytes that are there, and those of the file. Raises ProblemError with the reason of a refusal.
+        """
+        path = Path(path)
+        with path.open("rb") as file:
+            size, sha256 = path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            body = given(name=name or path.name, size=size, sha256=sha256, classes=classes, detector=detector)
+            one = cast(Checkpoint, self.post("/checkpoints", body))
+            if one["state"] == "READY":
+                return one
+            there, done = set(one["received"] or ()), 0
+            for number in range(one["parts"]):
+                file.seek(number * one["part_bytes"])
+                part = file.read(one["part_bytes"])
+                if number not in there:
+                    place = f"/checkpoints/{one['id']}/parts/{number}"
+                    self.request("PUT", place, content=part, headers={"Content-Type": "application/octet-stream"})
+                done += len(part)
+                if on_progress is not None:
+                    on_progress(done, size)
+        return cast(Checkpoint, self.request("POST", f"/checkpoints/{one['id']}/complete", timeout=CHECK_SECONDS))
+
+    def add_checkpoint(
+        self, path: str, *, name: str | None = None, classes: Sequence[str] | None = None, detector: str | None = None
+    ) -> Checkpoint:
+        """Take in weights that lie below a registered folder of the service's machine."""
+        body = given(name=name or path.rpartition("/")[2], path=path, classes=classes, detector=detector)
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        return cast(Checkpoint, self.request("POST", "/checkpoints", json=body, headers=headers, timeout=CHECK_SECONDS))
 
     # Datasets, detectors, policies, health
 

@@ -15,7 +15,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the service's document
 Pair = Annotated[str | None, typer.Option(help="A pair of the catalogue: dataset, teacher, student and recipe at once.")]
 DatasetName = Annotated[str | None, typer.Option("--dataset", help="A dataset's name (`detkds datasets`).")]
 Teacher = Annotated[
-    str | None, typer.Option(help="DETECTOR:CHECKPOINT; the checkpoint is a built-in name or a path on the service's machine.")
+    str | None,
+    typer.Option(
+        help="DETECTOR:CHECKPOINT; the checkpoint is a built-in name, the id of an uploaded one, or a path on the service's machine."
+    ),
 ]
 Student = Annotated[str | None, typer.Option(help="DETECTOR, or DETECTOR:CHECKPOINT to start from weights.")]
 RecipeFields = Annotated[

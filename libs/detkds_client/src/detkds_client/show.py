@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detkds_client.types import Candidate, Dataset, Distillation, Job, Key, NamedPolicy, Result, Search
+from detkds_client.types import Candidate, Checkpoint, Dataset, Distillation, Job, Key, NamedPolicy, Result, Search
 
 STATE_STYLE: Mapping[str, str] = {
     "QUEUED": "yellow",
@@ -27,6 +27,9 @@ STATE_STYLE: Mapping[str, str] = {
     "draining": "yellow",
     "drained": "yellow",
     "lost": "red",
+    "UPLOADING": "yellow",
+    "READY": "green",
+    "REFUSED": "red",
 }
 FILE_WIDTH = 400  # characters; of what goes into a file or a pipe
 WIDE = 120  # characters; in a narrower terminal, columns marked "wide" are left out
@@ -168,6 +171,23 @@ def datasets(found: Sequence[Dataset]) -> None:
     ]
     columns = [("name", ""), ("kind", ""), ("classes", "right"), ("train images", "right"), ("val images", "right"), ("digest", "")]
     listed(columns, rows, "No dataset.")
+
+
+def checkpoints(found: Sequence[Checkpoint]) -> None:
+    columns = [("id", ""), ("name", ""), ("state", ""), ("MiB", ""), ("classes", ""), ("detector", "wide"), ("brought", "wide")]
+    rows = [
+        (
+            one["id"],
+            one["name"],
+            state(one["state"]),
+            f"{one['size'] / 2**20:.1f}",
+            str(len(one["classes"])) if one["classes"] else "-",
+            one["detector"] or "-",
+            when(one["created_at"]),
+        )
+        for one in found
+    ]
+    listed(columns, rows, "No checkpoint. Send one: detkds checkpoints upload teacher.safetensors")
 
 
 def keys(found: Sequence[Key]) -> None:

@@ -202,6 +202,26 @@ class Dataset(TypedDict):
     digest: str | None
 
 
+class Checkpoint(TypedDict):
+    """Weights that somebody brought. READY: `id` may stand for a detector's checkpoint. digest, bytes: of the file as it is stored."""
+
+    id: str
+    name: str
+    state: Literal["UPLOADING", "READY", "REFUSED"]
+    reason: str | None
+    created_at: str
+    updated_at: str
+    size: int
+    sha256: str
+    part_bytes: int
+    parts: int
+    received: list[int] | None
+    classes: list[str] | None
+    detector: str | None
+    digest: str | None
+    bytes: int | None
+
+
 class NamedPolicy(TypedDict):
     """A policy with a name: no distillation, a hand-designed distiller, or a published search's."""
 

@@ -29,6 +29,7 @@ from detkds_api import (
     results,
     search_control,
     searches,
+    uploads,
     workers,
 )
 from detkds_api.caller import Callers, Pace
@@ -38,8 +39,8 @@ from detkds_api.settings import Settings
 from detkds_core.store import Store
 
 DOMAINS = (
-    *(searches, search_control, candidates, distill, live, comparison, results, datasets, detectors, policies),
-    *(workers, jobs, keys, health, metrics),
+    *(searches, search_control, candidates, distill, live, comparison, results),
+    *(uploads, datasets, detectors, policies, workers, jobs, keys, health, metrics),
 )
 ROUTERS = [domain.router for domain in DOMAINS]
 PAGES = Path(__file__).parent / "pages"

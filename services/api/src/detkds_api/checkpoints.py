@@ -7,33 +7,75 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sqlalchemy.orm import Session
+
 from detkds_api.paths import absent, inside
 from detkds_core.catalogue import builtin_checkpoint
+from detkds_core.store import checkpoints as stored
+from detkds_core.store.artifacts import reference, referred
+from detkds_core.store.ids import is_id
 
 HEADER_LIMIT = 16 << 20  # bytes; a detector of 1,000 tensors has a header of about 100 KiB
 
 
 class Checkpoint(NamedTuple):
-    """A weights file. classes: of the detector, in order, None when the header does not say; detector: its catalogue name, likewise."""
+    """A weights file. place: its path, or its reference among the artifacts, as a job's specification has it; name: for people.
 
-    path: Path
+    classes: of the detector, in order, None when the header does not say; detector: its catalogue name, likewise.
+    """
+
+    place: str
+    name: str
     classes: tuple[str, ...] | None
     detector: str | None
 
 
-def find(text: str, roots: Sequence[Path], seen: Callable[[Path], bool]) -> Checkpoint:
-    """The checkpoint of a built-in name or of an absolute path below `roots`. Raises ValueError that says what would be right.
+def find(session: Session, text: str, roots: Sequence[Path], *, owner: str | None, seen: Callable[[Path], bool]) -> Checkpoint:
+    """The checkpoint of a built-in name, of an id that the owner (None: anybody) brought, or of an absolute path below `roots`.
 
-    seen: whether a resolved path is there for who asks; one that is not does not exist.
+    seen: whether a resolved path is there for who asks; one that is not does not exist. Raises ValueError that says what would be right.
     """
     if (path := builtin_checkpoint(text)) is not None:
         return read_header(path)
+    found = referred(text)  # as the specification of a search has it, whose winner is trained
+    identity = found[0].split("/")[1] if found is not None and found[0].count("/") == 2 else text
+    if is_id(identity):
+        return brought(session, identity, owner)
     if "/" not in text and "\\" not in text:
-        raise ValueError(f"{text!r} is not a checkpoint that ships with the project, and not an absolute path")
+        raise ValueError(
+            f"{text!r} is not a checkpoint that ships with the project, not the id of one that was uploaded, and not an absolute path"
+        )
     path = inside(text, roots)
     if not seen(path):
         raise ValueError(absent(text))
     return read_header(path)
+
+
+def brought(session: Session, identity: str, owner: str | None) -> Checkpoint:
+    """A checkpoint of `POST /checkpoints`. Raises ValueError for one that is not there, or not READY."""
+    one = stored.get(session, identity, owner=owner)
+    if one is None:
+        raise ValueError(f"there is no checkpoint {identity}; GET /checkpoints lists them")
+    if one.state != "READY" or one.digest is None:
+        why = f": {one.reason}" if one.reason else "; complete its upload first (detkds checkpoints upload)"
+        raise ValueError(f"checkpoint {identity} is {one.state}{why}")
+    return Checkpoint(reference(weights_name(one.id), one.digest), one.name, tuple(one.classes or ()), one.detector)
+
+
+def file_bytes(session: Session, place: str) -> int:
+    """Bytes of the file of a checkpoint that was found, by its place."""
+    found = referred(place)
+    if found is None:
+        return Path(place).stat().st_size
+    one = stored.get(session, found[0].split("/")[1])
+    assert one is not None
+    assert one.bytes is not None
+    return one.bytes
+
+
+def weights_name(identity: str) -> str:
+    """Where the weights of a checkpoint lie among the artifacts."""
+    return f"checkpoints/{identity}/weights.safetensors"
 
 
 def read_header(path: Path) -> Checkpoint:
@@ -54,7 +96,7 @@ def read_header(path: Path) -> Checkpoint:
     metadata = header.get("__metadata__")
     metadata = metadata if isinstance(metadata, dict) else {}
     detector = metadata.get("detector")
-    return Checkpoint(path, class_names(metadata.get("classes"), path), detector if isinstance(detector, str) else None)
+    return Checkpoint(str(path), path.name, class_names(metadata.get("classes"), path), detector if isinstance(detector, str) else None)
 
 
 def class_names(text: object, path: Path) -> tuple[str, ...] | None:

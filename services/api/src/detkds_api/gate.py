@@ -23,6 +23,8 @@ from detkds_core import logs
 from detkds_core.store.ids import is_id
 
 BODY_LIMIT = 1 << 20  # bytes; a search with every option and 50 policies is below 40 KiB
+PART_BYTES = 4 << 20  # of a checkpoint's part, the one body that is no JSON: large against a request's cost, and there within BODY_SECONDS
+PART = re.compile(r"/checkpoints/[0-9a-f-]{36}/parts/[0-9]{1,6}")
 DRAIN_LIMIT = 64 << 20  # bytes read and thrown away, so that a client that sends first and reads later still sees its 413
 BODY_SECONDS = 30.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -90,8 +92,9 @@ class Gate:
             self.check_origin(scope, headers)
             await self.identify(scope, headers)
             if scope["method"] not in SAFE_METHODS:
-                body = await bounded_body(headers, receive)
-                check_media_type(headers, body)
+                part = scope["method"] == "PUT" and PART.fullmatch(scope["path"]) is not None
+                body = await bounded_body(headers, receive, PART_BYTES if part else BODY_LIMIT)
+                check_media_type(headers, body, "application/octet-stream" if part else "application/json")
         except Problem as problem:
             response = answer(problem, instance=scope["path"], request_id=request_id)
             response.headers["Connection"] = "close"
@@ -169,8 +172,8 @@ def host_name(host: str) -> str:
         return ""
 
 
-async def bounded_body(headers: Headers, receive: Receive) -> bytes:
-    """The whole body, at most BODY_LIMIT bytes of it ever in memory.
+async def bounded_body(headers: Headers, receive: Receive, limit: int = BODY_LIMIT) -> bytes:
+    """The whole body, at most `limit` bytes of it ever in memory.
 
     A longer body is read on and thrown away up to DRAIN_LIMIT before the refusal: a client that sends all before it reads would see a
     reset connection otherwise. Clients that wait for "100 Continue", or announce more than that, are refused at once.
@@ -178,10 +181,10 @@ async def bounded_body(headers: Headers, receive: Receive) -> bytes:
     """
     announced = headers.get("content-length", "")
     length = int(announced) if announced.isdigit() else 0
-    refuse_at_once = length > DRAIN_LIMIT or (length > BODY_LIMIT and "100-continue" in headers.get("expect", "").lower())
+    refuse_at_once = length > DRAIN_LIMIT or (length > limit and "100-continue" in headers.get("expect", "").lower())
     too_large = BodyTooLarge(
-        f"the body {f'has {length} bytes' if length else 'is longer'}; at most {BODY_LIMIT} bytes are accepted. "
-        "Data sets and checkpoints are named by path or name, never sent"
+        f"the body {f'has {length} bytes' if length else 'is longer'}; at most {limit} bytes are accepted. "
+        "Data sets are named by path or name, never sent; checkpoints are sent in parts (detkds checkpoints upload)"
     )
     if refuse_at_once:
         raise too_large
@@ -197,7 +200,7 @@ async def bounded_body(headers: Headers, receive: Receive) -> bytes:
                 size += len(chunk)
                 if size > DRAIN_LIMIT:
                     raise too_large
-                if size > BODY_LIMIT or length > BODY_LIMIT:
+                if size > limit or length > limit:
                     chunks.clear()
                 else:
                     chunks.append(chunk)
@@ -205,16 +208,16 @@ async def bounded_body(headers: Headers, receive: Receive) -> bytes:
                     break
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
-    if size > BODY_LIMIT:
+    if size > limit:
         raise too_large
     return b"".join(chunks)
 
 
-def check_media_type(headers: Headers, body: bytes) -> None:
-    """Raises NotJson for a body that does not call itself JSON. Forms are refused with it, which pages of other sites could send."""
+def check_media_type(headers: Headers, body: bytes, wanted: str) -> None:
+    """Raises NotJson for a body of another kind than is wanted. Forms are refused with it, which pages of other sites could send."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if body and media_type != "application/json":
-        raise NotJson(f"the body's Content-Type is {media_type or 'missing'}; send application/json")
+    if body and media_type != wanted:
+        raise NotJson(f"the body's Content-Type is {media_type or 'missing'}; send {wanted}")
 
 
 def replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:

@@ -30,10 +30,10 @@ def one_of(names: Sequence[str]) -> str:
 
 
 class TeacherChoice(Body):
-    """A trained detector: its catalogue name and its weights, by built-in name or by path on the service's machine."""
+    """A trained detector: its catalogue name and its weights, by built-in name, id, or path on the service's machine."""
 
     detector: Name = Field(description="of `GET /detectors`")
-    checkpoint: PathText = Field(description="a built-in name, or an absolute path below a data root")
+    checkpoint: PathText = Field(description="a built-in name, the id of an uploaded one, or an absolute path below a data root")
 
 
 class StudentChoice(Body):
@@ -199,21 +199,23 @@ def checked_detector(
     where = pointer(role, "checkpoint")
     try:
         found = checkpoints.find(
-            choice.checkpoint, (*service.settings.readable_roots, CHECKPOINTS), lambda path: seen(session, service, path)
+            session,
+            choice.checkpoint,
+            (*service.settings.readable_roots, CHECKPOINTS),
+            owner=service.caller.sees,
+            seen=lambda path: seen(session, service, path),
         )
     except ValueError as error:
         errors.append(FieldError(where, str(error)))
         return None
     if found.classes is None:
-        errors.append(
-            FieldError(where, f"{found.path.name} does not say which classes it knows; 'detkds convert' writes them into its header")
-        )
+        errors.append(FieldError(where, f"{found.name} does not say which classes it knows; 'detkds convert' writes them into its header"))
     elif classes is not None and found.classes != classes:
         advice = "give a checkpoint that was trained on this dataset's classes, or a dataset with the checkpoint's"
         errors.append(FieldError(where, f"the {role} has {checkpoints.differing(found.classes, classes)}; {advice}"))
     if found.detector is not None and found.detector != choice.detector:
-        errors.append(FieldError(where, f"{found.path.name} holds weights of {found.detector}, not of {choice.detector}"))
-    return {"detector": choice.detector, "checkpoint": str(found.path)} if len(errors) == before else None
+        errors.append(FieldError(where, f"{found.name} holds weights of {found.detector}, not of {choice.detector}"))
+    return {"detector": choice.detector, "checkpoint": found.place} if len(errors) == before else None
 
 
 def seen(session: Session, service: Running, path: Path) -> bool:

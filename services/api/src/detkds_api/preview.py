@@ -6,13 +6,13 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from detkds_api.budget import confirming_jobs, enough_for, expected_students
+from detkds_api.checkpoints import file_bytes
 from detkds_api.search_request import Planned
 from detkds_api.settings import Settings
 from detkds_api.warm_start import WarmStart
@@ -178,4 +178,4 @@ def student_bytes(session: Session, spec: Mapping[str, Any]) -> int:
     known = results.parameters(session, spec["student"]["detector"])
     if known is not None:
         return known * 4
-    return Path(spec["student"]["checkpoint"] or spec["teacher"]["checkpoint"]).stat().st_size
+    return file_bytes(session, spec["student"]["checkpoint"] or spec["teacher"]["checkpoint"])

@@ -77,7 +77,7 @@ class BodyTooLarge(Problem):
 
 
 class NotJson(Problem):
-    status, slug, title = 415, "not-json", "The body must be JSON"
+    status, slug, title = 415, "not-json", "The body is of another kind"
 
 
 class BadRange(Problem):

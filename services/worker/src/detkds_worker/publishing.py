@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from detkds_core.store import Store, jobs
-from detkds_core.store.artifacts import REFERENCE, ArtifactError, Artifacts, file_sha256, scratch_folder
+from detkds_core.store.artifacts import ArtifactError, Artifacts, file_sha256, referred, scratch_folder
 from detkds_worker.settings import Settings
 
 log = logging.getLogger("detkds.worker")
@@ -137,10 +137,10 @@ def with_local_checkpoints(artifacts: Artifacts, spec: dict[str, Any], settings:
     Raises LostError and DamagedError, naming the digest expected and what was found, and UnreachableError.
     """
     for role in ("teacher", "student"):
-        choice = spec.get(role)
-        if isinstance(choice, dict) and str(choice.get("checkpoint") or "").startswith(REFERENCE):
-            path = local_checkpoint(artifacts, choice["checkpoint"].removeprefix(REFERENCE), choice["sha256"], settings)
-            spec = {**spec, role: {**choice, "checkpoint": str(path)}}
+        choice: dict[str, Any] = spec.get(role) or {}
+        found = referred(choice.get("checkpoint"))
+        if found is not None:
+            spec = {**spec, role: {**choice, "checkpoint": str(local_checkpoint(artifacts, *found, settings))}}
     return spec
 
 

@@ -22,7 +22,7 @@ from .ids import new_id
 
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # variables of the environment that no trainer gets
 UNFINISHED = "unfinished"  # where files lie while they are written
-REFERENCE = "artifact:"  # before a name, where a job's specification may also have a path
+REFERENCE = "artifact:"  # before name and digest, where a job's specification may also have a path
 CHUNK = 1 << 20  # bytes
 KNOWN_FILES = 10_000  # whose digest was computed; more are forgotten and computed again
 DAY = 86_400.0
@@ -79,6 +79,19 @@ def scratch_folder(home: Path) -> Path:
 def secrets() -> list[str]:
     """What of this process's environment opens the artifacts, for its log to hide."""
     return [os.environ[name] for name in SECRETS if os.environ.get(name)]
+
+
+def reference(name: str, sha256: str) -> str:
+    """`artifact:NAME#SHA256`, as specifications name a file among the artifacts."""
+    return f"{REFERENCE}{name}#{sha256}"
+
+
+def referred(text: object) -> tuple[str, str] | None:
+    """Name and SHA-256 of a reference; None for any other text."""
+    if not isinstance(text, str) or not text.startswith(REFERENCE):
+        return None
+    name, _, sha256 = text.removeprefix(REFERENCE).partition("#")
+    return name, sha256
 
 
 def file_sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from .clock import Moment, db_time
 from .ids import new_id
 from .vocabulary import (
     CandidateState,
+    CheckpointState,
     ConfirmationState,
     DistillationState,
     JobKind,
@@ -175,6 +176,7 @@ class Job(Times, Base):
         Index(None, "owner", "started_at"),
         Index(None, "search_id", "collected"),
         Index(None, "distillation_id", "collected"),
+        Index(None, "pruned", "finished_at"),
     )
 
     id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
@@ -197,6 +199,7 @@ class Job(Times, Base):
     result: Mapped[dict[str, Any] | None]
     failure: Mapped[dict[str, Any] | None]
     collected: Mapped[bool] = mapped_column(default=False)
+    pruned: Mapped[bool] = mapped_column(default=False)  # its files are gone: it ended without a result, long ago
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
@@ -360,6 +363,37 @@ class Result(Base):
     artifacts: Mapped[dict[str, Any]]
     environment: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=db_time())
+
+
+class Checkpoint(Times, Base):
+    """Weights of a teacher or a student that somebody brought. size, sha256: of the file as it was sent, in bytes and hexadecimal.
+
+    detector, wanted_classes: what the sender said of it. classes, digest, bytes: of the safetensors file that was made of it
+    (`checkpoints/<id>/weights.safetensors` among the artifacts); NULL until it is READY.
+    """
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        one_of("state", get_args(CheckpointState)),
+        CheckConstraint("(state = 'READY') = (digest IS NOT NULL)", name="ready_has_digest"),
+        CheckConstraint("(state = 'REFUSED') = (reason IS NOT NULL)", name="refused_has_reason"),
+        Index(None, "created_at", "id"),
+        Index(None, "owner", "created_at", "id"),
+        Index(None, "state", "updated_at"),
+    )
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(NAME, default="")
+    name: Mapped[str] = mapped_column(NAME)
+    state: Mapped[str] = mapped_column(WORD, default="UPLOADING")
+    reason: Mapped[str | None] = mapped_column(Text)
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    detector: Mapped[str | None] = mapped_column(NAME)
+    wanted_classes: Mapped[list[Any] | None]
+    classes: Mapped[list[Any] | None]
+    digest: Mapped[str | None] = mapped_column(String(64))
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class Event(Base):

@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 
 from .clock import db_time
-from .models import Candidate, Confirmation, Distillation, Job, Search, Trial
-from .vocabulary import CandidateState, ConfirmationState, DistillationState, JobState, SearchState, TrialState
+from .models import Candidate, Checkpoint, Confirmation, Distillation, Job, Search, Trial
+from .vocabulary import CandidateState, CheckpointState, ConfirmationState, DistillationState, JobState, SearchState, TrialState
 
 Machine = Mapping[str, frozenset[str]]
 
@@ -49,6 +49,7 @@ CANDIDATE: Machine = _machine(
     MEASURED=("MEASURED", "INFEASIBLE"),  # at a higher rung, or with another seed
 )
 CONFIRMATION: Machine = _machine(ConfirmationState, PROPOSED=("MEASURED", "INFEASIBLE"))
+CHECKPOINT: Machine = _machine(CheckpointState, UPLOADING=("READY", "REFUSED"))
 
 MACHINES: Mapping[type[Any], Machine] = {
     Job: JOB,
@@ -57,6 +58,7 @@ MACHINES: Mapping[type[Any], Machine] = {
     Candidate: CANDIDATE,
     Trial: TRIAL,
     Confirmation: CONFIRMATION,
+    Checkpoint: CHECKPOINT,
 }
 
 # What a failure of an attempt means: worth another one, or final.

@@ -1,0 +1,87 @@
+"""`detkds checkpoints`: weights of teachers and students, brought to a service on another machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from detkds_client import show
+from detkds_client.options import Json, Refusal, Url, connected
+from detkds_client.types import Checkpoint
+
+Classes = Annotated[
+    str | None, typer.Option(help="Class names in the order of training, comma separated, when the file does not name them.")
+]
+Detector = Annotated[str | None, typer.Option(help="Whose weights they are (`detkds pairs`); a request for another is then refused.")]
+Called = Annotated[str | None, typer.Option("--name", help="What to call it; default: the file's name.")]
+
+checkpoints_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+
+
+@checkpoints_app.callback()
+def checkpoints(context: typer.Context, url: Url = None, as_json: Json = False) -> None:
+    """List the checkpoints that were brought."""
+    if context.invoked_subcommand is None:
+        with connected(url) as client:
+            found = client.checkpoints()
+        show.as_json(found) if as_json else show.checkpoints(found)
+
+
+@checkpoints_app.command("upload")
+def upload(
+    file: Annotated[Path, typer.Argument(help="A .safetensors file, or a PyTorch checkpoint.")],
+    classes: Classes = None,
+    detector: Detector = None,
+    name: Called = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Send a checkpoint in parts; the same command again goes on where one broke off."""
+    if not file.is_file():
+        raise Refusal(f"{file} is no file")
+    bar = Progress(
+        TextColumn(file.name),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    with connected(url) as client, bar:
+        task = bar.add_task("upload", total=file.stat().st_size)
+        done = client.upload_checkpoint(
+            file, name=name, classes=listed(classes), detector=detector, on_progress=lambda sent, _: bar.update(task, completed=sent)
+        )
+    tell(done, as_json)
+
+
+@checkpoints_app.command("add")
+def add(
+    path: Annotated[str, typer.Argument(help="A file on the service's machine, below DETKDS_DATA_ROOTS.")],
+    classes: Classes = None,
+    detector: Detector = None,
+    name: Called = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Take in a checkpoint that lies on the service's machine."""
+    with connected(url) as client:
+        done = client.add_checkpoint(path, name=name, classes=listed(classes), detector=detector)
+    tell(done, as_json)
+
+
+def listed(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",")] if text else None
+
+
+def tell(done: Checkpoint, as_json: bool) -> None:
+    if as_json:
+        show.as_json(done)
+        return
+    show.checkpoints([done])
+    print(f"\nUse it as --teacher {done['detector'] or 'DETECTOR'}:{done['id']}")
