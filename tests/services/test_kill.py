@@ -175,6 +175,7 @@ def test_cancelling_a_search_ends_its_trainer(tmp_path: Path) -> None:
 
 AS_COMPOSE_HAS = {
     "DETKDS_API_KEY",
+    "DETKDS_KEEP_DAYS",
     "DETKDS_REQUESTS_A_MINUTE",
     "DETKDS_QUOTA_ACTIVE",
     "DETKDS_QUOTA_ITERATIONS",

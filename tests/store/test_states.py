@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 import detkds_core.store
 from detkds_core.store import Store, jobs
 from detkds_core.store.ids import new_id
-from detkds_core.store.models import Candidate, Confirmation, Distillation, Job, Search, Trial
+from detkds_core.store.models import Candidate, Checkpoint, Confirmation, Distillation, Job, Search, Trial
 from detkds_core.store.states import MACHINES, IllegalTransitionError, active, move, terminal
 
 WAYS = {
@@ -73,11 +73,15 @@ WAYS = {
     },
     Trial: {("PROPOSED", "MEASURED"), ("PROPOSED", "INFEASIBLE"), ("PROPOSED", "REJECTED"), ("PROPOSED", "DUPLICATE")},
     Confirmation: {("PROPOSED", "MEASURED"), ("PROPOSED", "INFEASIBLE")},
+    Checkpoint: {("UPLOADING", "READY"), ("UPLOADING", "REFUSED")},
 }
 
 
 def columns(table: type, state: str) -> dict[str, object]:
     """What a row must have to be in a state, by the table's own constraints."""
+    if table is Checkpoint:
+        decided = {"READY": {"digest": "d"}, "REFUSED": {"reason": "no tensor"}}.get(state, {})
+        return {"name": "n", "size": 3, "sha256": "s", **decided}
     if table is Job:
         leased = state == "RUNNING"
         return {
@@ -91,12 +95,15 @@ def columns(table: type, state: str) -> dict[str, object]:
     return {"name": "n", "spec": {}, "dataset": "d", "dataset_digest": ""}
 
 
+TOLD = ("lease_token", "lease_expires_at", "result", "digest", "reason")
+
+
 def to_reach(table: type, state: str) -> dict[str, object]:
     """What must be set with the transition."""
-    return {name: value for name, value in columns(table, state).items() if name in ("lease_token", "lease_expires_at", "result")}
+    return {name: value for name, value in columns(table, state).items() if name in TOLD}
 
 
-@pytest.mark.parametrize("table", [Job, Search, Distillation])
+@pytest.mark.parametrize("table", [Job, Search, Distillation, Checkpoint])
 def test_every_transition_is_tried_and_only_the_known_ones_are_possible(store: Store, table: type) -> None:
     for old, new in itertools.product(MACHINES[table], repeat=2):
         with store.begin() as session:

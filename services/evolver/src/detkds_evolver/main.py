@@ -14,11 +14,13 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from detkds_core import logs
 from detkds_core.evolution import Evolution
 from detkds_core.store import Store, distillations, jobs, leases, searches
+from detkds_core.store.artifacts import artifacts_at
 from detkds_core.store.ids import new_id
 from detkds_core.store.vocabulary import EVOLVER
 from detkds_evolver import distill
 from detkds_evolver.doorbell import Doorbell
 from detkds_evolver.drive import SearchError, recall, step
+from detkds_evolver.retention import Retention
 from detkds_evolver.settings import Settings
 
 log = logging.getLogger("detkds.evolver")
@@ -37,6 +39,8 @@ class Evolver:
         broker = settings.broker_url.get_secret_value() if settings.broker_url else None
         self.doorbell = Doorbell(broker)
         self.rings = broker is not None
+        assert settings.artifacts is not None
+        self.retention = Retention(store, artifacts_at(settings.artifacts), settings.keep_days)
         self.evolutions: dict[str, Evolution] = {}
         self.not_before: dict[str, float] = {}  # search that failed a step -> time.monotonic() of its next try
         self.on_duty_until = 0.0  # time.monotonic() by which the lease must be renewed
@@ -81,6 +85,7 @@ class Evolver:
         with self.store.begin() as session:
             for job_id in jobs.reap(session):
                 log.warning("the worker of a job was lost", extra={"job_id": job_id})
+        self.retention.step()
 
     def drive(self, search_id: str) -> None:
         """One step of one search; whatever goes wrong in it is that search's alone."""

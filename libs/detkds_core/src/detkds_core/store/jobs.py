@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from . import events, labels, pages, queue, tallies
 from .clock import db_time
 from .ids import new_id
-from .models import Distillation, Job
+from .models import Distillation, Job, Result
 from .states import DISTILLATION, FINAL, RETRIED, active, move, terminal
 
 MOST_ATTEMPTS = 12  # of a job whose worker or trainer is killed again and again: at first that says nothing of the job
@@ -284,6 +284,28 @@ def running(session: Session) -> builtins.list[tuple[str, int, float | None]]:
     step = func.avg(Job.progress["step_seconds"].as_float())
     query = select(Job.kind, func.count(), step).where(Job.state == "RUNNING").group_by(Job.kind)
     return [tuple(row) for row in session.execute(query)]
+
+
+def prunable(session: Session, *, days: float, limit: int) -> builtins.list[str]:
+    """Jobs that ended at least so long ago without a result of their distillation, and whose files are still there; the oldest first."""
+    query = (
+        select(Job.id)
+        .where(
+            Job.pruned.is_(False),
+            Job.finished_at < db_time(-86_400 * days),
+            Job.state.in_(terminal(Job)),
+            or_(Job.state != "SUCCEEDED", Job.collected),  # one whose outcome nobody has counted may still become a result
+            ~exists().where(Result.distillation_id == Job.distillation_id),
+        )
+        .order_by(Job.finished_at, Job.id)
+        .limit(limit)
+    )
+    return builtins.list(session.scalars(query))
+
+
+def mark_pruned(session: Session, job_id: str) -> None:
+    """The files of a job are gone."""
+    session.execute(update(Job).where(Job.id == job_id).values(pruned=True))
 
 
 def ended(session: Session, job_ids: Sequence[str]) -> builtins.list[str]:
