@@ -108,11 +108,11 @@ def test_a_distiller_is_balanced_as_a_whole():
     scales = balance(parts, [pull])
     assert scales == {"distill/0_global": pytest.approx(10 / 12), "distill/mgd": pytest.approx(10 / 9)}
     found = fixed(policy, scales)
-    assert found.distillers == (Distiller("mgd", weight=0.5 * scales["distill/mgd"]), Distiller("gid", weight=3.0))
+    assert found.distillers == (Distiller("mgd", weight=0.5556), Distiller("gid", weight=3.0))  # 0.5 · 10 / 9, to four digits
     assert not found.terms[0].balanced
     for weighed in (policy, found):
         losses = distiller_losses(weighed, [mgd, gid], signals, said, SCENE, scales | {"distill/gid": 7.0})
-        expected = {"distill/mgd_one": 5.0, "distill/mgd_two": 10.0, "distill/gid_one": 27.0, "distill/gid_two": 54.0}
+        expected = {"distill/mgd_one": 0.5556 * 9, "distill/mgd_two": 0.5556 * 18, "distill/gid_one": 27.0, "distill/gid_two": 54.0}
         assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected)
 
 

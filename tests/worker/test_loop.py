@@ -180,6 +180,7 @@ def standing(store: Store) -> dict[str, str]:
 
 
 def drain(store: Store, name: str, *, draining: bool) -> None:
+    assert until(lambda: name in standing(store), 10), "a busy machine may renew a lease of a second too late"
     with store.begin() as session:
         (worker,) = (one.worker for one in workers.standings(session) if one.worker.name == name)
         assert workers.drain(session, worker.id, draining=draining)
@@ -189,15 +190,15 @@ def test_a_draining_worker_ends_its_job_takes_none_and_stays_so_when_it_is_start
     tmp_path: Path, database: Store, started: list[Any]
 ) -> None:
     slow = SLEEPER.replace("time.sleep(60)", "time.sleep(2)") + "; open(sys.argv[2] + '/result.json', 'w').write('{}')"
-    settings = {"DETKDS_WORKER_NAME": "gpu-0", "DETKDS_LEASE_SECONDS": "1"}
+    settings = {"DETKDS_WORKER_NAME": "gpu-0", "DETKDS_LEASE_SECONDS": "3"}
     first, second = enqueue(database), enqueue(database)
     started.append(start(tmp_path, slow, **settings))
     assert until(lambda: state(database, first) == "RUNNING", 20)
     assert column(database, first, "device") == "cpu"
     drain(database, "gpu-0", draining=True)
-    assert standing(database) == {"gpu-0": "draining"}
+    assert until(lambda: standing(database) == {"gpu-0": "draining"}, 10)
     assert until(lambda: state(database, first) == "SUCCEEDED", 20)
-    assert standing(database) == {"gpu-0": "drained"}
+    assert until(lambda: standing(database) == {"gpu-0": "drained"}, 10)
     started[0].kill()
     started[0].wait()
     started.append(start(tmp_path, slow, **settings))
