@@ -1,9 +1,9 @@
 """A search as a user runs it, on real images: its policy against every hand-designed distiller and no distillation.
 
 `python benchmarks/live.py run --pair digits_faster_rcnn` searches through a service of its own, within so many student iterations that
-they cost less than ten full trainings, confirms the finalists and every distiller that suits the pair at the full schedule with five fresh
-paired seeds on sealed images, and keeps the figures in `benchmarks/data/live.json`. `python benchmarks/live.py table` prints what is there:
-the confirmation, what the search cost in CPU hours and in full trainings, and its funnel.
+they cost less than ten full trainings, confirms the finalists and every distiller that suits the pair at the full schedule with five
+(`--seeds`) fresh paired seeds on sealed images, and keeps the figures in `benchmarks/data/live.json`. `python benchmarks/live.py table`
+prints what is there: the confirmation, what the search cost in CPU hours and in full trainings, and its funnel.
 
 A full training is a student's alone, by a job of its own in the same run; its cost includes measuring teacher and student.
 Seconds of processors are those of all processes of the service, so that other work beside it does not count.
@@ -28,12 +28,11 @@ FILE = Path(__file__).parent / "data" / "live.json"
 ITERATIONS = 2_400  # of the search
 GROUP = 8
 FINALISTS = 5
-SEEDS = 5
 STATES = ("QUEUED", "RUNNING", "CONFIRMING")
 VERDICT = ("verdict", "returned", "why", "against_alone", "against_reference", "comparisons", "searched", "reference")
 
 
-def run(pair: Pair, seed: int, iterations: int, confirm: int, workers: int, home: Path) -> dict[str, Any]:
+def run(pair: Pair, seed: int, seeds: int, iterations: int, confirm: int, workers: int, home: Path) -> dict[str, Any]:
     """Search and confirm; the figures of the pair."""
     load_dataset(pair.dataset, default_cache())
     home.mkdir(parents=True, exist_ok=True)
@@ -53,7 +52,7 @@ def run(pair: Pair, seed: int, iterations: int, confirm: int, workers: int, home
             group=GROUP,
             parallelism=workers,
             recipe=pair.proxy.to_json(),
-            confirmation={"finalists": FINALISTS, "seeds": SEEDS, "iterations": confirm, "distillers": "all"},
+            confirmation={"finalists": FINALISTS, "seeds": seeds, "iterations": confirm, "distillers": "all"},
             name=f"live {pair.name}",
             **common,
         )
@@ -159,6 +158,7 @@ def main() -> None:
     parser.add_argument("--pair", choices=sorted(PAIRS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
+    parser.add_argument("--seeds", type=int, default=5, help="fresh paired seeds of the confirmation")
     parser.add_argument("--confirm", type=int, default=None, help="iterations of the confirmation; default: the full schedule")
     parser.add_argument("--workers", type=int, default=2, help="trainers at once, of one thread each")
     parser.add_argument("--home", type=Path, default=default_cache() / "live", help="where the service keeps its files")
@@ -170,7 +170,9 @@ def main() -> None:
         pair = PAIRS[arguments.pair]
         home = arguments.home / f"{pair.name}-seed{arguments.seed}"
         confirm = arguments.confirm or pair.full.iterations
-        known[f"{pair.name} {arguments.seed}"] = run(pair, arguments.seed, arguments.iterations, confirm, arguments.workers, home)
+        known[f"{pair.name} {arguments.seed}"] = run(
+            pair, arguments.seed, arguments.seeds, arguments.iterations, confirm, arguments.workers, home
+        )
         FILE.write_text("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(one)}" for name, one in sorted(known.items())) + "\n}\n")
     print("\n\n".join(table(one) for one in known.values()))
 

@@ -5,7 +5,7 @@ from detkds_core.evolution.combinations import mutation, together
 from detkds_core.evolution.history import History, generator, rounded
 from detkds_core.evolution.islands import draw, opening
 from detkds_core.evolution.spec import Candidate, Job
-from detkds_core.policy import SearchSpace, Term, canonical, parse_formula
+from detkds_core.policy import SearchSpace, Term, canonical, check, parse_formula
 
 from .worlds import EVERY, NONE, PKD, make_spec, run, uniform
 
@@ -40,6 +40,13 @@ def test_a_distiller_that_helps_is_added_to_other_policies_and_one_that_hurts_is
         history = seen(make_spec(), (NONE, 10, None), (PKD, 20, None), (FGD, ap, None))
         found = [policy for (policy, _), operator in mutants(history) if operator == "toggle" and policy.terms == PKD.terms]
         assert any(policy.distillers == FGD.distillers for policy in found) is expected
+
+
+def test_a_distiller_is_weighed_as_a_term_is():
+    history = seen(make_spec(), (NONE, 10, None), (FGD, 20, None))
+    weighed = [policy for (policy, _), operator in mutants(history) if operator == "weight" and not policy.terms]
+    assert {policy.distillers[0].weight for policy in weighed} == {0.5, 2.0}
+    assert all(canonical(policy) == policy and not check(policy) for policy in weighed)
 
 
 def test_where_and_from_when_a_term_looks_passes_to_other_terms():

@@ -2,8 +2,8 @@
 
 The choices are the best two formulas of every island, and the hand-designed distillers with learned parts that were measured as
 references. It opens with the combinations among the seeds, then with hand-made ones (all terms with damped weights, the best pairs, ...),
-and then mutates the best candidates seen, hand-designed policies among them: a weight, a term or a distiller on or off, the other formula
-of an island, where and from when a term looks, all weights together.
+and then mutates the best candidates seen, hand-designed policies among them: the weight of a term or of a distiller, either on or off, the
+other formula of an island, where and from when a term looks, all weights together.
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def mutation(history: History, choices: dict[str, list[Choice]], rng: random.Ran
     """One change to one of the best candidates, and its name. It may be illegal or known already; the caller draws again."""
     policy, index = parent(history, choices, rng)
     terms = policy.terms
+    if policy.distillers and rng.random() < 0.2:
+        return (distiller_weighted(policy, rng), (index,)), "weight"
     luck = rng.random()
     if (luck < 0.10 or not terms) and (change := distiller_changed(history, policy, rng)) is not None and (terms or rng.random() < 0.5):
         return (change[0], (index, *change[1])), "toggle"
@@ -182,6 +184,14 @@ def distiller_changed(history: History, policy: Policy, rng: random.Random) -> t
         distillers, origin = rng.choice(donors)
         return replace(policy, distillers=distillers), (origin,)
     return None
+
+
+def distiller_weighted(policy: Policy, rng: random.Random) -> Policy:
+    """The policy with one of its distillers weighing half or twice as much as a whole."""
+    place = rng.randrange(len(policy.distillers))
+    changed = policy.distillers[place]
+    weighed = replace(changed, weight=rng.choice(list(halved_and_doubled(changed.weight))))
+    return replace(policy, distillers=(*policy.distillers[:place], weighed, *policy.distillers[place + 1 :]))
 
 
 def lookers(history: History) -> list[Choice]:
