@@ -2,10 +2,12 @@
 
 import pytest
 
-from detkds_core.store import results
+from detkds_api.budget import confirming_jobs, expected_students
+from detkds_core.store import results, workers
 from detkds_core.store import searches as stored
+from detkds_core.store.models import Search
 
-from .earlier import succeeded
+from .earlier import succeeded, whole_ledger
 
 POLICIES = [("!none", 2, 10.0), ("l1[balanced](global)", 2, 20.0), ("l2[balanced](fgbg)", 1, 15.0)]
 
@@ -45,7 +47,7 @@ def test_it_goes_on_with_all_that_was_found_and_more_to_spend(service, ended):
     progress = document["progress"]
     assert (progress["done"], progress["total"], progress["fraction"]) == (15, 580, 0.0)
     lines = service.http.get(f"/searches/{document['id']}/ledger").text.splitlines()
-    assert lines == ['{"asked":{"index":0}}', '{"told":0}', '{"extended":{"budget":580,"candidates":null}}']
+    assert lines == [*whole_ledger(old), '{"extended":{"budget":580,"candidates":null}}']
     items = [service.http.get(f"/searches/{one}/candidates").json()["items"] for one in (ended, document["id"])]
     assert items[0] == items[1]
     with service.store.begin() as session:
@@ -63,6 +65,24 @@ def test_further_hours_are_converted_by_what_the_pair_took(service, wanted):
     wanted["recipe"]["batch"] = 3  # of no other test
     search, _ = succeeded(service, wanted, POLICIES)
     assert extend(service, search, hours=0.5).json()["spec"]["budget"] == 80 + 9000  # 1,800 s at 0.2 s
+
+
+def test_further_hours_by_the_clock_leave_out_the_confirmation(service, wanted):
+    wanted["recipe"]["batch"] = 5  # of no other test
+    search, _ = succeeded(service, wanted, POLICIES)
+    with service.store.begin() as session:
+        for name in ("w1", "w2"):
+            workers.present(session, name, seconds=60)
+        spec = stored.get(session, search).spec
+    confirming = expected_students(spec) * spec["confirmation"]["iterations"]
+    longer = extend(service, search, wall_clock_hours=0.5).json()["spec"]
+    at_once = min(2, spec["parallelism"])
+    jobs_at_once = min(2, confirming_jobs(spec["confirmation"], spec["group"]))
+    assert longer["budget"] - 80 == int((1800 - confirming * 0.2 / jobs_at_once) * at_once / 0.2)
+    assert longer["asked"] == {"wall_clock_hours": 0.5}
+    with service.store.begin() as session:
+        for name in ("w1", "w2"):
+            workers.leave(session, name)
 
 
 def test_an_extended_search_can_be_extended(service, ended):
@@ -98,13 +118,19 @@ def test_the_same_key_is_done_once(service, ended):
 @pytest.mark.parametrize(
     ("body", "where", "message"),
     [
-        ({}, "/iterations", "is required, unless 'candidates' or 'hours' say how much more the search may spend"),
+        ({}, "/iterations", "is required, unless 'candidates', 'hours' or 'wall_clock_hours' say how much more the search may spend"),
         ({"iterations": 50, "hours": 1.0}, "/hours", "the extension is given in iterations already; leave one of them out"),
         ({"candidates": 5, "hours": 1.0}, "/hours", "the extension is given in candidates already; leave one of them out"),
         ({"iterations": 1}, "/iterations", "1 are less than one full proxy of 2 iterations"),
         ({"iterations": 0}, "/iterations", "0 should be greater than or equal to 1"),
+        ({"wall_clock_hours": 1.0, "hours": 1.0}, "/wall_clock_hours", "the extension is given in hours already; leave one of them out"),
+        (
+            {"wall_clock_hours": 1.0},
+            "/wall_clock_hours",
+            "no worker is there to say how fast it goes; start one, or give 'hours' of one device",
+        ),
         ({"hours": 1e-9}, "/hours", "buys 0 iterations at 0.2 s each, less than one full proxy of 2"),
-        ({"budget": 50}, "/budget", "there is no field 'budget'; one of name, iterations, candidates, hours, priority"),
+        ({"budget": 50}, "/budget", "there is no field 'budget'; one of name, iterations, candidates, hours, wall_clock_hours, priority"),
     ],
 )
 def test_every_mistake_is_told_where_it_is_and_what_would_be_right(service, ended, body, where, message):
@@ -130,3 +156,17 @@ def test_only_a_search_that_has_succeeded_can_be_extended(service, wanted, ended
     assert answer.status_code == 409
     assert answer.json()["detail"].endswith('Start another one with POST /searches and "warm_start"')
     assert extend(service, "none", iterations=50).status_code == 404
+
+
+@pytest.mark.parametrize("change", ["the seed", "a setting that this version does not know"])
+def test_a_search_that_this_version_would_have_decided_otherwise_is_refused_before_it_starts(service, ended, change):
+    with service.store.begin() as session:
+        source = session.get(Search, ended)
+        spec = dict(source.spec)
+        source.spec = {**spec, "seed": spec["seed"] + 1} if change == "the seed" else {**spec, "space": {**spec["space"], "planets": 9}}
+    answer = extend(service, ended, iterations=50)
+    assert answer.status_code == 409
+    detail = answer.json()["detail"]
+    assert detail.startswith(f"search {ended} was made by another version of this program, and this one would have decided otherwise (")
+    assert (": this spec asks for another job: " if change == "the seed" else "planets") in detail
+    assert detail.endswith('Start another one with POST /searches and "warm_start"')

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from detkds_core.evolution import Evolution, Spec, dumped
 from detkds_core.store import searches
 
 
@@ -61,7 +62,9 @@ def test_a_search_is_extended(detkds, service, wanted):
     assert (refused.returncode, paragraph(refused.stderr)) == (1, f"search {one} is QUEUED; it can be extended once it has SUCCEEDED")
     with service.store.begin() as session:
         search = searches.get(session, one)
-        searches.record(session, one, 0, ['{"asked":{}}'])
+        evolution = Evolution(Spec.of_search(search.spec))
+        evolution.ask()
+        searches.record(session, one, 0, map(dumped, evolution.ledger))
         searches.start(session, search)
         searches.confirm(session, search)
         searches.succeed(session, search)

@@ -246,7 +246,7 @@ def test_a_logged_search_never_waits_and_its_ledger_says_what_it_saw():
 
 def test_a_ledger_of_another_spec_is_refused():
     whole = run(make_spec(budget=1500), measure(0))
-    with pytest.raises(ValueError, match=r"ledger\[\d+\]: this spec asks for"):
+    with pytest.raises(ValueError, match=r"ledger\[\d+\]: this spec asks for another job: "):
         replay(replace(whole.spec, seed=1), whole.ledger)
 
 

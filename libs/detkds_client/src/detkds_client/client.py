@@ -130,12 +130,14 @@ class Client(Connection):
         iterations: int | None = None,
         candidates: int | None = None,
         hours: float | None = None,
+        wall_clock_hours: float | None = None,
         name: str | None = None,
         priority: int | None = None,
         idempotency_key: str | None = None,
     ) -> Search:
-        """Start a search that goes on where one that has SUCCEEDED ended. One of iterations, candidates and hours says how much more."""
-        body = given(iterations=iterations, candidates=candidates, hours=hours, name=name, priority=priority)
+        """Start a search that goes on where one that has SUCCEEDED ended; one of the first four says how much more."""
+        more = given(iterations=iterations, candidates=candidates, hours=hours, wall_clock_hours=wall_clock_hours)
+        body = more | given(name=name, priority=priority)
         return cast(Search, self.post(f"/searches/{search_id}/extend", body, idempotency_key))
 
     def clone_search(self, search_id: str, *, idempotency_key: str | None = None, **changes: Any) -> Search:

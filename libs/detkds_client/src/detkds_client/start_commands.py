@@ -125,6 +125,9 @@ def extend(
     iterations: Annotated[int | None, typer.Option(help="Further student iterations.")] = None,
     candidates: Annotated[int | None, typer.Option(help="Further policies at most.")] = None,
     hours: Annotated[float | None, typer.Option(help="Further hours of one device, by what an iteration took before.")] = None,
+    wall_clock_hours: Annotated[
+        float | None, typer.Option(help="Further hours by the clock, confirmation included, with the workers that are there.")
+    ] = None,
     priority: Priority = None,
     name: Name = None,
     wait: Wait = True,
@@ -132,10 +135,11 @@ def extend(
     as_json: Json = False,
 ) -> None:
     """Go on where a search ended, as a new one: nothing is measured again, and the old result stays."""
-    if iterations is None and candidates is None and hours is None:
-        raise Refusal("how much more? Give one of --iterations, --candidates and --hours")
+    more: dict[str, Any] = {"iterations": iterations, "candidates": candidates, "hours": hours, "wall_clock_hours": wall_clock_hours}
+    if all(given is None for given in more.values()):
+        raise Refusal("how much more? Give one of --iterations, --candidates, --hours and --wall-clock-hours")
     with connected(url) as client:
-        started = client.extend_search(search_id, iterations=iterations, candidates=candidates, hours=hours, priority=priority, name=name)
+        started = client.extend_search(search_id, **more, priority=priority, name=name)
         begun(client, "search", started, wait, as_json)
 
 

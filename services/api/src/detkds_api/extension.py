@@ -7,26 +7,32 @@ from typing import Any, NamedTuple
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from detkds_api.budget import bought, enough_for
+from detkds_api.budget import Speed, bought, bought_by_the_clock, enough_for
 from detkds_api.fields import Body, Name
 from detkds_api.problems import Conflict, FieldError, invalid, pointer
 from detkds_api.quota import Priority
-from detkds_core.evolution import dumped
-from detkds_core.store import searches
+from detkds_core.evolution import Spec, dumped, replay
+from detkds_core.evolution.spec import OF_OPTUNA
+from detkds_core.store import searches, workers
 from detkds_core.store.models import Search
 
 EXTENDED = ", extended"
+MORE = ("iterations", "candidates", "hours", "wall_clock_hours")
+REPEATED = 100  # lines of a ledger that are repeated before an extension is accepted: a moment's work
 LONGEST_NAME = 200  # characters, of the column
 LONGEST_REQUESTED = 120  # of a request
 
 
 class ExtendRequest(Body):
-    """How much more a search may spend: exactly one of iterations, candidates and hours."""
+    """How much more a search may spend: exactly one of iterations, candidates, hours and wall_clock_hours."""
 
     name: Name | None = Field(default=None, description="default: that of the search, extended")
     iterations: int | None = Field(default=None, ge=1, le=10**12, description="further student iterations, without the confirmation")
     candidates: int | None = Field(default=None, ge=1, le=100_000, description="further policies, and the iterations that they need")
     hours: float | None = Field(default=None, gt=0, le=1e6, description="further hours of one device, by what an iteration took before")
+    wall_clock_hours: float | None = Field(
+        default=None, gt=0, le=1e6, description="further hours by the clock with the workers that are there now, its confirmation included"
+    )
     priority: Priority = 0
 
 
@@ -55,7 +61,7 @@ def extension(session: Session, source: Search, wanted: ExtendRequest) -> Extens
     used = int(confirmation.get("seeds_used", 0)) + int(confirmation["seeds"])
     longer = {
         **{key: value for key, value in spec.items() if key != "asked"},
-        **({"asked": {"hours": wanted.hours}} if wanted.hours is not None else {}),
+        **({"asked": asked} if (asked := hours_of(wanted)) else {}),
         "budget": budget,
         "candidates": limit,
         "begun": spec.get("begun") or {"budget": spec["budget"], "candidates": spec["candidates"]},
@@ -65,6 +71,11 @@ def extension(session: Session, source: Search, wanted: ExtendRequest) -> Extens
     name = wanted.name or source.name.removesuffix(EXTENDED)[: LONGEST_NAME - len(EXTENDED)] + EXTENDED
     request = request_of(source, name, budget, limit, wanted.priority)
     return Extension(name, longer, dumped({"extended": {"budget": budget, "candidates": limit}}), request)
+
+
+def hours_of(wanted: ExtendRequest) -> dict[str, float]:
+    """The hours that were asked for, which iterations were made of."""
+    return {name: hours for name in ("hours", "wall_clock_hours") if (hours := getattr(wanted, name)) is not None}
 
 
 def request_of(source: Search, name: str, budget: int, limit: int | None, priority: int) -> dict[str, Any] | None:
@@ -94,19 +105,41 @@ def check_ended(session: Session, source: Search) -> None:
             f"search {source.id} is from before searches kept their decisions, so that none can go on from them."
             ' Start another one with POST /searches and "warm_start"'
         )
+    try:
+        decided_alike(session, source)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Conflict(
+            f"search {source.id} was made by another version of this program, and this one would have decided otherwise ({error})."
+            ' Start another one with POST /searches and "warm_start"'
+        ) from error
+
+
+def decided_alike(session: Session, source: Search) -> None:
+    """Raises ValueError, TypeError or KeyError when this program reads a search otherwise, as far as the beginning of its ledger shows.
+
+    The evolver repeats all of it. Of Optuna's algorithms only the specification is read: they need a package that the API does without.
+    """
+    spec = Spec.of_search(source.spec)
+    if spec.algorithm not in OF_OPTUNA:
+        replay(spec, searches.ledger(session, source.id, 0, REPEATED), logged=source.spec.get("mode") == "logged")
 
 
 def added(session: Session, source: Search, wanted: ExtendRequest, rungs: tuple[int, ...]) -> int:
     """Further student iterations. Raises InvalidInput."""
-    given = [name for name in ("iterations", "candidates", "hours") if getattr(wanted, name) is not None]
+    given = [name for name in MORE if getattr(wanted, name) is not None]
     if not given:
-        raise invalid([FieldError("/iterations", "is required, unless 'candidates' or 'hours' say how much more the search may spend")])
+        message = "is required, unless 'candidates', 'hours' or 'wall_clock_hours' say how much more the search may spend"
+        raise invalid([FieldError("/iterations", message)])
     if len(given) > 1:
         raise invalid([FieldError(pointer(given[1]), f"the extension is given in {given[0]} already; leave one of them out")])
     if wanted.candidates is not None:
         return enough_for(wanted.candidates, rungs)
+    speed = Speed(searches.seconds_an_iteration(session, source.spec), workers.alive(session))
     if wanted.hours is not None:
-        return bought(wanted.hours, rungs, searches.seconds_an_iteration(session, source.spec))
+        return bought(wanted.hours, rungs, speed.pace)
+    if wanted.wall_clock_hours is not None:
+        spec = source.spec
+        return bought_by_the_clock(wanted.wall_clock_hours, rungs, spec["confirmation"], speed, spec["parallelism"], spec["group"])
     assert wanted.iterations is not None
     if wanted.iterations < rungs[-1]:
         raise invalid([FieldError("/iterations", f"{wanted.iterations} are less than one full proxy of {rungs[-1]} iterations")])

@@ -21,7 +21,6 @@ from detkds_core.store.models import Search, Trial
 from detkds_evolver.confirmation import NothingToConfirmError, conclude, entrants, first_failure, fresh_seeds
 from detkds_evolver.groups import job_spec, replicate_seed, shared_out
 
-SPEC_KEYS = tuple(Spec.__dataclass_fields__)
 HOPELESS_JOBS = 2  # when nothing in the first two jobs could be trained, not even the references, the rest cannot either
 
 
@@ -72,11 +71,9 @@ def step(session: Session, search_id: str, known: Evolution | None = None) -> Ev
 
 
 def evolution_spec(spec: Mapping[str, Any]) -> Spec:
-    """The part of a search's specification that decides its course; of one that continues another, as that one began: what was added since
-    stands in the ledger."""
-    begun = {**spec, **spec.get("begun", {})}
+    """The part of a search's specification that decides its course. Raises SearchError."""
     try:
-        return Spec.from_json({key: begun[key] for key in SPEC_KEYS if key in begun})
+        return Spec.of_search(spec)
     except (ValueError, TypeError, KeyError) as error:
         raise SearchError(f"the specification cannot be read: {error}") from error
 

@@ -140,9 +140,10 @@ class Evolution:
         for event in events:
             if "asked" in event:
                 job = self.ask(event["asked"]["seen"] if self.logged else None)
-                if job is None or dumped(job.to_json()) != dumped(event["asked"]):
-                    place = len(self._ledger) - (job is not None)
-                    raise ValueError(f"ledger[{place}]: this spec asks for {job and job.to_json()} where the ledger has {event['asked']}")
+                if job is None:
+                    raise ValueError(f"ledger[{len(self._ledger)}]: this spec asks for nothing more where the ledger has a job")
+                if difference := first_difference(job.to_json(), event["asked"]):
+                    raise ValueError(f"ledger[{len(self._ledger) - 1}]: this spec asks for {difference}")
             elif "extended" in event:
                 self.extend(**event["extended"])
             else:
@@ -212,6 +213,19 @@ def replay(spec: Spec, ledger: Iterable[Mapping[str, Any]], *, logged: bool = Fa
     evolution = Evolution(spec, logged=logged)
     evolution.repeat(ledger)
     return evolution
+
+
+def first_difference(job: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """The first part of a job that is not what the ledger has, and both in short; empty where nothing differs."""
+    for part in sorted({*job, *known}):
+        ours, theirs = dumped(job.get(part)), dumped(known.get(part))
+        if ours != theirs:
+            return f"another job: {part} is {shorten(ours, 120)} where the ledger has {shorten(theirs, 120)}"
+    return ""
+
+
+def shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 def dumped(value: Any) -> str:

@@ -154,6 +154,13 @@ class Spec:
         values["space"] = SearchSpace.from_json(values["space"])
         return cls(**values)
 
+    @classmethod
+    def of_search(cls, spec: Mapping[str, Any]) -> Spec:
+        """The part of a search's specification that decides its course; of one that continues another, as that one began: what was added
+        since stands in the ledger. Raises ValueError or TypeError, KeyError for a specification of another version of this program."""
+        begun = {**spec, **spec.get("begun", {})}
+        return cls.from_json({key: begun[key] for key in cls.__slots__ if key in begun})
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:

@@ -308,14 +308,16 @@ def resolved_policies(session: Session, search_id: str, indices: Sequence[int]) 
     return {row[0]: row[1] for row in session.execute(query)}
 
 
-def ledger(session: Session, search_id: str, first: int = 0) -> builtins.list[dict[str, Any]]:
-    """The events of a search's ledger from number `first` on, in order."""
-    return [json.loads(line) for line in ledger_lines(session, search_id, first)]
+def ledger(session: Session, search_id: str, first: int = 0, end: int | None = None) -> builtins.list[dict[str, Any]]:
+    """The events of a search's ledger from number `first` on, in order, and before number `end`."""
+    return [json.loads(line) for line in ledger_lines(session, search_id, first, end)]
 
 
-def ledger_lines(session: Session, search_id: str, first: int = 0) -> builtins.list[str]:
+def ledger_lines(session: Session, search_id: str, first: int = 0, end: int | None = None) -> builtins.list[str]:
     """The same as they are stored."""
     query = select(Decision.event).where(Decision.search_id == search_id, Decision.number >= first).order_by(Decision.number)
+    if end is not None:
+        query = query.where(Decision.number < end)
     return builtins.list(session.scalars(query))
 
 
