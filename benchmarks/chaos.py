@@ -1,9 +1,10 @@
 """Searches and distillations under faults of every kind: `python benchmarks/chaos.py --faults 200`.
 
 Real Postgres, Redis (Valkey) and Celery; api, evolver and three workers, each a process. The same work is done twice: in peace, and while
-at random times something random happens: `kill -9` of supervisor, api, evolver, a worker, its child that supervises a trainer, or a
-trainer; Redis flushed or gone for a while; Postgres crashed and started again; messages sent twice, in any order and for jobs that have
-long ended; a worker stopped until its lease has run out and then woken up; and the disk of the artifacts full for a while.
+at random times, as long as any of it is under way, something random happens: `kill -9` of supervisor, api, evolver, a worker, its child
+that supervises a trainer, or a trainer; Redis flushed or gone for a while; Postgres crashed and started again; messages sent twice, in any
+order and for jobs that have long ended; a worker stopped until its lease has run out and then woken up; and the disk of the artifacts full
+for a while.
 
 At the end every search and distillation has succeeded, its ledger and its result are to the byte those of the undisturbed run, each job's
 result is counted once, and no process is left over. Exit code 1 where any of that does not hold. The trainer is the stand-in of the tests,
@@ -31,11 +32,12 @@ from typing import Any, TypeVar
 
 from kills import SEARCH, Supervised, command_of, comparable, wait_for
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 
 from detkds_client.connection import ProblemError, ServiceUnreachable
 from detkds_core.datasets.digits import digits
 from detkds_core.store import Store
-from detkds_core.store.models import Event, Job
+from detkds_core.store.models import Distillation, Event, Job, Search
 from detkds_core.store.states import terminal
 
 T = TypeVar("T")
@@ -44,6 +46,7 @@ LEASE_SECONDS = 5.0  # short, so that 200 faults fit into an hour
 ASLEEP_SECONDS = LEASE_SECONDS + 6  # until the reaper has given the job to somebody else
 GONE_SECONDS = (2.0, 30.0)  # of Redis
 FULL_SECONDS = (2.0, 8.0)
+WATERMARK_GIB = 0.005  # of the small disk: no new work below it
 PATIENCE = 1800.0
 STAND_IN = f"{sys.executable} {Path(__file__).parents[1] / 'tests' / 'services' / 'stand_in_trainer.py'}"
 TASK = "detkds.run_job"
@@ -232,7 +235,7 @@ def run(
             "DETKDS_BROKER_URL": redis.url,
             "DETKDS_TRAINER": trainer,
             "DETKDS_LEASE_SECONDS": str(LEASE_SECONDS),
-            **({"DETKDS_ARTIFACTS": str(disk / home.name)} if disk else {}),
+            **({"DETKDS_ARTIFACTS": str(disk / home.name), "DETKDS_DISK_FREE_GIB": str(WATERMARK_GIB)} if disk else {}),
         }
         service = Supervised(home, WORKERS, settings)
         store = Store(postgres.url)
@@ -243,6 +246,8 @@ def run(
             disturbed = Disturbed(service, postgres, redis, store, disk, rng)
             for number in range(faults):
                 time.sleep(rng.expovariate(1 / pause))
+                if not under_way(store):
+                    break
                 said = disturbed.happen()
                 print(f"  {time.monotonic() - began:6.1f} s: {number + 1} {said}", flush=True)
             outcomes = {name: patiently(lambda name=name, one=one: outcome(service, name, one)) for name, one in ids.items()}
@@ -264,6 +269,13 @@ def run(
             attempts = sum(job.attempt for job in rows)
         store.close()
     return Done(outcomes, seconds, disturbed.happened, len(rows), attempts, wrong)
+
+
+def under_way(store: Store) -> bool:
+    """Whether a search or a distillation has not ended yet; yes where the database is away."""
+    with suppress(OperationalError), store.read() as session:
+        return any(session.scalar(select(func.count()).where(kind.state.not_in(terminal(kind)))) for kind in (Search, Distillation))
+    return True
 
 
 def register(service: Supervised, few: Any) -> None:
@@ -329,7 +341,7 @@ def main() -> int:
     parser.add_argument("--searches", type=int, default=4)
     parser.add_argument("--distillations", type=int, default=8)
     parser.add_argument("--candidates", type=int, default=40, help="of each search")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that the stand-in trainer takes for a candidate")
+    parser.add_argument("--seconds", type=float, default=4.0, help="that the stand-in trainer takes for a candidate")
     parser.add_argument("--seed", type=int, default=0, help="of what happens, and when")
     parser.add_argument("--trainer", default=STAND_IN, help="command, with the contract of the real one")
     parser.add_argument("--disk", type=Path, default=None, help="a small file system of its own, for the artifacts")
@@ -351,12 +363,15 @@ def main() -> int:
         print("The disk was never full: no --disk was given.")
     peace, chaos = runs
     different = [name for name, text in peace.outcomes.items() if chaos.outcomes[name] != text]
+    few = chaos.happened.total() < arguments.faults
+    if few:
+        print("The work ended before the faults did: they need more of it (--searches, --candidates, --seconds).")
     print(*peace.wrong, *chaos.wrong, sep="\n")
     for name in different:
         print(f"{name} came out differently:")
         texts = [one.outcomes[name].splitlines() for one in runs]
         print(*list(difflib.unified_diff(*texts, "in peace", "in chaos", n=0, lineterm=""))[:20], sep="\n")
-    return int(bool(peace.wrong or chaos.wrong or different))
+    return int(bool(few or peace.wrong or chaos.wrong or different))
 
 
 if __name__ == "__main__":
