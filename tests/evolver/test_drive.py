@@ -295,7 +295,9 @@ def test_the_result_carries_its_evidence(sqlite: Store) -> None:
     assert result.evidence["images"] == {"selection": 150, "report": 150}
     candidates = outcome(sqlite, search)["candidates"]
     counts = Counter(one["state"] for one in candidates)
-    assert result.evidence["candidates"] == {"proposed": len(candidates), "measured": counts["MEASURED"], "infeasible": 0}
+    ended = {"measured": counts["MEASURED"], "rejected": counts["REJECTED"], "duplicates": counts["DUPLICATE"], "infeasible": 0}
+    assert result.evidence["candidates"] == {"proposed": len(candidates), **ended}
+    assert sum(ended.values()) == len(candidates)
     with sqlite.read() as session:
         trials = searches.trials(session, search)
     # 4 policies with 3 seeds of 300 iterations; 2 s each, as every trial
@@ -305,6 +307,7 @@ def test_the_result_carries_its_evidence(sqlite: Store) -> None:
     assert cost["iterations"] == 3600 + sum(one.iterations for one in trials)
     assert result.evidence["summary"]["funnel"]["proposed"] == len(candidates)
     assert sum(result.evidence["summary"]["funnel"]["rejected"].values()) == counts["REJECTED"]
+    assert result.evidence["summary"]["funnel"]["false_reject_rate"] is None, "none was audited"
     assert set(result.evidence["versions"]) == {"detkds_core", "detkds_evolver"}
     rows = {row["name"]: row for row in result.metrics["rows"]}
     assert rows["none"]["ap"] == [ap_of({"terms": []}, seed, "confirm 300") for seed in (6, 7, 8)]

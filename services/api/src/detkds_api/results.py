@@ -81,6 +81,9 @@ class ResultView(BaseModel):
     dataset digest, seconds).
     Of a search, `metrics.returned` says what the policy is: `searched`, or the best hand-designed distiller (`reference`) where the search
     did not beat it beyond noise, with `metrics.why`; the best of either stands in `metrics.searched` and `metrics.reference` all the same.
+    `evidence.summary.funnel` counts its candidates: proposed, `rejected` by each gate, `duplicates`, `infeasible`, trained at each rung.
+    `audited` of the refused were trained all the same, and `falsely_rejected` of these are among the best third where they were measured:
+    `false_reject_rate` (0 to 1) with its 95 % `false_reject_interval`, null where none was audited.
     """
 
     id: str

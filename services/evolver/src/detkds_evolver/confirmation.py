@@ -15,6 +15,7 @@ from detkds_core.store.models import Candidate, Confirmation, Search, Trial
 from detkds_evolver.groups import LARGEST_SEED
 
 SEEDS, LEAST_SEEDS, FINALISTS = 5, 3, 2
+COUNTED = {"measured": "MEASURED", "rejected": "REJECTED", "duplicates": "DUPLICATE", "infeasible": "INFEASIBLE"}  # of the candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +257,7 @@ def evidence(
         "continues": spec.get("continues"),
         "candidates": {
             "proposed": len(candidates),
-            "measured": sum(one.state == "MEASURED" for one in candidates),
-            "infeasible": sum(one.state == "INFEASIBLE" for one in candidates),
+            **{name: sum(one.state == state for one in candidates) for name, state in COUNTED.items()},
         },
         "summary": dict(summary),
         "cost": {

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from statistics import fmean
-from typing import Any
+from statistics import NormalDist, fmean
+from typing import Any, Literal
 
 from detkds_core.evolution.history import History
 from detkds_core.evolution.rungs import agreement, calibrating, climbed, seed_noise
-from detkds_core.evolution.spec import Candidate
+from detkds_core.evolution.spec import Candidate, Outcome
 from detkds_core.policy import formula
+
+Fate = Literal["measured", "rejected", "duplicate", "infeasible"]
 
 
 def summarize(history: History) -> dict[str, Any]:
@@ -39,32 +42,67 @@ def summarize(history: History) -> dict[str, Any]:
 
 
 def funnel(history: History) -> dict[str, Any]:
-    """Proposed, refused by gate, doubles, infeasible, trained at each rung; and the audit.
+    """Proposed, refused by gate, doubles, infeasible, trained at each rung; and the audit. A candidate counts once, as the ledger has it.
 
-    A refused candidate that was trained all the same was falsely refused if, at the rung where it was measured, it is among the best third.
+    An audited candidate, refused and trained all the same, was falsely refused if it is among the best 1 / eta of those at the last rung
+    that it was measured at; one that could not be trained was refused rightly, and is infeasible. `false_reject_rate` has its 95 %
+    interval beside it; both are None where none was audited.
     """
+    fates = {index: fate(history, index) for index in history.outcomes}
     rejected: Counter[str] = Counter()
-    infeasible = audited = false = 0
-    for rows in history.outcomes.values():
+    audited = false = 0
+    for index, rows in history.outcomes.items():
         gate = next((outcome.rejected for _, _, outcome in rows if outcome.rejected is not None), None)
-        if gate is not None:
-            rejected[gate] += 1
-        elif all(outcome.ap is None and outcome.same_as is None for _, _, outcome in rows):
-            infeasible += 1
-        for rung, _, outcome in rows:
-            if outcome.rejected is not None and outcome.ap is not None:
-                audited += 1
-                others = sorted((fmean(mine[rung]) for mine in history.values.values() if rung in mine), reverse=True)
-                false += bool(others) and history.worth(rung, outcome) >= others[len(others) // history.spec.eta]
+        if gate is None or fates[index] == "duplicate":
+            continue
+        rejected[gate] += fates[index] == "rejected"
+        measured = [(rung, outcome) for rung, _, outcome in rows if outcome.ap is not None]
+        audited += fates[index] == "infeasible" or bool(measured)
+        false += fates[index] == "rejected" and bool(measured) and _among_the_best(history, *measured[-1])
+    rate, interval = proportion(false, audited) or (None, None)
     return {
         "proposed": len(history.candidates),
-        "rejected": dict(sorted(rejected.items())),
-        "duplicates": len(history.original),
-        "infeasible": infeasible,
+        "rejected": {gate: count for gate, count in sorted(rejected.items()) if count},
+        "duplicates": sum(one == "duplicate" for one in fates.values()),
+        "infeasible": sum(one == "infeasible" for one in fates.values()),
         "trained": [len({index for index, mine in history.values.items() if rung in mine}) for rung in range(len(history.spec.rungs))],
         "audited": audited,
         "falsely_rejected": false,
+        "false_reject_rate": rate,
+        "false_reject_interval": interval,
     }
+
+
+def fate(history: History, index: int) -> Fate:
+    """What became of a candidate that something was told of: its state in the store's ledger, in lower case."""
+    outcomes = [outcome for _, _, outcome in history.outcomes[index]]
+    if any(one.failure is not None for one in outcomes):
+        return "infeasible"
+    if index in history.original:
+        return "duplicate"
+    if any(one.rejected is not None for one in outcomes):
+        return "rejected"
+    return "measured" if any(one.ap is not None for one in outcomes) else "infeasible"
+
+
+def _among_the_best(history: History, rung: int, outcome: Outcome) -> bool:
+    others = sorted((mine[rung] for mine in history.means.values() if rung in mine), reverse=True)
+    return bool(others) and history.worth(rung, outcome) >= others[len(others) // history.spec.eta]
+
+
+def proportion(hits: int, of: int) -> tuple[float, list[float]] | None:
+    """A share in 0-1 and its 95 % interval (Wilson, 1927, which has a width even where all or none hit); None of nothing.
+
+    >>> [round(bound, 3) for bound in proportion(0, 3)[1]]
+    [0.0, 0.562]
+    """
+    if of == 0:
+        return None
+    z = NormalDist().inv_cdf(0.975)
+    share, shrink = hits / of, 1 + z * z / of
+    middle = (share + z * z / (2 * of)) / shrink
+    half = z / shrink * math.sqrt(share * (1 - share) / of + (z / (2 * of)) ** 2)
+    return share, [max(0.0, middle - half), min(1.0, middle + half)]
 
 
 def _rungs(history: History) -> list[dict[str, Any]]:
@@ -87,13 +125,16 @@ def _rungs(history: History) -> list[dict[str, Any]]:
 
 def _figures(history: History, members: Iterable[Candidate]) -> dict[str, Any]:
     members = list(members)
-    seen = [one for one in members if one.index in history.outcomes]
-    measured = [one for one in history.measured if any(one.candidate.index == member.index for member in members)]
+    mine = {member.index for member in members}
+    fates = Counter(fate(history, index) for index in history.outcomes if index in mine)
+    measured = [one for one in history.measured if one.candidate.index in mine]
     best = min(measured, key=lambda one: one.rank, default=None)
     return {
         "proposed": len(members),
-        "measured": len(seen),
-        "infeasible": len(seen) - len(measured),
+        "measured": fates["measured"],
+        "rejected": fates["rejected"],
+        "duplicates": fates["duplicate"],
+        "infeasible": fates["infeasible"],
         "mean": fmean(one.fitness for one in measured) if measured else None,
         "best": None
         if best is None
