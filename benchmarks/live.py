@@ -23,6 +23,8 @@ from detkds_client.demo import distilled, must_succeed, service
 from detkds_client.types import Result, Search
 from detkds_core.catalogue import PAIRS, Pair
 from detkds_core.datasets import default_cache, load_dataset
+from detkds_core.policy import readable
+from detkds_core.report import false_rejects
 
 FILE = Path(__file__).parent / "data" / "live.json"
 ITERATIONS = 2_400  # of the search
@@ -127,13 +129,14 @@ def table(one: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for row in sorted(one["rows"], key=lambda row: -(row["mean_ap"] or 0)):
+        formula = readable(row["formula"])
         if row["mean_ap"] is None or row["failures"]:
-            lines.append(f"| {row['name']} | `{row['formula']}` | failed | |")
+            lines.append(f"| {row['name']} | `{formula}` | failed | |")
             continue
         low, high = row["interval"]
         versus = against.get((searched, row["name"]))
         said = "" if versus is None else f"{versus['mean']:+.1f} ({versus['interval'][0]:.1f} to {versus['interval'][1]:.1f})"
-        lines.append(f"| {row['name']} | `{row['formula']}` | {row['mean_ap']:.1f} ({low:.1f} to {high:.1f}) | {said} |")
+        lines.append(f"| {row['name']} | `{formula}` | {row['mean_ap']:.1f} ({low:.1f} to {high:.1f}) | {said} |")
     lines += ["", one["verdict"]["verdict"], ""]
     hours = {state: seconds / 3600 for state, seconds in cost["processors"].items()}
     minutes = {state: seconds / 60 for state, seconds in cost["clock"].items()}
@@ -147,7 +150,7 @@ def table(one: dict[str, Any]) -> str:
     trained = ", ".join(f"{count} at {rung['iterations']}" for count, rung in zip(funnel["trained"], one["rungs"], strict=True))
     lines.append(
         f"Funnel: {funnel['proposed']} proposed; refused: {refused}; {funnel['duplicates']} doubles, {funnel['infeasible']} infeasible; "
-        f"trained: {trained} iterations; {funnel['audited']} audited, {funnel['falsely_rejected']} of them falsely refused."
+        f"trained: {trained} iterations; false-reject rate of the gates: {false_rejects(funnel)}."
     )
     return "\n".join(lines)
 

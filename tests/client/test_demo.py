@@ -34,7 +34,7 @@ def test_the_table_has_teacher_alone_pkd_and_the_winner_only() -> None:
     assert [(row.name, row.role) for row in table] == [
         ("teacher", "teacher"),
         ("student alone", "alone"),
-        ("student, PKD", "reference"),
+        ("student, pkd", "reference"),
         ("student, searched policy", "searched"),
     ]
     assert table[3].ap == (27.0, 28.0, 27.5)
@@ -52,9 +52,13 @@ def test_a_reference_among_the_candidates_has_its_name_and_a_failure_its_reason(
         "formula": "5·l2(standardize(global))",
         "policy": to_json(pkd.policy),
         "ap": 3.0,
+        "resolved": None,
+        "state": "MEASURED",
+        "rungs": [{"rung": 120, "ap": 2.5}, {"rung": 15, "ap": 1.0}, {"rung": 120, "ap": 3.5}, {"rung": 120, "ap": None}],
     }
     point = demo.candidate_point(cast(Candidate, {**one, "island": None, "operator": "reference", "failure": None}))
     assert (point.name, point.fitness, point.failure) == ("pkd", 3.0, None)
+    assert (point.state, point.rungs) == ("MEASURED", {120: 3.0, 15: 1.0})
     failed = {
         **one,
         "stage": "stage1",
@@ -62,9 +66,13 @@ def test_a_reference_among_the_candidates_has_its_name_and_a_failure_its_reason(
         "island": "global",
         "operator": "seed",
         "failure": {"kind": "not_finite", "detail": "at 3"},
+        "state": "INFEASIBLE",
+        "rungs": [],
+        "resolved": "0.7421037228031555·l2(standardize(global))",
     }
     point = demo.candidate_point(cast(Candidate, failed))
-    assert (point.name, point.fitness, point.failure) == (None, None, "not_finite: at 3")
+    assert (point.name, point.fitness, point.failure, point.state) == (None, None, "not_finite: at 3", "INFEASIBLE")
+    assert point.formula == "0.7421·l2(standardize(global))"
 
 
 def test_panels_show_the_first_report_images_with_their_own_boxes(tmp_path: Path) -> None:

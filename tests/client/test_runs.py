@@ -213,8 +213,8 @@ def test_candidates_by_the_command(detkds, client, service, wanted):
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"failure": {"kind": "bug", "detail": "crashed"}}, "not possible: crashed"),
-        ({"same_as": 3, "state": "DUPLICATE"}, "the same as 3"),
+        ({"failure": {"kind": "bug", "detail": "crashed"}}, "infeasible: crashed"),
+        ({"same_as": 3, "state": "DUPLICATE"}, "a double of 3"),
         ({"rejected": {"gate": "finite", "detail": "inf"}, "audit": True}, "refused by finite: inf, trained all the same"),
         ({"state": "PROPOSED"}, "proposed"),
     ],

@@ -13,15 +13,15 @@ def test_candidates_are_shown_from_the_best_and_those_that_failed_with_their_rea
     show.candidates([candidate(0, 1.0), candidate(1, 3.0), candidate(2, None, failure), candidate(3, None)])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines[1:3]] == [["1", "120", "3.0"], ["0", "120", "1.0"]]
-    assert lines[3:] == ["", "1 not possible (2: the loss is nan at iteration 2)"]
+    assert lines[3:] == ["", "1 infeasible (2: the loss is nan at iteration 2)"]
 
 
 def test_candidates_of_a_higher_rung_come_first_with_the_weights_that_they_got(capsys):
-    show.candidates([candidate(0, 9.0, rung=15), candidate(1, 3.0, rung=120, resolved="7.5·l2(global)"), candidate(2, 4.0, rung=15)])
+    show.candidates([candidate(0, 9.0, rung=15), candidate(1, 3.0, rung=120, resolved="7.503219·l2(global)"), candidate(2, 4.0, rung=15)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["#", "rung", "AP", "AP50", "island", "made", "by", "policy"]
     assert [line.split()[:3] + line.split()[-1:] for line in lines[1:]] == [
-        ["1", "120", "3.0", "7.5·l2(global)"],
+        ["1", "120", "3.0", "7.503·l2(global)"],
         ["0", "15", "9.0", "l2(global)"],
         ["2", "15", "4.0", "l2(global)"],
     ]
@@ -33,10 +33,12 @@ def test_what_was_refused_and_doubles_are_counted(capsys):
     show.candidates([candidate(0, 3.0), *refused, candidate(4, None, same_as=0)])
     assert capsys.readouterr().out.splitlines()[2:] == [
         "",
-        "5 proposed; refused by a gate: 1 by descent, 2 by gradient; 1 do the same as another",
+        "5 proposed; refused by a gate: 1 by descent, 2 by gradient; 1 double of others",
     ]
-    show.candidates([candidate(0, 3.0), candidate(1, None, same_as=0)])
-    assert "2 proposed; refused by a gate: none; 1 do the same as another" in capsys.readouterr().out
+    show.candidates(
+        [candidate(0, 3.0), candidate(1, None, same_as=0, rejected={"gate": "duplicate", "detail": "its gradient is that of candidate 0"})]
+    )
+    assert "2 proposed; refused by a gate: none; 1 double of others" in capsys.readouterr().out
     show.candidates([candidate(0, 3.0)])
     assert "refused" not in capsys.readouterr().out
 

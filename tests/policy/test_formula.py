@@ -1,12 +1,16 @@
 """Policies as text, both ways."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detkds_core.policy import Distiller, Policy, PolicyError, Term, formula, parse_formula
+from detkds_core.policy import Distiller, Policy, PolicyError, Term, formula, parse_formula, readable
 
 from .strategies import policies
+
+UNWEIGHTED = {"weight": 1.0, "temperature": 1.0, "background": 0.0, "stop": 1.0, "decay": 0.0}  # the numbers of a term, at one value
 
 
 def test_a_formula_is_read_from_the_inside() -> None:
@@ -166,3 +170,26 @@ def test_any_text_is_a_legal_policy_or_a_policy_error(text: str) -> None:
     except PolicyError:  # and no other exception
         return
     assert parse_formula(formula(policy)) == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("0.7421037228031555·l2(min_max_normalize(multi_scale_r4(instance)))", "0.7421·l2(min_max_normalize(multi_scale_r4(instance)))"),
+        ("13.30719838844938·kl[T=2, warm_up=12500](logits) + fgd[alpha=5e-05]", "13.31·kl[T=2, warm_up=12500](logits) + fgd[alpha=5e-05]"),
+        ("12345.678·l2(global) + 0.00012345·l1(fgbg)", "12346·l2(global) + 0.0001234·l1(fgbg)"),
+        ("none", "none"),
+    ],
+)
+def test_a_reader_sees_four_digits_of_a_number_and_every_name_whole(text: str, shown: str) -> None:
+    assert readable(text) == shown
+    assert readable(shown) == shown
+
+
+@given(policies())
+@settings(max_examples=50, deadline=None)
+def test_what_a_reader_sees_is_the_same_policy_within_a_two_thousandth_of_each_weight(policy: Policy) -> None:
+    again = parse_formula(readable(formula(policy)))
+    assert [replace(one, **UNWEIGHTED) for one in again.terms] == [replace(one, **UNWEIGHTED) for one in policy.terms]
+    for mine, theirs in zip(again.terms, policy.terms, strict=True):
+        assert mine.weight == pytest.approx(theirs.weight, rel=5e-4)

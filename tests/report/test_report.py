@@ -9,7 +9,19 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image, ImageColor
 
-from detkds_core.report import Box, CandidatePoint, ImagePanel, Interval, ReportData, Row, Verdict, insight, text_table, write_report
+from detkds_core.report import (
+    Box,
+    CandidatePoint,
+    ImagePanel,
+    Interval,
+    ReportData,
+    Row,
+    Verdict,
+    false_rejects,
+    insight,
+    text_table,
+    write_report,
+)
 from detkds_core.report.charts import effects_chart, fitness_chart
 from detkds_core.report.page import render
 from detkds_core.report.pictures import RIGHT, WIDTH, WRONG, draw_detections, draw_truth, iou, matches
@@ -22,7 +34,7 @@ ROWS = [
 CANDIDATES = [
     CandidatePoint(0, "reference", "none", 25.0, name="no distillation"),
     CandidatePoint(1, "stage1", "6·l1(global)", 27.5, island="global", operator="seed"),
-    CandidatePoint(2, "stage1", "0.1·pear(logits)", None, island="logits", operator="sample", failure="not finite"),
+    CandidatePoint(2, "stage1", "0.1·pear(logits)", None, island="logits", operator="sample", failure="not finite", state="INFEASIBLE"),
     CandidatePoint(3, "stage2", "6·l1(global) + 2·l1(fgbg)", 29.25, operator="combine"),
 ]
 TRUTH = [Box((10, 10, 50, 50), "3"), Box((60, 60, 100, 100), "7")]
@@ -97,13 +109,50 @@ def test_says_what_was_measured(page):
     assert "teacher 56.2 78.0 63.1 4.83 M 150 1 (0)" in page.text
     assert "student alone 26.0 ±2.5 46.0 ±2.5 25.0 ±2.5 612 k 150 3 (0, 1, 2)" in page.text
     assert "fgbg catt → norm_C l1 2 background 0.25" in page.text
-    assert "4 candidates, 1 of them references; 1 infeasible" in page.text
-    assert "3 29.25 stage 2 together combine 6·l1(global) + 2·l1(fgbg) 1 27.50 stage 1 global seed" in page.text
-    assert "logits 1 1 – –" in page.text
+    assert "4 candidates, 1 of them references: 3 measured, 1 infeasible." in page.text
+    assert "3 29.2 – stage 2 together combine 6·l1(global) + 2·l1(fgbg) 1 27.5 – stage 1 global seed" in page.text
+    assert "logits 1 0 1 infeasible – –" in page.text
     assert "ground truth · 2 objects" in page.text
     assert "student alone · 0 of 2 found, 1 wrong" in page.text
     assert "distilled student · 1 of 2 found, 0 wrong" in page.text  # the second detection is below the threshold
     assert "dataset digest abc123" in page.text
+
+
+def test_every_candidate_is_counted_as_the_ledger_has_it():
+    """One refused and one double are no infeasible ones; and what was trained longer stands above what has a higher AP."""
+    candidates = [
+        CandidatePoint(0, "reference", "none", 30.0, name="none", rungs={15: 8.0, 120: 30.0}),
+        CandidatePoint(1, "stage1", "l1(global)", 9.0, island="global", operator="seed", rungs={15: 9.0}),
+        CandidatePoint(2, "stage1", "l2(global)", 8.5, island="global", operator="seed", rungs={15: 6.0, 120: 8.5}),
+        CandidatePoint(3, "stage1", "100·l2(global)", None, island="global", operator="mutate", state="REJECTED"),
+        CandidatePoint(4, "stage1", "2·l2(global)", None, island="global", operator="mutate", state="DUPLICATE"),
+    ]
+    page = Page(render(report(candidates=candidates, searched_on="200 selection images, with seed 0")))
+    assert "5 candidates, 1 of them references: 3 measured, 1 refused, 1 double. All" in page.text
+    assert "are measured on 200 selection images, with seed 0, which" in page.text
+    assert "those after different numbers of iterations (15 to 120) do not compare" in page.text
+    assert "global 4 2 1 refused, 1 double 7.5 8.5 120 l2(global)" in page.text  # the mean of 9 and 6, after 15 iterations
+    assert "0 30.0 120 reference none none 2 8.5 120 stage 1 global seed l2(global) 1 9.0 15" in page.text.replace("  ", " ")
+
+
+def test_the_audit_of_the_gates_is_a_rate_with_its_interval():
+    """1 of 4: 25 %, by Wilson 4.56 to 69.94 %."""
+    funnel = {"audited": 4, "falsely_rejected": 1, "false_reject_rate": 0.25, "false_reject_interval": [0.0456, 0.6994]}
+    said = "25 % (95 % interval 5 to 70 %): 1 of 4 that were refused and trained all the same is among the best third"
+    assert false_rejects(funnel) == said
+    assert f"False-reject rate of the gates: {said}." in Page(render(report(funnel=funnel))).text
+    nobody = {"audited": 0, "falsely_rejected": 0, "false_reject_rate": None, "false_reject_interval": None}
+    assert "False-reject rate of the gates: not known: none was audited." in Page(render(report(funnel=nobody))).text
+    older = {"audited": 1, "falsely_rejected": 0}
+    assert false_rejects(older) == "0 of 1 that was refused and trained all the same is among the best third"
+    assert "False-reject" not in Page(render(report())).text
+
+
+def test_a_distiller_of_the_policy_is_told_as_a_term_is():
+    policy = {"terms": [], "distillers": [{"name": "fgd", "settings": {"alpha": 0.00012345}, "weight": 0.742103, "balanced": True}]}
+    page = Page(render(report(policy=policy)))
+    assert "fgd a distiller with parts of its own 0.7421 alpha 0.0001234, balanced" in page.text
+    assert "No term" not in page.text
 
 
 def test_names_from_outside_are_escaped(page):
@@ -146,9 +195,7 @@ def test_a_report_whose_searched_policy_did_not_win_says_why(tmp_path):
     assert "The best hand-designed policy" in page.text
     assert "do not differ beyond noise" in page.text
     assert "So the result is PKD." in page.text
-    assert (
-        "searched policy − student alone +6.0 AP (95 % interval +6.0 to +6.0, 3 paired seeds) +6.0, +6.0, +6.0 < 0.001 better" in page.text
-    )
+    assert "searched policy − student alone +6.0 +6.0 to +6.0 < 0.001 better +6.0, +6.0, +6.0 3 not drawn" in page.text
 
 
 def test_the_verdict_of_the_service_goes_over_that_of_the_rows(tmp_path):

@@ -12,18 +12,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 from detkds_client import show
 from detkds_client.client import Client
 from detkds_client.show_progress import following
-from detkds_client.types import Candidate, DetectorChoice, Distillation, Result, Search
+from detkds_client.types import Candidate, DetectorChoice, Distillation, Result, Rung, Search
 from detkds_core import processes
 from detkds_core.catalogue import PAIRS, Pair, Recipe
 from detkds_core.datasets import Dataset, default_cache, load_dataset, report_ids
-from detkds_core.policy import canonical, canonical_json, from_json, named_policies
+from detkds_core.policy import canonical, canonical_json, from_json, named_policies, readable
 from detkds_core.report import Box, CandidatePoint, ImagePanel, Interval, ReportData, Row, Verdict, text_table, write_report
-from detkds_core.report.data import Role
+from detkds_core.report.data import Role, State
 
 DEMOS = {"digits": "digits_gfl", "trees": "trees_gfl"}  # the pair that each dataset is shown with
 ITERATIONS = 1_440  # of the search: as many as 12 candidates at the full proxy would take
@@ -75,7 +76,7 @@ def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = 
             search = client.wait_search(started["id"], cast(Callable[[Search], None], follow))
         must_succeed(search)
         found = client.result(str(search["result_id"]))
-        say(f"policy {found['formula']}")
+        say(f"policy {readable(found['formula'])}", markup=False)
 
         heading(3, "distillation with the best policy")
         best = distilled(client, policy={"search": search["id"]}, recipe=pair.full.to_json(), name="distilled student", **common)
@@ -95,13 +96,15 @@ def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = 
                 dataset=dataset,
                 pair=f"{pair.teacher} teaches {pair.student}",
                 rows=rows,
-                formula=str(found["formula"]),
+                formula=readable(found["formula"]),
                 policy=cast(Mapping[str, Any], found["policy"]),
                 candidates=points,
                 panels=panels(data, detections["alone"], detections["distilled"]),
                 evidence=evidence(data, pair, found, search, seed, time.monotonic() - began),
                 verdict=judged,
                 insight=cast(Mapping[str, Any], found["evidence"]["insight"]),
+                searched_on=f"{found['evidence']['images']['selection']} selection images, with seed {seed}",
+                funnel=found["evidence"]["summary"]["funnel"],
             ),
         )
         shutil.copyfile(report, folder.resolve() / "report.html")
@@ -109,7 +112,7 @@ def run(*, dataset: str, seed: int, train_teacher: bool = False, folder: Path = 
         print(text_table(rows))
         print()
         print(judged.sentence)
-        print(f"policy      {found['formula']}")
+        print(f"policy      {readable(found['formula'])}")
         print(f"checkpoint  {shown(checkpoint)}")
         print(f"report      {shown(folder.resolve() / 'report.html')}")
         print(f"everything  {time.monotonic() - began:.0f} s, seed {seed}; the same command gives the same candidates and the same AP")
@@ -221,7 +224,7 @@ def row_names(metrics: Mapping[str, Any]) -> dict[str, str]:
     for one in metrics["rows"]:
         best = one["entrant"] == metrics["searched"]["entrant"]
         searched = "student, searched policy" if best else f"student, {one['name']}"
-        names[one["name"]] = {"alone": "student alone", "reference": f"student, {one['name'].upper()}", "searched": searched}[one["role"]]
+        names[one["name"]] = {"alone": "student alone", "reference": f"student, {one['name']}", "searched": searched}[one["role"]]
     return names
 
 
@@ -231,13 +234,24 @@ def candidate_point(one: Candidate) -> CandidatePoint:
     return CandidatePoint(
         index=one["index"],
         stage=one["stage"],
-        formula=one["formula"],
+        formula=readable(one["resolved"] or one["formula"]),
         fitness=one["ap"],
         island=one["island"],
         operator=one["operator"],
         failure=f"{failure['kind']}: {failure['detail']}" if failure else None,
         name=names.get(canonical_json(canonical(from_json(one["policy"])))) if one["stage"] == "reference" else None,
+        state=cast(State, one["state"]),
+        rungs=rung_means(one["rungs"]),
     )
+
+
+def rung_means(measured: Sequence[Rung]) -> dict[int, float]:
+    """A candidate's AP by rung, the mean over its seeds there."""
+    found: dict[int, list[float]] = {}
+    for one in measured:
+        if one["ap"] is not None:
+            found.setdefault(one["rung"], []).append(one["ap"])
+    return {rung: fmean(values) for rung, values in found.items()}
 
 
 def panels(data: Dataset, alone: Sequence[Mapping[str, Any]], distilled: Sequence[Mapping[str, Any]]) -> list[ImagePanel]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detkds_client.types import Candidate, Checkpoint, Dataset, Distillation, Job, Key, NamedPolicy, Result, Search
+from detkds_core.policy import readable
 
 STATE_STYLE: Mapping[str, str] = {
     "QUEUED": "yellow",
@@ -129,7 +130,7 @@ def distillations(found: Sequence[Distillation]) -> None:
             state(one["state"]),
             f"{one['progress']['fraction']:.0%}",
             one["dataset"],
-            one["formula"],
+            readable(one["formula"]),
             ", ".join(one["tags"]),
             when(one["created_at"]),
         )
@@ -149,7 +150,10 @@ def distillations(found: Sequence[Distillation]) -> None:
 
 
 def results(found: Sequence[Result]) -> None:
-    rows = [(one["id"], one["kind"], one["name"], one["dataset"], ap(one["ap"]), one["formula"], when(one["created_at"])) for one in found]
+    rows = [
+        (one["id"], one["kind"], one["name"], one["dataset"], ap(one["ap"]), readable(one["formula"]), when(one["created_at"]))
+        for one in found
+    ]
     columns = [("id", ""), ("kind", ""), ("name", ""), ("dataset", "wide"), ("AP", "right"), ("policy", "wide"), ("created (UTC)", "wide")]
     listed(columns, rows, "No result yet. Searches and distillations leave theirs here when they end.")
 
@@ -212,7 +216,7 @@ def keys(found: Sequence[Key]) -> None:
 def policies(found: Sequence[NamedPolicy]) -> None:
     """A line each; a wide screen also shows the source, what it was designed for, and which pairs of the catalogue can run it."""
     columns = [("name", ""), ("formula", ""), ("source", "wide"), ("expected use", "wide"), ("pairs", "wide")]
-    rows = [(one["name"], one["formula"], one["source"], one["expected_use"], pairs_text(one["pairs"])) for one in found]
+    rows = [(one["name"], readable(one["formula"]), one["source"], one["expected_use"], pairs_text(one["pairs"])) for one in found]
     listed(columns, rows, "No policy.")
 
 
@@ -230,9 +234,11 @@ def preview(bought: Mapping[str, Any]) -> None:
     formulas = ", ".join(f"{knowledge} {count:,}" for knowledge, count in bought["formulas"].items())
     print(f"different formulas: {formulas}")
     if beside := bought.get("evaluated"):
-        print(f"measured beside: {', '.join(beside['references']) or 'nothing'}")
+        references = ", ".join(map(readable, beside["references"])) or "none"
+        print(f"hand-designed policies among the candidates, measured on the selection images as these are: {references}")
         against = ", ".join(beside["distillers"]) or "no distiller"
-        print(f"confirmed with {beside['seeds']} seeds: {beside['finalists']} finalists, no distillation and {against}")
+        seeds, finalists = beside["seeds"], beside["finalists"]
+        print(f"then on the report images, with {seeds} new seeds: {finalists} finalists, no distillation and {against}")
     for knowledge, why in bought["excluded"].items():
         print(f"{knowledge} is left out: {why}")
     if warm := bought.get("warm_start"):
@@ -265,20 +271,20 @@ def candidates(found: Sequence[Candidate], top: int = 10) -> None:
             ap(one["ap50"]),
             one["island"] or one["stage"],
             one["operator"],
-            one["resolved"] or one["formula"],
+            readable(one["resolved"] or one["formula"]),
         )
         for one in measured[:top]
     ]
     columns = [("#", "right"), ("rung", "right"), ("AP", "right"), ("AP50", "right"), ("island", ""), ("made by", ""), ("policy", "")]
     listed(columns, rows, "No candidate is measured yet.")
-    refused = Counter(one["rejected"]["gate"] for one in found if one["rejected"])
+    refused = Counter(one["rejected"]["gate"] for one in found if one["rejected"] and one["same_as"] is None)
     doubles = sum(one["same_as"] is not None for one in found)
     if refused or doubles:
         gates = ", ".join(f"{count} by {gate}" for gate, count in sorted(refused.items()))
-        print(f"\n{len(found)} proposed; refused by a gate: {gates or 'none'}; {doubles} do the same as another")
+        print(f"\n{len(found)} proposed; refused by a gate: {gates or 'none'}; {doubles} double{'' if doubles == 1 else 's'} of others")
     if failed := [(one["index"], one["failure"]) for one in found if one["failure"]]:
         reasons = "; ".join(f"{index}: {failure['detail']}" for index, failure in failed[:3])
-        print(f"\n{len(failed)} not possible ({reasons}{'; ...' if len(failed) > 3 else ''})")
+        print(f"\n{len(failed)} infeasible ({reasons}{'; ...' if len(failed) > 3 else ''})")
 
 
 def listed(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]], nothing: str) -> None:
@@ -322,7 +328,7 @@ def search(one: Search) -> None:
             *labels(one),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
             ("done", f"{one['progress']['done']:,} of {one['progress']['total']:,} {unit_of(one)}"),
-            *([("best", f"AP {best['ap']:.1f}, candidate {best['index']}: {best['formula']}")] if best else []),
+            *([("best", f"AP {best['ap']:.1f}, candidate {best['index']}: {readable(best['formula'])}")] if best else []),
             *([("result", one["result_id"])] if one["result_id"] else []),
         ]
     )
@@ -337,7 +343,7 @@ def distillation(one: Distillation) -> None:
             *([("priority", str(one["priority"]))] if one["priority"] else []),
             *([("reason", one["reason"])] if one["reason"] else []),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
-            ("policy", one["formula"]),
+            ("policy", readable(one["formula"])),
             *labels(one),
             *([("result", one["result_id"])] if one["result_id"] else []),
         ]
@@ -351,17 +357,26 @@ def result(one: Result) -> None:
             ("result", f"{one['name']}  {one['id']}  ({one['kind']})"),
             ("dataset", one["dataset"]),
             *([("verdict", str(metrics["verdict"]))] if metrics.get("verdict") else []),
-            ("policy", one["formula"]),
+            ("policy", readable(one["formula"])),
             ("AP", ap(one["ap"])),
             *([("teacher AP", ap(metrics["teacher"]["ap"]))] if metrics.get("teacher") else []),
             *[("losses", text) for text in loss_lines(one["evidence"].get("curve") or [])],
             *[("warning", text) for text in metrics.get("warnings") or []],
+            *audit(one["evidence"].get("summary") or {}),
             *([("checkpoint", f"detkds results {one['id']} --checkpoint student.safetensors")] if one["checkpoint"] else []),
         ]
     )
     if metrics.get("rows"):
         print()
         entrants(metrics)
+
+
+def audit(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How often the gates of a search refused a good candidate, as a fact; none where there is no funnel."""
+    # Imported here: the report draws pictures, and every command would wait for its libraries.
+    from detkds_core.report import false_rejects
+
+    return [("false-reject rate of the gates", false_rejects(summary["funnel"]))] if summary.get("funnel") else []
 
 
 def entrants(metrics: Mapping[str, Any]) -> None:

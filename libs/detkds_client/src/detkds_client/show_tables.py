@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from detkds_client.show import ap, bounds, duration, listed
 from detkds_client.types import Candidate, Compared, Comparison, Rung
+from detkds_core.policy import readable
 
 SHORT = 12  # characters of a digest that tell it apart
 VERSIONS = ("detkds_core", "torch", "device")  # of what a result was made with, those that a table has room for
@@ -34,7 +35,7 @@ def compared(one: Compared) -> Sequence[str]:
         ap(one["ap"]),
         bounds(one["interval"]),
         ", ".join(map(str, one["seeds"])) or "-",
-        one["formula"],
+        readable(one["formula"]),
         f"{one['teacher']} teaches {one['student']}",
         "-" if iterations is None else f"{iterations:,}",
         duration(one["cost"]["seconds"]),
@@ -56,7 +57,7 @@ def lineage(found: Sequence[Candidate]) -> None:
             ", ".join(map(str, one["parents"])) or "-",
             "  ".join(map(measurement, one["rungs"])) or "-",
             outcome(one),
-            one["resolved"] or one["formula"],
+            readable(one["resolved"] or one["formula"]),
         )
         for one in found
     ]
@@ -73,9 +74,9 @@ def measurement(one: Rung) -> str:
 def outcome(one: Candidate) -> str:
     """Its state in words, with the reason where it has one."""
     if one["failure"]:
-        return f"not possible: {one['failure']['detail']}"
+        return f"infeasible: {one['failure']['detail']}"
     if one["same_as"] is not None:
-        return f"the same as {one['same_as']}"
+        return f"a double of {one['same_as']}"
     if one["rejected"]:
         audited = ", trained all the same" if one["audit"] else ""
         return f"refused by {one['rejected']['gate']}: {one['rejected']['detail']}{audited}"

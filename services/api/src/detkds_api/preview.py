@@ -52,10 +52,10 @@ EXAMPLE = {
 
 
 class Evaluated(BaseModel):
-    """What a search measures beside what it proposes.
+    """Whom the candidates of a search are compared with.
 
-    references: policies that are measured as candidates are. distillers, finalists, seeds: of its confirmation, which trains so many
-    students: no distillation, the distillers and the finalists, with every seed.
+    references: hand-designed policies that are candidates too, measured on the selection images as these are. distillers, finalists,
+    seeds: of its confirmation, which trains so many students: no distillation, the distillers and the finalists, with every seed.
     """
 
     references: list[str]
@@ -83,8 +83,8 @@ class Disk(BaseModel):
 class Preview(BaseModel):
     """What a search would do.
 
-    formulas: different ones of each knowledge that it chooses from; excluded: why others are left out. evaluated: what is measured beside
-    what it proposes. proposed: about how many candidates the budget pays for; rungs: iterations of each and about how many candidates reach
+    formulas: different ones of each knowledge that it chooses from; excluded: why others are left out. evaluated: whom its candidates are
+    compared with. proposed: about how many candidates the budget pays for; rungs: iterations of each and about how many candidates reach
     it. seconds: expected on one device, by what an iteration of this pair took before; null where nothing is known. workers: that are there
     now; clock_seconds: expected with them. warm_start: null where none was asked for.
     """

@@ -1,7 +1,7 @@
 """What a policy is: terms and distillers, rules, canonical form, formula, JSON, search space, named policies. Imports no torch."""
 
 from detkds_core.policy.canonical import canonical
-from detkds_core.policy.formula import formula, parse_formula
+from detkds_core.policy.formula import formula, parse_formula, readable
 from detkds_core.policy.named import NamedPolicy, named_policies
 from detkds_core.policy.pair import PairFacts, pair_legality
 from detkds_core.policy.rules import check, legality
@@ -28,5 +28,6 @@ __all__ = [
     "named_policies",
     "pair_legality",
     "parse_formula",
+    "readable",
     "to_json",
 ]

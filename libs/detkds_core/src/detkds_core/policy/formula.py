@@ -73,6 +73,25 @@ def _number(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 
+def readable(text: str) -> str:
+    """A formula as people read it: numbers with at most four significant digits, and whole ones whole.
+
+    Another policy by less than 0.05 % of a weight; who has to repeat the very same takes the formula, or the JSON.
+
+    >>> readable("0.7421037228031555·l2(scale_r2(global)) + gid[warm_up=12500]")
+    '0.7421·l2(scale_r2(global)) + gid[warm_up=12500]'
+    """
+    return "".join(_brief(match.group()) if match.lastgroup == "number" else match.group() for match in TOKEN.finditer(text))
+
+
+def _brief(number: str) -> str:
+    """`0.7421`, `2.121`, `13.31`, `12346`; a number that is as short already stays as it is written."""
+    value = float(number)
+    digits = max(4, len(str(int(value))))
+    short = _number(float(f"{value:.{digits}g}"))
+    return short if len(short) < len(number) else number
+
+
 class Token(NamedTuple):
     kind: str  # number, name, sign, other, end
     text: str

@@ -4,7 +4,7 @@ from detkds_core.report.data import Box, CandidatePoint, ImagePanel, ReportData,
 from detkds_core.report.insight import insight
 from detkds_core.report.page import write_report
 from detkds_core.report.statistics import Interval, mean_interval, paired_difference
-from detkds_core.report.text import text_table
+from detkds_core.report.text import false_rejects, text_table
 from detkds_core.report.verdict import Comparison, Verdict, ap_interval, compare, verdict
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Verdict",
     "ap_interval",
     "compare",
+    "false_rejects",
     "insight",
     "mean_interval",
     "paired_difference",

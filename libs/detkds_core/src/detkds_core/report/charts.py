@@ -48,9 +48,10 @@ MARKERS = {"global": "o", "fgbg": "s", "instance": "^", "logits": "v", "localiza
 
 
 def fitness_chart(candidates: Sequence[CandidatePoint], theme: Theme) -> bytes:
-    """A PNG with a transparent ground: a point a candidate, the running best as steps, the references as lines.
+    """A PNG with a transparent ground: a point a candidate, larger where it was trained longer, the running best of those that were
+    trained longest as steps, the references as lines.
 
-    Infeasible candidates are crosses at the lower edge. Raises ValueError without any feasible candidate: there is nothing to draw.
+    What was not measured is a cross at the lower edge. Raises ValueError where nothing was: there is nothing to draw.
     """
     feasible = [(one.index, one.fitness) for one in candidates if one.fitness is not None]
     if not feasible:
@@ -66,18 +67,19 @@ def fitness_chart(candidates: Sequence[CandidatePoint], theme: Theme) -> bytes:
     axes.set_xlim(-0.8, last + 0.8)
 
     searched = [one for one in candidates if one.stage != "reference"]
+    rungs = sorted({max(one.rungs, default=0) for one in candidates if one.fitness is not None})
     draw_references(axes, [one for one in candidates if one.stage == "reference"], palette)
-    draw_running_best(axes, searched, palette)
+    draw_running_best(axes, trained_longest(searched), palette)
     for island in dict.fromkeys(one.island for one in searched if one.stage == "stage1" and one.island):
         points = [one for one in searched if one.stage == "stage1" and one.island == island]
-        draw_points(axes, points, palette.islands.get(island, palette.faint), MARKERS.get(island, "o"), f"stage 1: {island}")
-    draw_points(axes, [one for one in searched if one.stage == "stage2"], palette.stage2, "D", "stage 2: together")
+        draw_points(axes, points, palette.islands.get(island, palette.faint), MARKERS.get(island, "o"), f"stage 1: {island}", rungs)
+    draw_points(axes, [one for one in searched if one.stage == "stage2"], palette.stage2, "D", "stage 2: together", rungs)
     lost = [one.index for one in candidates if one.fitness is None]
     if lost:
-        axes.scatter(lost, [low - 0.08 * room] * len(lost), marker="x", s=44, color=palette.faint, label="infeasible", clip_on=False)
+        axes.scatter(lost, [low - 0.08 * room] * len(lost), marker="x", s=44, color=palette.faint, label="not measured", clip_on=False)
 
     axes.set_xlabel("candidate")
-    axes.set_ylabel("AP on the selection images")
+    axes.set_ylabel("AP on the selection images (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style(axes, palette)
     legend = axes.legend(
@@ -124,11 +126,20 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def draw_points(axes: Axes, points: Sequence[CandidatePoint], colour: str, marker: str, label: str) -> None:
-    shown = [(one.index, one.fitness) for one in points if one.fitness is not None]
+def draw_points(axes: Axes, points: Sequence[CandidatePoint], colour: str, marker: str, label: str, rungs: Sequence[int]) -> None:
+    """rungs: those of all candidates, the lowest first; the points of the last are the largest."""
+    shown = [(one.index, one.fitness, max(one.rungs, default=0)) for one in points if one.fitness is not None]
     if shown:
-        places, heights = zip(*shown, strict=True)
-        axes.scatter(places, heights, s=52, color=colour, marker=marker, label=label, linewidths=0, zorder=3)
+        sizes = [72 * (rungs.index(rung) + 1) / len(rungs) for _, _, rung in shown]
+        places, heights, _ = zip(*shown, strict=True)
+        axes.scatter(places, heights, s=sizes, color=colour, marker=marker, label=label, linewidths=0, zorder=3)
+
+
+def trained_longest(candidates: Sequence[CandidatePoint]) -> list[CandidatePoint]:
+    """Those that were measured at the highest rung of all of them."""
+    measured = [one for one in candidates if one.fitness is not None]
+    top = max((max(one.rungs, default=0) for one in measured), default=0)
+    return [one for one in measured if max(one.rungs, default=0) == top]
 
 
 def draw_running_best(axes: Axes, searched: Sequence[CandidatePoint], palette: Palette) -> None:
@@ -139,7 +150,7 @@ def draw_running_best(axes: Axes, searched: Sequence[CandidatePoint], palette: P
             places.append(one.index)
             heights.append(max(one.fitness, heights[-1]) if heights else one.fitness)
     if places:
-        axes.step(places, heights, where="post", color=palette.text, linewidth=1.4, label="best so far", zorder=2)
+        axes.step(places, heights, where="post", color=palette.text, linewidth=1.4, label="best so far of those trained longest", zorder=2)
 
 
 def draw_references(axes: Axes, references: Sequence[CandidatePoint], palette: Palette) -> None:

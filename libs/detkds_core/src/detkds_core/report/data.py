@@ -15,6 +15,7 @@ from detkds_core.report.statistics import Interval
 if TYPE_CHECKING:
     from detkds_core.report.verdict import Verdict
 
+State = Literal["PROPOSED", "MEASURED", "INFEASIBLE", "REJECTED", "DUPLICATE"]
 Role = Literal["teacher", "alone", "reference", "searched"]
 
 
@@ -57,9 +58,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class CandidatePoint:
-    """One candidate of the search. fitness: its AP in percent, None where it was infeasible, with the failure.
+    """One candidate of the search. fitness: its AP in percent at the highest rung that it was measured at, None where it was not.
 
     stage: `reference`, `stage1` or `stage2`. island: the knowledge of a stage 1 candidate. name: what a reference is called.
+    state: that of the ledger; failure: why an infeasible one could not be trained. rungs: its mean AP in percent by the student iterations
+    of each rung, empty where these are not known.
     """
 
     index: int
@@ -70,6 +73,13 @@ class CandidatePoint:
     operator: str = ""
     failure: str | None = None
     name: str | None = None
+    state: State = "MEASURED"
+    rungs: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Sorts best first: who came to a higher rung was better where both were, and APs of different rungs do not compare."""
+        return (-max(self.rungs, default=0), -(self.fitness or 0.0), self.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,7 @@ class ReportData:
     rows: as they shall stand in the table. formula and policy: of the result, as text and as JSON (`{"terms": [...]}`).
     panels: detections below `score_threshold` are not drawn. evidence: label -> value, in the order of the page (dataset digest,
     counts, seeds, versions, times). verdict: as the service judged the confirmation; None: from the rows. insight: of `insight`, or empty.
+    searched_on: what the candidates were measured on, in words. funnel: of the search's summary, or empty.
     """
 
     title: str
@@ -113,3 +124,5 @@ class ReportData:
     score_threshold: float = 0.3
     verdict: Verdict | None = None
     insight: Mapping[str, Any] = field(default_factory=dict)
+    searched_on: str = "the selection images"
+    funnel: Mapping[str, Any] = field(default_factory=dict)

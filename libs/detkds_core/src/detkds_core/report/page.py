@@ -17,8 +17,8 @@ from detkds_core.report.charts import MARKERS, PALETTES, effects_chart, fitness_
 from detkds_core.report.data import CandidatePoint, ReportData, Row
 from detkds_core.report.pictures import draw_detections, draw_truth
 from detkds_core.report.statistics import mean_interval
-from detkds_core.report.text import millions, seeds, spread
-from detkds_core.report.verdict import Comparison, ap_intervals, describe, verdict
+from detkds_core.report.text import false_rejects, millions, seeds, spread, tally
+from detkds_core.report.verdict import Comparison, ap_intervals, verdict
 
 TOP = 10
 STAGES = {"reference": "reference", "stage1": "stage 1", "stage2": "stage 2"}
@@ -39,25 +39,37 @@ def render(data: ReportData) -> str:
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     judged = data.verdict or verdict(data.rows)
     feasible = [one for one in data.candidates if one.fitness is not None]
-    best_first = sorted(feasible, key=lambda one: (-(one.fitness or 0.0), one.index))
+    best_first = sorted(feasible, key=lambda one: one.rank)
+    low, top = (ends(feasible)) if feasible else (0, 0)
     return template.render(
         data=data,
         verdict=judged,
         outcome=judged.against_alone.outcome if judged.against_alone else "not measured",
         rows=table_rows(data.rows),
         comparisons=[comparison_line(comparison) for comparison in judged.comparisons],
-        terms=[term_cells(term) for term in data.policy.get("terms", [])],
+        terms=[
+            *map(distiller_cells, data.policy.get("distillers", [])),
+            *map(term_cells, data.policy.get("terms", [])),
+        ],
         chart={theme: data_uri(fitness_chart(data.candidates, theme)) for theme in PALETTES} if feasible else None,
         top=[candidate_cells(one) for one in best_first[:TOP]],
         islands=island_cells(data.candidates),
         counts={
             "candidates": len(data.candidates),
-            "infeasible": len(data.candidates) - len(feasible),
             "references": sum(one.stage == "reference" for one in data.candidates),
+            "states": tally(one.state for one in data.candidates),
         },
+        rungs={"low": low, "top": top},
+        false_rejects=false_rejects(data.funnel) if data.funnel else None,
         panels=panel_cells(data),
         insight=insight_cells(data.insight) if data.insight else None,
     )
+
+
+def ends(measured: Sequence[CandidatePoint]) -> tuple[int, int]:
+    """The student iterations of the lowest and of the highest rung that anybody was measured at; 0 where they are not known."""
+    known = [rung for one in measured for rung in one.rungs]
+    return min(known, default=0), max(known, default=0)
 
 
 def data_uri(png: bytes) -> Markup:
@@ -94,9 +106,13 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def comparison_line(comparison: Comparison) -> dict[str, Any]:
+    mean, low, high = comparison.difference
     return {
         "names": f"{comparison.first} − {comparison.second}",
-        "figures": describe(comparison),
+        "mean": f"{mean:+.1f}",
+        "interval": "–" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}",
+        "seeds": str(len(comparison.seeds)),
+        "images": str(comparison.images) if comparison.images else "not drawn",
         "each": ", ".join(f"{value:+.1f}" for value in comparison.differences),
         "outcome": comparison.outcome,
         "p": "–" if math.isnan(comparison.p) else f"{comparison.p:.3f}" if comparison.p >= 0.001 else "< 0.001",
@@ -110,9 +126,28 @@ def term_cells(term: Mapping[str, Any]) -> dict[str, str]:
         "knowledge": str(term.get("knowledge", "")),
         "transforms": " → ".join(str(name) for name in term.get("transforms", []) if name != "none") or "as it is",
         "distance": str(term.get("distance", "")),
-        "weight": f"{term.get('weight', 1.0):g}",
-        "options": ", ".join(f"{name} {value}" for name, value in term.items() if name not in usual),
+        "weight": f"{term.get('weight', 1.0):.4g}",
+        "options": ", ".join(option(name, value) for name, value in term.items() if name not in usual),
     }
+
+
+def distiller_cells(distiller: Mapping[str, Any]) -> dict[str, str]:
+    """A hand-designed distiller of the policy's JSON as a line among the terms."""
+    settings = {**distiller.get("settings", {}), **({"balanced": True} if distiller.get("balanced") else {})}
+    return {
+        "knowledge": str(distiller["name"]),
+        "transforms": "a distiller with parts of its own",
+        "distance": "",
+        "weight": f"{distiller.get('weight', 1.0):.4g}",
+        "options": ", ".join(option(name, value) for name, value in settings.items()),
+    }
+
+
+def option(name: str, value: object) -> str:
+    """`background 0.25`, `balanced`; a number with four digits."""
+    if value is True:
+        return name.replace("_", " ")
+    return f"{name.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"
 
 
 def candidate_cells(one: CandidatePoint) -> dict[str, str]:
@@ -121,30 +156,39 @@ def candidate_cells(one: CandidatePoint) -> dict[str, str]:
         "where": one.name or one.island or "together" if one.stage != "reference" else one.name or "reference",
         "stage": STAGES.get(one.stage, one.stage),
         "operator": one.operator,
-        "fitness": f"{one.fitness:.2f}" if one.fitness is not None else one.failure or "infeasible",
+        "fitness": f"{one.fitness:.1f}" if one.fitness is not None else "–",
+        "rung": str(max(one.rungs)) if one.rungs else "–",
         "formula": one.formula,
     }
 
 
 def island_cells(candidates: Sequence[CandidatePoint]) -> list[dict[str, str]]:
-    """One line for the references, for each island in the order it first appears, and for stage 2."""
+    """One line for the references, for each island in the order it first appears, and for stage 2.
+
+    The mean is that of the lowest rung, where nearly all were measured; the best is at its own.
+    """
+    low, _ = ends([one for one in candidates if one.fitness is not None])
     groups: dict[str, list[CandidatePoint]] = {}
     for one in sorted(candidates, key=lambda one: one.index):
         name = {"reference": "references", "stage2": "stage 2: together"}.get(one.stage, one.island or "")
         groups.setdefault(name, []).append(one)
     lines = []
     for name, members in groups.items():
-        feasible = [(one.fitness, one) for one in members if one.fitness is not None]
-        best = max(feasible, key=lambda pair: (pair[0], -pair[1].index), default=None)
+        feasible = [one for one in members if one.fitness is not None]
+        best = min(feasible, key=lambda one: one.rank, default=None)
+        entry = [one.rungs.get(low, one.fitness or 0.0) for one in feasible if low in one.rungs or not one.rungs]
+        rest = tally(one.state for one in members if one.fitness is None)
         lines.append(
             {
                 "name": name,
                 "colour": colour_of(members[0]),
                 "count": str(len(members)),
-                "infeasible": str(len(members) - len(feasible)),
-                "mean": f"{fmean(fitness for fitness, _ in feasible):.1f}" if feasible else "–",
-                "best": f"{best[0]:.1f}" if best else "–",
-                "formula": best[1].formula if best else "",
+                "measured": str(len(feasible)),
+                "rest": "–" if rest == "none" else rest,
+                "mean": f"{fmean(entry):.1f}" if entry else "–",
+                "best": candidate_cells(best)["fitness"] if best else "–",
+                "rung": candidate_cells(best)["rung"] if best else "–",
+                "formula": best.formula if best else "",
             }
         )
     return lines
@@ -154,13 +198,14 @@ def insight_cells(found: Mapping[str, Any]) -> dict[str, Any]:
     """The five parts of `insight` as text, and the picture of the effects."""
 
     def signed(value: float | None) -> str:
-        return "–" if value is None else f"{value:+.1f}"
+        return "–" if value is None else f"{value:+.2f}"
 
     def between(interval: Sequence[float] | None) -> str:
-        return "–" if interval is None else f"{interval[0]:+.1f} to {interval[1]:+.1f}"
+        return "–" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
 
     return {
         "measured": f"{found['measured']} of {found['candidates']}",
+        "rung": found["rung"],
         "shared": [
             {
                 "gene": one["gene"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from detkds_core.report.data import Row
 from detkds_core.report.statistics import Interval, mean_interval
@@ -48,6 +50,38 @@ def spread(interval: Interval) -> str:
         return f"{mean:.1f}"
     even = abs((high - mean) - (mean - low)) < UNEVEN
     return f"{mean:.1f} ±{(high - low) / 2:.1f}" if even else f"{mean:.1f} ({low:.1f} to {high:.1f})"
+
+
+STATES = {  # one and several candidates in a state of the ledger
+    "MEASURED": ("measured", "measured"),
+    "REJECTED": ("refused", "refused"),
+    "DUPLICATE": ("double", "doubles"),
+    "INFEASIBLE": ("infeasible", "infeasible"),
+    "PROPOSED": ("not measured yet", "not measured yet"),
+}
+
+
+def tally(states: Iterable[str]) -> str:
+    """`28 measured, 1 refused, 2 doubles`: how many candidates are in each state of the ledger; states of none are left out."""
+    counts = Counter(states)
+    return ", ".join(f"{counts[state]} {words[counts[state] > 1]}" for state, words in STATES.items() if counts[state]) or "none"
+
+
+def false_rejects(funnel: Mapping[str, Any]) -> str:
+    """How often the gates refused a good candidate, by the audit of a search's funnel.
+
+    `25 % (95 % interval 5 to 70 %): 1 of 4 that were refused and trained all the same is among the best third`. Searches from before there
+    was an interval have the counts alone.
+    """
+    audited, false = funnel.get("audited", 0), funnel.get("falsely_rejected", 0)
+    if not audited:
+        return "not known: none was audited"
+    counts = f"{false} of {audited} that {'were' if audited > 1 else 'was'} refused and trained all the same"
+    counts += f" {'are' if false > 1 else 'is'} among the best third"
+    if funnel.get("false_reject_rate") is None:
+        return counts
+    low, high = funnel["false_reject_interval"]
+    return f"{100 * funnel['false_reject_rate']:.0f} % (95 % interval {100 * low:.0f} to {100 * high:.0f} %): {counts}"
 
 
 def millions(count: int) -> str:
