@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +17,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
@@ -159,6 +164,124 @@ def s3_place(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def artifacts_place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty place for artifacts: a folder, and then a bucket."""
     return str(tmp_path / "artifacts") if request.param == "folder" else str(request.getfixturevalue("s3_place"))
+
+
+class Browser:
+    """A headless Chromium, spoken to over a pipe in the DevTools protocol; one tab, 1300 x 1000 pixels unless `size` says otherwise."""
+
+    COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    ON_3_AND_4 = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
+
+    def __init__(self, program: str, profile: str) -> None:
+        theirs, self.out = os.pipe()
+        self.into, answers = os.pipe()
+        command = [program, "--headless", "--no-sandbox", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.ON_3_AND_4, str(theirs), str(answers), *command],
+            pass_fds=(theirs, answers),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs)
+        os.close(answers)
+        self.number, self.read = 0, b""
+        self.session: str | None = None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.size(1300, 1000)
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        """The answer to a command; what the browser tells of itself in between is left aside."""
+        self.number += 1
+        session = {"sessionId": self.session} if self.session else {}
+        os.write(self.out, json.dumps({"id": self.number, "method": method, "params": parameters, **session}).encode() + b"\0")
+        while True:
+            while b"\0" not in self.read:
+                assert select.select([self.into], [], [], 60)[0], f"no answer to {method}"
+                part = os.read(self.into, 1 << 16)
+                assert part, "the browser ended"
+                self.read += part
+            message, _, self.read = self.read.partition(b"\0")
+            answer = json.loads(message)
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def size(self, width: int, height: int) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+
+    def go(self, url: str) -> None:
+        """Another page, also where only the part behind # differs."""
+        self.call("Page.navigate", url="about:blank")
+        self.until("document.URL === 'about:blank'")
+        self.call("Page.navigate", url=url)
+        self.until("document.URL !== 'about:blank' && document.readyState === 'complete'")
+
+    def run(self, script: str) -> Any:
+        """What an expression is worth, as JSON; a promise is waited for."""
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def until(self, condition: str) -> None:
+        """Wait for an expression to be true."""
+        deadline = time.monotonic() + 30
+        while not self.run(f"!!({condition})"):
+            assert time.monotonic() < deadline, f"not within 30 s: {condition}; the page says: {self.text[:2000]}"
+            time.sleep(0.05)
+
+    @property
+    def text(self) -> str:
+        """What the page says, in one line."""
+        return " ".join(str(self.run("document.body.innerText")).split())
+
+    def press(self, key: str) -> None:
+        """A key as it is held down and let go: `Tab`, `Enter`, `Escape`, ` `."""
+        text = {"Enter": "\r", " ": " "}.get(key)
+        code = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}[key]
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                windowsVirtualKeyCode=code,
+                **({"text": text} if text and kind == "keyDown" else {}),
+            )
+
+    def write(self, selector: str, text: str) -> None:
+        """Put the text into a field in place of what is there, as by keyboard."""
+        self.run(f"document.querySelector({json.dumps(selector)}).focus(); document.activeElement.select(); 0")
+        self.call("Input.insertText", text=text)
+
+    def click(self, selector: str) -> None:
+        self.until(f"document.querySelector({json.dumps(selector)})")
+        self.run(f"document.querySelector({json.dumps(selector)}).click()")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A real browser; tests that ask for it are skipped where there is none."""
+    program = next(filter(None, map(shutil.which, Browser.COMMANDS)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(Browser.COMMANDS)} is installed")
+    with tempfile.TemporaryDirectory(prefix="detkds-browser-", ignore_cleanup_errors=True) as profile:
+        made = Browser(program, profile)
+        try:
+            yield made
+        finally:
+            made.process.kill()
+            made.process.wait()
+            os.close(made.out)
+            os.close(made.into)
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """The browser, with an empty page of its usual size after each test."""
+    yield chromium
+    chromium.run("try { sessionStorage.clear() } catch {}")
+    chromium.size(1300, 1000)
+    chromium.call("Page.navigate", url="about:blank")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,19 @@ from safetensors.numpy import save_file
 
 from detkds_api.app import create_app
 from detkds_api.settings import Settings
-from detkds_core.store import Store
+from detkds_core.store import Store, distillations, results, searches
 
 CLASSES = ("circle", "square")
+POLICY = {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 5.0}]}
+SPEC = {
+    "teacher": {"detector": "big"},
+    "student": {"detector": "small"},
+    "policy": POLICY,
+    "recipe": {"iterations": 10},
+    "budget": 80,
+    "rungs": [10],
+    "confirmation": {"finalists": 1, "seeds": 3, "iterations": 10, "distillers": []},
+}
 KEY = SecretStr("0123456789abcdef0123456789abcdef")
 
 
@@ -121,3 +131,48 @@ def wanted(service: Service) -> dict[str, Any]:
         "seed": 3,
         "recipe": {"iterations": 2, "batch": 2, "image_size": 64},
     }
+
+
+@pytest.fixture
+def of_search(service: Service) -> Callable[..., str]:
+    """Make a result of a search as the evolver writes it: `of_search(digest, images)`; its id. Further evidence by name."""
+
+    def make(
+        digest: str = "d" * 20, images: int = 300, name: str = "shapes", *, title: str = "found", policy: Any = POLICY, **evidence: Any
+    ) -> str:
+        with service.store.begin() as session:
+            search = searches.create(session, name=title, spec=SPEC, dataset={"name": name, "digest": digest})
+            result = results.create(
+                session,
+                search,
+                policy=policy,
+                ap=30.25,
+                metrics={"interval": [28.5, 32.0]},
+                evidence={
+                    "images": {"selection": 200, "report": images},
+                    "seeds": {"search": 0, "confirmation": [1, 2, 3]},
+                    "cost": {"seconds": 90.5, "iterations": 4000, "search_seconds": 60.0},
+                    "versions": {"detkds_core": "0.1.0", "detkds_evolver": "0.2.0"},
+                    **evidence,
+                },
+                artifacts={},
+                environment={"torch": "2.14.1", "device": "cpu"},
+            )
+            return result.id
+
+    return make
+
+
+@pytest.fixture
+def of_distillation(service: Service) -> Callable[..., str]:
+    """The same of a distillation, without an interval."""
+
+    def make(digest: str = "d" * 20, images: int = 300) -> str:
+        with service.store.begin() as session:
+            one = distillations.create(session, name="trained", spec=SPEC, dataset={"name": "shapes", "digest": digest})
+            evidence = {"seed": 4, "images": {"report": images}, "cost": {"seconds": None, "iterations": 300}}
+            return results.create(
+                session, one, policy={"terms": []}, ap=21.0, metrics={}, evidence=evidence, artifacts={}, environment={"torch": "2.13.0"}
+            ).id
+
+    return make

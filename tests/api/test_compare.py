@@ -1,51 +1,6 @@
 """`GET /results/compare`: results side by side, and never those of different images."""
 
-import pytest
-
-from detkds_core.store import distillations, results, searches
-
-POLICY = {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 5.0}]}
-SPEC = {"teacher": {"detector": "big"}, "student": {"detector": "small"}, "policy": POLICY, "recipe": {"iterations": 10}}
-
-
-@pytest.fixture
-def of_search(service):
-    """Make a result of a search as the evolver writes it: `of_search(digest, images)`; its id."""
-
-    def make(digest="d" * 20, images=300, name="shapes"):
-        with service.store.begin() as session:
-            search = searches.create(session, name="found", spec=SPEC, dataset={"name": name, "digest": digest})
-            result = results.create(
-                session,
-                search,
-                policy=POLICY,
-                ap=30.25,
-                metrics={"interval": [28.5, 32.0]},
-                evidence={
-                    "images": {"selection": 200, "report": images},
-                    "seeds": {"search": 0, "confirmation": [1, 2, 3]},
-                    "cost": {"seconds": 90.5, "iterations": 4000, "search_seconds": 60.0},
-                    "versions": {"detkds_core": "0.1.0", "detkds_evolver": "0.2.0"},
-                },
-                artifacts={},
-                environment={"torch": "2.14.1", "device": "cpu"},
-            )
-            return result.id
-
-    return make
-
-
-@pytest.fixture
-def of_distillation(service):
-    def make(digest="d" * 20, images=300):
-        with service.store.begin() as session:
-            one = distillations.create(session, name="trained", spec=SPEC, dataset={"name": "shapes", "digest": digest})
-            evidence = {"seed": 4, "images": {"report": images}, "cost": {"seconds": None, "iterations": 300}}
-            return results.create(
-                session, one, policy={"terms": []}, ap=21.0, metrics={}, evidence=evidence, artifacts={}, environment={"torch": "2.13.0"}
-            ).id
-
-    return make
+from detkds_core.store import results
 
 
 def compare(service, *ids):

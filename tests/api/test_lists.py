@@ -136,7 +136,7 @@ def test_searches_are_narrowed_to_an_algorithm(service, wanted):
             "/results",
             {"state": "QUEUED"},
             "?state",
-            "one of limit, cursor, sort, kind, dataset, teacher, student, term, ap_at_least, ap_at",
+            "one of limit, cursor, sort, name, tag, kind, dataset, teacher, student, term, ap_at_least, ap_at",
         ),
         ("/searches", {"sort": "ap"}, "?sort", "'created_at', '-created_at', 'updated_at', '-updated_at', 'finished_at' or '-finished_at'"),
         ("/results", {"sort": "updated_at"}, "?sort", "'created_at', '-created_at', 'ap' or '-ap'"),
@@ -205,6 +205,18 @@ def test_results_are_ordered_by_ap_and_narrowed_to_pair_term_and_ap(service, mea
     assert ids(service, "/results", kind="search") == []
     shown = service.http.get(f"/results/{high}").json()
     assert (shown["teacher"], shown["student"]) == ("gfl_r18w32_fpn32", "retinanet_r18w8_fpn32")
+
+
+def test_results_are_found_by_name_and_by_the_tags_of_what_they_come_from(service, measured):
+    low, middle, high = measured
+    of = {one: service.http.get(f"/results/{one}").json()["distillation_id"] for one in measured}
+    service.http.patch(f"/distill/{of[low]}", json={"tags": ["kept", "first"]})
+    service.http.patch(f"/distill/{of[high]}", json={"tags": ["kept"]})
+    assert ids(service, "/results", tag="kept") == [high, low]
+    assert ids(service, "/results", tag="kept", name="PKD", sort="ap") == [low, high]
+    assert ids(service, "/results", tag="first") == [low]
+    assert ids(service, "/results", tag="kep") == []
+    assert ids(service, "/results", name="d FGD") == [middle]
 
 
 def test_a_new_name_is_the_results_too(service, measured):

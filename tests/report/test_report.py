@@ -293,3 +293,26 @@ def test_colours_of_the_key_are_those_of_the_boxes(page, tmp_path):
     write_report(tmp_path / "report.html", report())
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r'class="key" style="border-color:(#\w+)"', html) == [RIGHT, WRONG]
+
+
+def test_every_column_is_seen_on_a_screen_and_on_a_phone(browser, tmp_path):
+    """Five seeds, intervals that are not even, and the longest name of a policy, which is shown as it is written."""
+    aps = ((20.0, 21.0, 22.0, 23.0, 29.0), (45.0, 46.0, 47.0, 48.0, 49.0), (24.0, 25.0, 26.0, 27.0, 28.0))
+    rows = [
+        Row(name, role, (1, 2, 3, 4, 5), *aps, 41_612_000, 5000, interval=Interval(23.0, 18.25, 26.5))
+        for name, role in (
+            ("student alone", "alone"),
+            ("student, detkds_faster_rcnn", "reference"),
+            ("student, searched policy", "searched"),
+        )
+    ]
+    write_report(tmp_path / "report.html", report(rows=rows))
+    browser.go((tmp_path / "report.html").as_uri())
+    assert "student, detkds_faster_rcnn" in browser.text
+    hidden = "[...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth).map(one => one.innerText)"
+    assert browser.run(hidden) == []
+    browser.size(400, 900)
+    assert browser.run("document.documentElement.scrollWidth") <= 400
+    assert browser.run(hidden) == [""], "the picture of the search alone can be moved; its text would be too small to read"
+    labels = "[...document.querySelector('tbody tr').cells].map(cell => getComputedStyle(cell, '::before').content)"
+    assert browser.run(labels)[-1] == '"seeds"'

@@ -45,15 +45,15 @@ def test_a_list_is_narrowed_by_each_filter_and_by_several(store: Store) -> None:
     create(store, "Digits, first", tags=("paper", "a"))
     create(store, "second", spec=spec("big", "small", "random"), dataset={"name": "trees"}, owner="ann")
     create(store, "100% of digits", spec=spec("big"), tags=("paper",))
-    assert names(store, label="paper") == ["100% of digits", "Digits, first"]
-    assert names(store, label="pap") == []
+    assert names(store, tag="paper") == ["100% of digits", "Digits, first"]
+    assert names(store, tag="pap") == []
     assert names(store, name="DIGITS") == ["100% of digits", "Digits, first"]
     assert names(store, name="0% o") == ["100% of digits"]
     assert names(store, name="0_%") == [], "a wildcard of SQL is a letter as any other"
     assert names(store, teacher="big") == ["100% of digits", "second"]
     assert names(store, teacher="big", student="s") == ["100% of digits"]
     assert names(store, algorithm="random", dataset="trees", state="QUEUED") == ["second"]
-    assert names(store, owner="ann", teacher="big", label=None) == ["second"]
+    assert names(store, owner="ann", teacher="big", tag=None) == ["second"]
 
 
 @pytest.mark.parametrize("sort", ["created_at", "-created_at", "updated_at", "-updated_at", "finished_at", "-finished_at"])
@@ -89,9 +89,9 @@ def test_results_are_ordered_by_ap_and_narrowed_by_what_their_policy_is_made_of(
     assert paged(store, results, sort="-ap") == [second, first, none], "the one without an AP has no place in the order"
     assert paged(store, results, sort="ap") == [none, first, second]
     assert paged(store, results) == made[::-1]
-    assert paged(store, results, label="catt") == [unknown, second, first]
-    assert paged(store, results, label="l1") == paged(store, results, label="mgd") == [second]
-    assert paged(store, results, label="none") == []
+    assert paged(store, results, term="catt") == [unknown, second, first]
+    assert paged(store, results, term="l1") == paged(store, results, term="mgd") == [second]
+    assert paged(store, results, term="none") == []
     assert paged(store, results, sort="-ap", ap_at_least=30.1) == [second, first]
     assert paged(store, results, ap_at_most=30.0) == [none]
     assert paged(store, results, teacher="t", student="s", kind="search") == made[::-1]
@@ -105,7 +105,7 @@ def test_a_cursor_is_refused_by_another_order_other_filters_and_another_list(sto
     for _ in range(3):
         create(store)
     with store.read() as session:
-        _, cursor = searches.list(session, limit=2, state="QUEUED", label=None)
+        _, cursor = searches.list(session, limit=2, state="QUEUED", tag=None)
         assert len(searches.list(session, limit=2, state="QUEUED", cursor=cursor)[0]) == 1
         with pytest.raises(ValueError, match="belongs to a list in the order '-created_at', and this one is in the order 'created_at'"):
             searches.list(session, sort="created_at", state="QUEUED", cursor=cursor)
@@ -151,7 +151,7 @@ def test_a_distillation_has_labels_and_remembers_its_request(store: Store) -> No
         first = distillations.create(session, name="d", spec={"policy": {}, **spec()}, dataset=DATASET, request={"seed": 1}, tags=["x"])
         second = distillations.create(session, name="d", spec={"policy": {}, **spec()}, dataset=DATASET, cloned_from=first.id, notes="n")
         labels.relabel(session, first, name="e")
-    assert paged(store, distillations, label="x", name="E") == [first.id]
+    assert paged(store, distillations, tag="x", name="E") == [first.id]
     with store.read() as session:
         one, other = distillations.get(session, first.id), distillations.get(session, second.id)
         assert (one.request, one.cloned_from, one.teacher, one.student) == ({"seed": 1}, None, "t", "s")
@@ -183,7 +183,9 @@ def test_no_list_reads_its_whole_table(sqlite_database: str) -> None:
             with store.read() as session:
                 domain.list(session, **{name: asked[name]})
         with store.read() as session:
-            domain.list(session, label="x")
+            domain.list(session, tag="x")
+    with store.read() as session:
+        results.list(session, term="x")
     with store.read() as session:
         cursor = searches.list(session, limit=1)[1]
         searches.list(session, limit=1, cursor=cursor)
@@ -233,7 +235,7 @@ def test_a_database_of_before_has_what_its_documents_say_in_the_columns(request:
         assert (one.notes, one.request, one.cloned_from, labels.of(session, one)) == ("", None, None, [])
         assert (older.teacher, older.student, older.algorithm) == ("", "", "")
         assert (other.teacher, other.student) == ("big", "small")
-        (result,) = results.list(session, label="fgd", teacher="big")[0]
+        (result,) = results.list(session, term="fgd", teacher="big")[0]
         assert labels.of(session, result) == ["fgbg", "fgd", "kl"]
         labels.relabel(session, one, tags=["kept"])
         assert session.get(Search, "s").spec == spec("big", "small", "tpe")

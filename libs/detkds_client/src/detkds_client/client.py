@@ -239,8 +239,8 @@ class Client(Connection):
     # Results
 
     def results(self, *, limit: int | None = 50, **asked: str | float | None) -> list[Result]:
-        """At most `limit` results, the newest first; asked: `sort` ("-ap": the best first) and filters of `GET /results` (kind, dataset,
-        teacher, student, term, ap_at_least, ap_at_most)."""
+        """At most `limit` results, the newest first; asked: `sort` ("-ap": the best first) and filters of `GET /results` (name, tag, kind,
+        dataset, teacher, student, term, ap_at_least, ap_at_most)."""
         return cast(list[Result], list(self.items("/results", limit, **asked)))
 
     def compare(self, ids: Sequence[str]) -> Comparison:

@@ -16,6 +16,8 @@ def results(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Write its student here: .safetensors, or .pth for MMDetection with a .py beside it.")
     ] = None,
+    name: Annotated[str | None, typer.Option(help="Those whose name contains this.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Those of searches and distillations with this tag.")] = None,
     kind: Annotated[str | None, typer.Option(help="Those of searches, or of distillations: search, distill.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Those on this dataset.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Those with this teacher, a detector.")] = None,
@@ -32,6 +34,8 @@ def results(
 ) -> None:
     """List results, show one, or take its checkpoint."""
     asked: dict[str, str | float | None] = {
+        "name": name,
+        "tag": tag,
         "kind": kind,
         "dataset": dataset,
         "teacher": teacher,

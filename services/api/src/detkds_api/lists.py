@@ -31,9 +31,8 @@ class ListQuery(Asked):
     cursor: str | None = Field(default=None, min_length=1, max_length=400, description=CURSOR)
 
     def page(self) -> dict[str, Any]:
-        """Order, filters and page as the store's lists take them; a tag and a word of a policy are labels there."""
-        asked = self.model_dump()
-        return {{"tag": "label", "term": "label"}.get(name, name): value for name, value in asked.items()}
+        """Order, filters and page as the store's lists take them."""
+        return self.model_dump()
 
 
 class RunsQuery(ListQuery):

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from detkds_api.caller import Caller
 from detkds_api.download import download
-from detkds_api.fields import Name
+from detkds_api.fields import Name, Tag
 from detkds_api.lists import SORT, ListQuery, Page, page_of
 from detkds_api.problems import NotFound
 from detkds_api.service import Id, Service, example
@@ -63,6 +63,8 @@ class ResultsQuery(ListQuery):
     """What the list of results can be asked for."""
 
     sort: Literal["created_at", "-created_at", "ap", "-ap"] = Field(default="-created_at", description=SORT)
+    name: Name | None = Field(default=None, description="Those whose name contains this, in upper or lower case.")
+    tag: Tag | None = Field(default=None, description="Those of searches and distillations with this tag.")
     kind: Kind | None = Field(default=None, description="Those of searches, or of distillations.")
     dataset: Name | None = Field(default=None, description="Those on this dataset.")
     teacher: Name | None = Field(default=None, description="Those with this teacher, a detector of `GET /detectors`.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, ForeignKey, String, delete, select, update
+from sqlalchemy import ColumnElement, ForeignKey, Select, String, delete, or_, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from . import events
@@ -99,18 +99,25 @@ def relabel(
     session.refresh(subject)
 
 
+def having(table: type[Any], label: str) -> Select[tuple[str]]:
+    """The ids of the rows that have a label."""
+    return select(table.subject_id).where(table.label == label)
+
+
 def matching(table: type[Any], asked: Mapping[str, Any]) -> list[ColumnElement[bool]]:
     """The conditions of a list's filters; those that are None ask for nothing.
 
-    `label`: has it; `name`: contains it, in whatever case; `ap_at_least`, `ap_at_most`; any other: the column is equal to it.
+    `tag`: has it, or of a result: what it comes from has it; `term`: its policy has this word; `name`: contains it, in whatever case;
+    `ap_at_least`, `ap_at_most`; any other: the column is equal to it.
     """
     found: list[ColumnElement[bool]] = []
     for name, value in asked.items():
         if value is None:
             continue
-        if name == "label":
-            labels = TABLES[table]
-            found.append(table.id.in_(select(labels.subject_id).where(labels.label == value)))
+        if name == "tag" and table is Result:
+            found.append(or_(Result.search_id.in_(having(SearchTag, value)), Result.distillation_id.in_(having(DistillationTag, value))))
+        elif name in ("tag", "term"):
+            found.append(table.id.in_(having(TABLES[table], value)))
         elif name == "name":
             found.append(table.name.icontains(value, autoescape=True))
         elif name == "ap_at_least":
