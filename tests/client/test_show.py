@@ -43,6 +43,30 @@ def test_what_was_refused_and_doubles_are_counted(capsys):
     assert "refused" not in capsys.readouterr().out
 
 
+def result(**changes):
+    one = {"id": "r", "name": "found", "kind": "search", "dataset": "digits", "formula": "0.7421037228031555·l2(global)", "ap": 34.6}
+    return one | {"checkpoint": False, "metrics": {}, "evidence": {}} | changes
+
+
+def test_a_result_says_what_its_ap_rests_on_and_how_far_its_gates_can_be_trusted(capsys):
+    funnel = {"audited": 4, "falsely_rejected": 1, "false_reject_rate": 0.25, "false_reject_interval": [0.0456, 0.6994]}
+    evidence = {
+        "seeds": {"search": 0, "confirmation": [1, 2, 3]},
+        "images": {"selection": 200, "report": 300},
+        "summary": {"funnel": funnel},
+    }
+    show.result(result(metrics={"interval": [22.6, 43.1]}, evidence=evidence))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "policy 0.7421·l2(global)" in lines
+    assert "AP 34.6 (mean of seeds 1, 2, 3 on 300 report images; 95 % interval 22.6 to 43.1)" in lines
+    rate = "25 % (95 % interval 5 to 70 %): 1 of 4 that were refused and trained all the same is among the best third"
+    assert f"false-reject rate of the gates {rate}" in lines
+    show.result(result(evidence={"seed": 4, "images": {"report": 1}}))
+    assert "34.6 (seed 4 on 1 report image)" in capsys.readouterr().out
+    show.result(result())
+    assert "34.6 (seed unknown on an unknown number of report images)" in capsys.readouterr().out
+
+
 def test_a_preview_is_shown_with_its_cost(capsys):
     bought = {
         "formulas": {"global": 2286, "localization": 14},

@@ -155,7 +155,8 @@ def table(title: str, rows: list[Field]) -> str:
         return ""
     head = "".join(f"<th>{one}</th>" for one in (title, "type", "meaning"))
     lines = "".join(
-        f'<tr><td class="mono">{escape(row.name)}</td><td>{escape(row.kind)}</td><td>{inline(row.meaning)}</td></tr>' for row in rows
+        f'<tr><td class="mono">{escape(row.name)}</td><td data-label="type">{escape(row.kind)}</td><td>{inline(row.meaning)}</td></tr>'
+        for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 

@@ -12,21 +12,21 @@ const SHORT = 12; // characters of a digest that tell it apart
 const CHOSEN = "detkds-chosen"; // session storage: ids of the results to compare
 
 function searchCard(one) {
-  return runCard(one, "searches", [
-    make("span", { class: "end" }, one.best ? make("b", {}, `best AP ${percent(one.best.ap)} %`) : ""),
-  ], one.best ? formula(one.best.formula, "div") : null);
+  return runCard(one, "searches", one.best ? make("b", { title: "of a candidate, on the selection images" }, `best AP ${percent(one.best.ap)} %`) : null,
+    one.best ? formula(one.best.formula, "div") : null);
 }
 
-const distillationCard = (one) => runCard(one, "distillations", [], formula(one.formula, "div"));
+const distillationCard = (one) => runCard(one, "distillations", null, formula(one.formula, "div"));
 
-function runCard(one, path, end, below) {
+function runCard(one, path, worth, below) {
+  const busy = BUSY.includes(one.state), ended = one.reason || (busy || one.state === "SUCCEEDED" ? null : `${Math.floor(100 * one.progress.fraction)} % done`);
   return make("div", { class: "card" },
     make("div", { class: "row" },
       make("a", { class: "name", href: `#/${path}/${one.id}` }, one.name), badge(one.state), tags(path, one.tags),
-      make("span", { class: "quiet" }, `${one.teacher} → ${one.student} on ${one.dataset}`), end),
-    BUSY.includes(one.state) ? bar(one.progress) : make("div", { class: "row quiet" },
-      make("span", {}, one.reason || (one.state === "SUCCEEDED" ? "" : `${Math.floor(100 * one.progress.fraction)} % done`)),
-      make("span", { class: "end" }, time(one.created_at))),
+      make("span", { class: "quiet" }, `${one.teacher} → ${one.student} on ${one.dataset}`),
+      make("span", { class: "row end" }, worth, make("span", { class: "quiet" }, time(one.created_at)))),
+    busy ? bar(one.progress) : null,
+    ended ? make("div", { class: "quiet reason" }, ended) : null,
     waits(one),
     one.notes ? make("div", { class: "quiet note" }, one.notes.split("\n", 1)[0]) : null,
     below);
