@@ -90,7 +90,7 @@ export async function distillation(id) {
 let known = { of: "", candidates: [] }; // those of the search that is shown, and where it stood when they were read
 
 async function candidatesOf(one) {
-  const of = JSON.stringify([one.id, one.state, one.progress.done, one.updated_at]);
+  const of = JSON.stringify([one.id, one.state, one.progress.done, one.progress.fraction, one.updated_at]);
   if (known.of !== of) {
     const candidates = [];
     let cursor = "";
