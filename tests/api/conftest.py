@@ -46,6 +46,17 @@ class Service:
     settings: Settings
     roots: Path
 
+    def search(self) -> dict[str, Any]:
+        """A search that is possible."""
+        return {
+            "dataset": "shapes",
+            "teacher": {"detector": "gfl_r18w32_fpn32", "checkpoint": str(self.roots / "teacher.safetensors")},
+            "student": {"detector": "gfl_r18w8_fpn32"},
+            "candidates": 12,
+            "seed": 3,
+            "recipe": {"iterations": 2, "batch": 2, "image_size": 64},
+        }
+
 
 def write_coco(folder: Path, images: int, *, classes: tuple[str, ...] = CLASSES, shade: int = 0) -> dict[str, str]:
     """A COCO split of grey images of 64 px, one box each: `{"annotations", "images"}`. shade tells the pictures of splits apart."""
@@ -89,19 +100,34 @@ def running(settings: Settings) -> Iterator[str]:
     assert not thread.is_alive()
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One service a test module, with the dataset `shapes` registered and two teachers of it below the root."""
+@contextmanager
+def serving(tmp_path_factory: pytest.TempPathFactory, **settings: Any) -> Iterator[Service]:
+    """A service with the dataset `shapes` registered and two teachers of it below the root. settings: further ones."""
     home = tmp_path_factory.mktemp("home")
     roots = tmp_path_factory.mktemp("roots").resolve()
-    settings = Settings(home=home, port=free_port(), data_roots=(roots,), cache=home / "cache")
+    known = Settings(home=home, port=free_port(), data_roots=(roots,), **{"cache": home / "cache", **settings})
+    headers = {"Authorization": f"Bearer {known.api_key.get_secret_value()}"} if known.api_key else {}
     write_checkpoint(roots / "teacher.safetensors", CLASSES)
     write_checkpoint(roots / "other.safetensors", ("cat", "dog", "cow"))
-    with running(settings) as url, httpx2.Client(base_url=url, timeout=30, trust_env=False) as http:
+    with running(known) as url, httpx2.Client(base_url=url, headers=headers, timeout=30, trust_env=False) as http:
         body = {"name": "shapes", "train": write_coco(roots / "train", 6), "val": write_coco(roots / "val", 4, shade=100)}
         answer = http.post("/datasets", json=body)
         assert answer.status_code == 201, answer.text
-        yield Service(url, http, Store(settings.url), settings, roots)
+        yield Service(url, http, Store(known.url), known, roots)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service a test module."""
+    with serving(tmp_path_factory) as one:
+        yield one
+
+
+@pytest.fixture(scope="module", params=[None, KEY], ids=["open", "locked"])
+def whole_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One that asks for no key, and then one that asks for the operator's, both with the built-in datasets of this machine."""
+    with serving(tmp_path_factory, api_key=request.param, cache=None) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +149,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Set
 @pytest.fixture
 def wanted(service: Service) -> dict[str, Any]:
     """A search that is possible; tests change one thing of it."""
-    return {
-        "dataset": "shapes",
-        "teacher": {"detector": "gfl_r18w32_fpn32", "checkpoint": str(service.roots / "teacher.safetensors")},
-        "student": {"detector": "gfl_r18w8_fpn32"},
-        "candidates": 12,
-        "seed": 3,
-        "recipe": {"iterations": 2, "batch": 2, "image_size": 64},
-    }
+    return service.search()
 
 
 @pytest.fixture

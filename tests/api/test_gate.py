@@ -114,6 +114,15 @@ def test_what_is_not_there_is_a_problem_too(service, method, path, status):
     problem(service.http.request(method, path), status)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("DELETE", "/searches", "GET, POST"), ("PUT", "/searches/preview", "POST"), ("PUT", "/keys/1", "DELETE"), ("PUT", "/docs", "GET")],
+)
+def test_what_an_address_does_not_do_comes_with_what_it_does(service, method, path, allowed):
+    answer = service.http.request(method, path)
+    assert (answer.status_code, ", ".join(sorted(answer.headers["allow"].split(", ")))) == (405, allowed)
+
+
 def test_the_page_has_no_inline_script_and_a_policy_that_forbids_it(service):
     page = service.http.get("/")
     assert page.status_code == 200

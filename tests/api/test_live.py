@@ -1,6 +1,10 @@
 """What happens, as server-sent events: all of it in order, from where a connection broke, until the end."""
 
 import json
+import logging
+import time
+
+import pytest
 
 from detkds_core.store import events, jobs
 
@@ -57,3 +61,15 @@ def test_what_is_not_there_is_not_found_before_the_stream_begins(service):
         answer = service.http.get(f"{path}/0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa/events")
         assert answer.status_code == 404
         assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_client_that_leaves_before_the_end_is_no_error(service, wanted, caplog: pytest.LogCaptureFixture):
+    """More events than fit between the two: some are on their way when it leaves."""
+    one = service.http.post("/searches", json=wanted).json()["id"]
+    with service.store.begin() as session:
+        for index in range(20_000):
+            events.append(session, "search", one, "measured", {"index": index, "ap": 27.4})
+    with caplog.at_level(logging.ERROR), service.http.stream("GET", f"/searches/{one}/events", timeout=20) as stream:
+        assert next(stream.iter_lines()) == "event: queued"
+    time.sleep(1)
+    assert caplog.records == []

@@ -97,6 +97,13 @@ def test_links_out_of_a_root_lead_nowhere(service, written, refused, secret) -> 
     assert "leads outside the registered folders" in refused(service.http.post("/searches", json=asked))
 
 
+def test_a_name_that_no_file_can_have_is_that_of_none(service, wanted, refused) -> None:
+    long = "0" * 900
+    for name, told in ((long, "is not a checkpoint"), (f"/{long}", "outside"), (f"{service.roots}/{long}", "does not exist")):
+        body = {**wanted, "teacher": {**wanted["teacher"], "checkpoint": name}}
+        assert told in refused(service.http.post("/searches", json=body))
+
+
 def test_what_a_dataset_became_after_it_was_checked_leads_nowhere_either(tmp_path: Path, written) -> None:
     """A trainer reads annotations and images again, long after they were looked at."""
     written(tmp_path / "outside", 1)

@@ -33,8 +33,8 @@ from detkds_api import (
     workers,
 )
 from detkds_api.caller import Callers, Pace
+from detkds_api.description import complete
 from detkds_api.gate import Gate
-from detkds_api.service import keep_nulls
 from detkds_api.settings import Settings
 from detkds_core.store import Store
 
@@ -94,7 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
-            keep_nulls(describe(), ROUTERS)
+            complete(describe(), ROUTERS, keys=settings.api_key is not None)
         return describe()
 
     app.openapi = described  # type: ignore[method-assign]

@@ -23,6 +23,12 @@ from detkds_core.store.vocabulary import CandidateState
 router = APIRouter(tags=["searches"])
 
 
+class Lines(PlainTextResponse):
+    """JSON, a line each."""
+
+    media_type = "application/x-ndjson"
+
+
 class CandidatesQuery(ListQuery):
     """What the list of candidates can be asked for."""
 
@@ -146,10 +152,10 @@ def list_candidates(search_id: Id, service: Service, query: Annotated[Candidates
 
 @router.get(
     "/searches/{search_id}/ledger",
-    response_class=PlainTextResponse,
+    response_class=Lines,
     responses={200: {"content": {"application/x-ndjson": {"example": LEDGER_EXAMPLE}}, "description": "the ledger, a line an event"}},
 )
-def get_ledger(search_id: Id, service: Service) -> PlainTextResponse:
+def get_ledger(search_id: Id, service: Service) -> Lines:
     """Every decision of a search and every result that it looked at, in order, a line each: from it the search can be replayed.
 
     Of a `strict` search it follows from the specification and the measurements alone, byte for byte.
@@ -157,7 +163,7 @@ def get_ledger(search_id: Id, service: Service) -> PlainTextResponse:
     with service.store.read() as session:
         existing(session, service.caller, search_id)
         lines = searches.ledger_lines(session, search_id)
-    return PlainTextResponse("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
+    return Lines("".join(f"{line}\n" for line in lines))
 
 
 def candidate_view(candidate: Candidate, trials: Sequence[Trial]) -> CandidateView:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from detkds_api.fields import Asked
-from detkds_api.problems import FieldError, NotFound, invalid
+from detkds_api.problems import FieldError, NotFound, answers, invalid
 from detkds_api.service import Service, example
 from detkds_core.policy import formula, from_json
 from detkds_core.store import results as stored
@@ -31,6 +31,7 @@ class CompareQuery(Asked):
         min_length=1,
         max_length=1000,
         description=f"Ids of {FEWEST} to {MOST} results, with commas between.",
+        json_schema_extra={"pattern": f"^[0-9a-f-]{{36}}(,[0-9a-f-]{{36}}){{{FEWEST - 1},{MOST - 1}}}$"},
         examples=["0198a3e0-55aa-7b11-8d2f-0c6c2c7e9f10,0198a3e4-11b2-7c09-9e1c-52f5a9c01b7d"],
     )
 
@@ -128,7 +129,7 @@ EXAMPLE = {
 }
 
 
-@router.get("/results/compare", responses={200: example(EXAMPLE)})
+@router.get("/results/compare", responses={200: example(EXAMPLE), **answers(NotFound)})
 def compare_results(service: Service, query: Annotated[CompareQuery, Query()]) -> Comparison:
     """Several results side by side: policy, AP with its interval, and what both rest on.
 

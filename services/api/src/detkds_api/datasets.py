@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy.orm import Session
 
 from detkds_api.fields import Body, PathText
 from detkds_api.lists import Cursor, Limit, Page, page_of
 from detkds_api.paths import inside
-from detkds_api.problems import Conflict, FieldError, invalid, pointer
+from detkds_api.problems import Conflict, FieldError, answers, invalid, pointer
 from detkds_api.service import Service, example
 from detkds_api.settings import Settings
 from detkds_core.catalogue import PAIRS
@@ -25,14 +25,17 @@ router = APIRouter(tags=["datasets"])
 BUILTIN = ("digits", "trees")  # written again here, for their room brings numpy and Pillow, which a start need not wait for
 
 
+PLAIN = "[a-z0-9][a-z0-9._-]{0,63}"
+
+
 def plain_name(text: str) -> str:
     """A name that needs no quotes anywhere. Raises ValueError."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", text):
+    if not re.fullmatch(PLAIN, text):
         raise ValueError("use at most 64 small letters, digits, '.', '_' and '-', a letter or digit first")
     return text
 
 
-DatasetName = Annotated[str, AfterValidator(plain_name)]
+DatasetName = Annotated[str, AfterValidator(plain_name), Field(json_schema_extra={"pattern": f"^{PLAIN}$"})]
 
 
 class SplitPaths(Body):
@@ -119,7 +122,16 @@ def find_dataset(session: Session, settings: Settings, name: str) -> dict[str, A
     return dict(record.data)
 
 
-@router.post("/datasets", status_code=201, responses={201: example(EXAMPLE)}, openapi_extra=example(REQUEST_EXAMPLE, request=True))
+@router.post(
+    "/datasets",
+    status_code=201,
+    responses={
+        201: example(EXAMPLE),
+        200: {**example(EXAMPLE), "description": "It was there already", "model": DatasetView},
+        **answers(Conflict),
+    },
+    openapi_extra=example(REQUEST_EXAMPLE, request=True),
+)
 def register_dataset(wanted: DatasetRequest, service: Service, response: Response) -> DatasetView:
     """Check a dataset (files, images, boxes, ids, leaks between train and val) and remember it under a name.
 

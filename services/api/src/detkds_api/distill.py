@@ -21,7 +21,7 @@ from detkds_api.lists import Page, RunsQuery, page_of
 from detkds_api.once import once
 from detkds_api.pairing import RecipeChoice, StudentChoice, TeacherChoice, resolve
 from detkds_api.policies import read_policy
-from detkds_api.problems import Conflict, FieldError, NotFound, invalid
+from detkds_api.problems import Conflict, FieldError, NoRoom, NotFound, answers, invalid
 from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
 from detkds_api.progress import Progress, seconds_left, seconds_since, share
 from detkds_api.quota import DeviceMemory, Priority
@@ -127,7 +127,9 @@ EXAMPLE = {
 }
 
 
-@router.post("/distill", status_code=202, responses={202: example(EXAMPLE)}, openapi_extra=example(REQUEST_EXAMPLE, request=True))
+@router.post(
+    "/distill", status_code=202, responses={202: example(EXAMPLE), **answers(NoRoom)}, openapi_extra=example(REQUEST_EXAMPLE, request=True)
+)
 def create_distillation(
     wanted: DistillRequest, service: Service, response: Response, idempotency_key: IdempotencyKey = None
 ) -> DistillationView:
@@ -145,7 +147,7 @@ def create_distillation(
 @router.post(
     "/distill/{distillation_id}/clone",
     status_code=202,
-    responses={202: example({**EXAMPLE, "state": "QUEUED", "cloned_from": EXAMPLE["id"]})},
+    responses={202: example({**EXAMPLE, "state": "QUEUED", "cloned_from": EXAMPLE["id"]}), **answers(Conflict, NoRoom)},
     openapi_extra=example({"seed": 1}, request=True),
 )
 def clone_distillation(
@@ -244,7 +246,9 @@ def get_distillation(distillation_id: Id, service: Service) -> DistillationView:
 
 
 @router.patch(
-    "/distill/{distillation_id}", responses={200: example({**EXAMPLE, **LABEL_EXAMPLE})}, openapi_extra=example(LABEL_EXAMPLE, request=True)
+    "/distill/{distillation_id}",
+    responses={200: example({**EXAMPLE, **LABEL_EXAMPLE})},
+    openapi_extra=example(LABEL_EXAMPLE, request=True),
 )
 def change_distillation(distillation_id: Id, change: LabelChange, service: Service) -> DistillationView:
     """Change name, notes and tags of a distillation, in whatever state it is. What it does is decided when it is made."""
@@ -254,7 +258,7 @@ def change_distillation(distillation_id: Id, change: LabelChange, service: Servi
         return view(session, service, one)
 
 
-@router.post("/distill/{distillation_id}/cancel", responses={200: example({**EXAMPLE, "state": "CANCELLED"})})
+@router.post("/distill/{distillation_id}/cancel", responses={200: example({**EXAMPLE, "state": "CANCELLED"}), **answers(Conflict)})
 def cancel_distillation(distillation_id: Id, service: Service) -> DistillationView:
     """Stop a distillation: its trainer ends within seconds. One that has ended otherwise cannot be cancelled any more (409)."""
     with service.store.begin() as session:
@@ -264,7 +268,7 @@ def cancel_distillation(distillation_id: Id, service: Service) -> DistillationVi
         return view(session, service, existing(session, service.caller, distillation_id))
 
 
-@router.post("/distill/{distillation_id}/pause", responses={200: example({**EXAMPLE, "state": "PAUSED"})})
+@router.post("/distill/{distillation_id}/pause", responses={200: example({**EXAMPLE, "state": "PAUSED"}), **answers(Conflict)})
 def pause_distillation(distillation_id: Id, service: Service) -> DistillationView:
     """Hold a distillation: its trainer ends within seconds and gives its device back; resumed, it goes on from what it kept.
 
@@ -277,7 +281,7 @@ def pause_distillation(distillation_id: Id, service: Service) -> DistillationVie
         return view(session, service, existing(session, service.caller, distillation_id))
 
 
-@router.post("/distill/{distillation_id}/resume", responses={200: example({**EXAMPLE, "state": "QUEUED"})})
+@router.post("/distill/{distillation_id}/resume", responses={200: example({**EXAMPLE, "state": "QUEUED"}), **answers(Conflict)})
 def resume_distillation(distillation_id: Id, service: Service) -> DistillationView:
     """Let a paused distillation go on. One that is not paused stays as it is; one that has ended cannot go on (409)."""
     with service.store.begin() as session:

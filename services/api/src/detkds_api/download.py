@@ -5,14 +5,30 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from detkds_api.problems import BadRange, Damaged, NotFound, Unavailable
+from detkds_api.problems import BadRange, Damaged, NotFound, Unavailable, answers
 from detkds_core.store.artifacts import Artifacts, DamagedError, LostError, UnreachableError
 
 RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+ETAG = {
+    "ETag": {"description": "Its SHA-256.", "required": True, "schema": {"type": "string", "pattern": '^"[0-9a-f]{64}"$'}},
+    "Repr-Digest": {"description": "Its SHA-256 (RFC 9530).", "required": True, "schema": {"type": "string", "pattern": "^sha-256=:.+:$"}},
+}
+
+
+def downloads(content: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """The answers of an OpenAPI operation that is a download. content: OpenAPI's, of the file."""
+    part = {media: {"schema": {"type": "string", "format": "binary"}} for media in content}
+    return {
+        200: {"content": dict(content), "headers": ETAG},
+        206: {"description": "The wanted range", "content": part, "headers": ETAG},
+        304: {"description": "The client has it already", "headers": ETAG},
+        **answers(BadRange, Damaged, Unavailable),
+    }
 
 
 def download(

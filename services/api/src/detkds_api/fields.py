@@ -7,6 +7,10 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Asking = TypeVar("Asking", bound=str | dict[str, Any])
+# As ECMA 262 writes them, for the description: what `printable`, `lines` and `trimmed` take.
+PRINTABLE = {"pattern": r"^(?:[^\p{C}\p{Z}]| )*$"}
+LINES = {"pattern": r"^(?:[^\p{C}\p{Z}]|[ \n\t])*$"}
+TRIMMED = {"pattern": r"^[^\p{C}\p{Z}]+(?: +[^\p{C}\p{Z}]+)*$"}
 DEEPEST = 20  # levels of a written policy; legal ones have fewer than 6
 
 
@@ -54,11 +58,11 @@ def shallow(value: Asking) -> Asking:
     raise ValueError(f"is nested more than {DEEPEST} deep; a policy is an object of options and terms")
 
 
-Name = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(printable)]
-Notes = Annotated[str, Field(max_length=4000), AfterValidator(lines)]
-Tag = Annotated[str, Field(min_length=1, max_length=40), AfterValidator(printable), AfterValidator(trimmed)]
-Tags = Annotated[list[Tag], Field(max_length=20), AfterValidator(different)]
-PathText = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(printable)]
+Name = Annotated[str, Field(min_length=1, max_length=120, json_schema_extra=PRINTABLE), AfterValidator(printable)]
+Notes = Annotated[str, Field(max_length=4000, json_schema_extra=LINES), AfterValidator(lines)]
+Tag = Annotated[str, Field(min_length=1, max_length=40, json_schema_extra=TRIMMED), AfterValidator(printable), AfterValidator(trimmed)]
+Tags = Annotated[list[Tag], Field(max_length=20, json_schema_extra={"uniqueItems": True}), AfterValidator(different)]
+PathText = Annotated[str, Field(min_length=1, max_length=1000, json_schema_extra=PRINTABLE), AfterValidator(printable)]
 Shallow = AfterValidator(shallow)
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
+from anyio import BrokenResourceError
 from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,7 +82,9 @@ class Gate:
         with logs.bound(request_id=request_id):
             try:
                 await self.let_in(scope, headers, receive, with_headers(noted, request_id), request_id)
-            except Exception:
+            except Exception as error:
+                if status and only_gone(error):
+                    return
                 if not status:  # what failed is answered outside of here
                     self.answered(scope, 500, time.monotonic() - began)
                 raise
@@ -141,6 +144,11 @@ class Gate:
         if caller is not OPERATOR:
             self.pace.take(caller.key or "")
         caller.must("read" if scope["method"] in SAFE_METHODS or path in READING else "run")
+
+
+def only_gone(error: Exception) -> bool:
+    """Whether all that failed is that a client left before its stream of events ended: FastAPI tells it as an error of the service."""
+    return isinstance(error, ExceptionGroup) and error.split(BrokenResourceError)[1] is None
 
 
 def route_of(scope: Scope) -> str:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
-from detkds_api.problems import FieldError, Unavailable
+from detkds_api.problems import FieldError, Unavailable, answers
 from detkds_api.service import example
 from detkds_api.settings import Settings
 from detkds_core.store import Store
@@ -49,7 +49,7 @@ def health(request: Request) -> Health:
     return Health(status="ok", version=version("detkds_api"), database=store.url.get_backend_name())
 
 
-@router.get("/ready", responses={200: example({"status": "ready", "checked": ["database", "artifacts", "broker"]})})
+@router.get("/ready", responses={200: example({"status": "ready", "checked": ["database", "artifacts", "broker"]}), **answers(Unavailable)})
 def ready(request: Request) -> Ready:
     """Whether the service can work: 503 names what is missing of database and schema, artifacts, and broker (where there is one)."""
     readiness: Readiness = request.app.state.readiness

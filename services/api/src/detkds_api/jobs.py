@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from detkds_api.caller import Caller
 from detkds_api.lists import ListQuery, Page, page_of
 from detkds_api.paths import inside
-from detkds_api.problems import NotFound, Unavailable
+from detkds_api.problems import NotFound, Unavailable, answers
 from detkds_api.service import Id, Running, Service, example
 from detkds_api.workers import fleet
 from detkds_core.store import jobs as stored
@@ -140,7 +140,7 @@ def get_job(job_id: Id, service: Service) -> JobView:
     return view(job, seen, logs(service, [job_id])[job_id])
 
 
-@router.get("/jobs/{job_id}/attempts/{attempt}/log", responses={200: example(LOG_EXAMPLE)})
+@router.get("/jobs/{job_id}/attempts/{attempt}/log", responses={200: example(LOG_EXAMPLE), **answers(Unavailable)})
 def get_log(
     job_id: Id,
     attempt: Annotated[int, InPath(ge=1, le=1000, examples=[1])],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +22,12 @@ def inside(text: str, roots: Sequence[Path]) -> Path:
         raise ValueError(f"{text!r} is not an absolute path")
     try:
         resolved = path.resolve()
+        there = os.path.exists(resolved)  # says no, where Path.exists raises, of a name that is too long for any file
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{text!r} cannot be followed: {error.__class__.__name__}") from None
     if not any(resolved.is_relative_to(root) for root in roots):
         raise ValueError(f"{text!r} leads outside the registered folders {', '.join(map(str, roots))} (DETKDS_DATA_ROOTS)")
-    if not resolved.exists():
+    if not there:
         raise ValueError(absent(text))
     return resolved
 

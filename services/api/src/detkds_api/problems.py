@@ -138,6 +138,34 @@ def pointer_of_path(path: str) -> str:
     return pointer(*(part for part in re.split(r"[.\[\]]+", path) if part))
 
 
+class FieldErrorView(BaseModel):
+    """What is wrong with one field, and what would be right. pointer: into the body, or `?name` for a query parameter."""
+
+    pointer: str
+    message: str
+
+
+class ProblemView(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[FieldErrorView] = []
+
+
+def answers(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """The answers of an OpenAPI operation that are problems, by status."""
+    titles: dict[int, list[str]] = {}
+    for kind in kinds:
+        titles.setdefault(kind.status, []).append(kind.title)
+    content = {"application/problem+json": {"schema": {"$ref": f"#/components/schemas/{ProblemView.__name__}"}}}
+    return {status: {"description": "; ".join(found), "content": content} for status, found in titles.items()}
+
+
 def answer(problem: Problem, *, instance: str, request_id: str) -> Response:
     """The HTTP answer of a problem."""
     body: dict[str, Any] = {
@@ -186,13 +214,21 @@ def install(app: FastAPI) -> None:
             405: f"{request.url.path} does not answer {request.method}",
             400: "the body is not JSON that can be read",
         }
-        return respond(request, kind(details.get(error.status_code, str(error.detail)), headers=error.headers))
+        headers = allowed(request) if error.status_code == 405 else error.headers
+        return respond(request, kind(details.get(error.status_code, str(error.detail)), headers=headers))
 
     @app.exception_handler(Exception)
     async def bug_handler(request: Request, error: Exception) -> Response:
         request_id = getattr(request.state, "request_id", "-")
         log.error("a request failed", exc_info=error, extra={"request_id": request_id})
         return respond(request, Problem(f"the service failed on this request; its log has the reason under {request_id}"))
+
+
+def allowed(request: Request) -> dict[str, str]:
+    """The `Allow` of a 405, all methods of the address: each is a route of its own, and Starlette tells the first one's."""
+    path = getattr(request.scope.get("route"), "path_format", None)
+    methods = request.app.openapi()["paths"].get(path, {"get": {}})  # what is no part of the API is a page
+    return {"Allow": ", ".join(method.upper() for method in methods)}
 
 
 def body_model(request: Request) -> type[BaseModel] | None:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy.orm import Session
 
 from detkds_api.caller import Caller
-from detkds_api.download import download
+from detkds_api.download import download, downloads
 from detkds_api.fields import Name, Tag
 from detkds_api.lists import SORT, ListQuery, Page, page_of
 from detkds_api.problems import NotFound
@@ -70,7 +70,9 @@ class ResultsQuery(ListQuery):
     teacher: Name | None = Field(default=None, description="Those with this teacher, a detector of `GET /detectors`.")
     student: Name | None = Field(default=None, description="Those with this student, a detector of `GET /detectors`.")
     term: Annotated[Name, AfterValidator(known_term)] | None = Field(
-        default=None, description="Those whose policy has this knowledge, transform, distance or distiller."
+        default=None,
+        description="Those whose policy has this knowledge, transform, distance or distiller.",
+        json_schema_extra={"enum": list(TERMS)},
     )
     ap_at_least: float | None = Field(default=None, ge=0, le=100, description="Those with this AP (percent) or more.")
     ap_at_most: float | None = Field(default=None, ge=0, le=100, description="Those with this AP (percent) or less.")
@@ -166,7 +168,7 @@ def get_result(result_id: Id, service: Service) -> ResultView:
 @router.get(
     "/results/{result_id}/checkpoint",
     response_class=FileResponse,
-    responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+    responses=downloads({"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}),
 )
 def get_checkpoint(
     result_id: Id,
@@ -187,7 +189,7 @@ def get_checkpoint(
 @router.get(
     "/results/{result_id}/detections",
     response_class=FileResponse,
-    responses={200: {"content": {"application/json": {"schema": {"type": "object"}, "example": DETECTIONS_EXAMPLE}}}},
+    responses=downloads({"application/json": {"schema": {"type": "object"}, "example": DETECTIONS_EXAMPLE}}),
 )
 def get_detections(result_id: Id, service: Service, request: Request) -> Response:
     """What student and teacher find in the report images, as COCO detections (bbox: x, y, width, height in pixels)."""

@@ -9,7 +9,7 @@ from detkds_api.budget import expected_students
 from detkds_api.cloning import asked_for
 from detkds_api.extension import ExtendRequest, extension
 from detkds_api.once import once
-from detkds_api.problems import Conflict
+from detkds_api.problems import Conflict, NoRoom, answers
 from detkds_api.search_views import EXAMPLE, SearchView, existing, view
 from detkds_api.service import Id, IdempotencyKey, Service, example
 from detkds_core.store import searches as stored
@@ -18,7 +18,7 @@ from detkds_core.store.models import Search
 router = APIRouter(tags=["searches"])
 
 
-@router.post("/searches/{search_id}/cancel", responses={200: example({**EXAMPLE, "state": "CANCELLED"})})
+@router.post("/searches/{search_id}/cancel", responses={200: example({**EXAMPLE, "state": "CANCELLED"}), **answers(Conflict)})
 def cancel_search(search_id: Id, service: Service) -> SearchView:
     """Stop a search: its jobs leave the queue, its trainer ends within seconds, what is measured stays.
 
@@ -31,7 +31,7 @@ def cancel_search(search_id: Id, service: Service) -> SearchView:
         return view(session, service, existing(session, service.caller, search_id))
 
 
-@router.post("/searches/{search_id}/pause", responses={200: example({**EXAMPLE, "state": "PAUSED"})})
+@router.post("/searches/{search_id}/pause", responses={200: example({**EXAMPLE, "state": "PAUSED"}), **answers(Conflict)})
 def pause_search(search_id: Id, service: Service) -> SearchView:
     """Hold a search: its trainers end within seconds and give their devices back, its jobs wait, what is measured stays.
 
@@ -44,7 +44,7 @@ def pause_search(search_id: Id, service: Service) -> SearchView:
         return view(session, service, existing(session, service.caller, search_id))
 
 
-@router.post("/searches/{search_id}/resume", responses={200: example(EXAMPLE)})
+@router.post("/searches/{search_id}/resume", responses={200: example(EXAMPLE), **answers(Conflict)})
 def resume_search(search_id: Id, service: Service) -> SearchView:
     """Let a paused search go on where it was. One that is not paused stays as it is; one that has ended cannot go on (409)."""
     with service.store.begin() as session:
@@ -57,7 +57,7 @@ def resume_search(search_id: Id, service: Service) -> SearchView:
 @router.post(
     "/searches/{search_id}/extend",
     status_code=202,
-    responses={202: example({**EXAMPLE, "state": "QUEUED", "name": "digits_gfl seed 0, extended"})},
+    responses={202: example({**EXAMPLE, "state": "QUEUED", "name": "digits_gfl seed 0, extended"}), **answers(Conflict, NoRoom)},
     openapi_extra=example({"iterations": 2400}, request=True),
 )
 def extend_search(

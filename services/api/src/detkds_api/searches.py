@@ -18,6 +18,7 @@ from detkds_api.lists import Page, RunsQuery, page_of
 from detkds_api.once import once
 from detkds_api.preview import EXAMPLE as PREVIEW_EXAMPLE
 from detkds_api.preview import Preview, previewed, student_bytes
+from detkds_api.problems import Conflict, NoRoom, answers
 from detkds_api.search_request import SearchRequest, planned
 from detkds_api.search_views import EXAMPLE, SearchView, existing, view
 from detkds_api.service import Id, IdempotencyKey, Running, Service, example
@@ -40,7 +41,9 @@ class SearchesQuery(RunsQuery):
     algorithm: Algorithm | None = Field(default=None, description="Those by this algorithm.")
 
 
-@router.post("/searches", status_code=202, responses={202: example(EXAMPLE)}, openapi_extra=example(REQUEST_EXAMPLE, request=True))
+@router.post(
+    "/searches", status_code=202, responses={202: example(EXAMPLE), **answers(NoRoom)}, openapi_extra=example(REQUEST_EXAMPLE, request=True)
+)
 def create_search(wanted: SearchRequest, service: Service, response: Response, idempotency_key: IdempotencyKey = None) -> SearchView:
     """Start a search. The answer comes when it is stored; `Location` tells where to look at it."""
     make_builtin(service.settings, wanted.dataset, wanted.pair)
@@ -53,7 +56,10 @@ def create_search(wanted: SearchRequest, service: Service, response: Response, i
 @router.post(
     "/searches/{search_id}/clone",
     status_code=202,
-    responses={202: example({**EXAMPLE, "state": "QUEUED", "name": "digits_gfl seed 1", "cloned_from": EXAMPLE["id"]})},
+    responses={
+        202: example({**EXAMPLE, "state": "QUEUED", "name": "digits_gfl seed 1", "cloned_from": EXAMPLE["id"]}),
+        **answers(Conflict, NoRoom),
+    },
     openapi_extra=example({"seed": 1}, request=True),
 )
 def clone_search(
@@ -134,7 +140,9 @@ def get_search(search_id: Id, service: Service) -> SearchView:
 
 
 @router.patch(
-    "/searches/{search_id}", responses={200: example({**EXAMPLE, **LABEL_EXAMPLE})}, openapi_extra=example(LABEL_EXAMPLE, request=True)
+    "/searches/{search_id}",
+    responses={200: example({**EXAMPLE, **LABEL_EXAMPLE})},
+    openapi_extra=example(LABEL_EXAMPLE, request=True),
 )
 def change_search(search_id: Id, change: LabelChange, service: Service) -> SearchView:
     """Change name, notes and tags of a search, in whatever state it is. What it does is decided when it is made."""

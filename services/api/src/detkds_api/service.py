@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, Depends, Header, Path, Request
-from fastapi.routing import APIRoute
+from fastapi import Depends, Header, Path, Request
 
 from detkds_api.caller import OPERATOR, Caller
 from detkds_api.settings import Settings
@@ -50,19 +48,6 @@ IdempotencyKey = Annotated[
         description="A text of the client's own: the same request with the same key is done once and answered again.",
     ),
 ]
-
-
-def keep_nulls(schema: dict[str, Any], routers: Iterable[APIRouter]) -> None:
-    """Put the examples back into an OpenAPI document as they were written: FastAPI drops whatever is null in them."""
-    for router in routers:
-        for route in router.routes:
-            if not isinstance(route, APIRoute):
-                continue
-            for method in route.methods or ():
-                operation = schema["paths"][route.path_format][method.lower()]
-                for status, answer in route.responses.items():
-                    for media, content in answer.get("content", {}).items():
-                        operation["responses"][str(status)]["content"][media].update(content)
 
 
 def example(document: Any, *, request: bool = False) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from detkds_api.intake import IntakeError, take_in
 from detkds_api.lists import Cursor, Limit, Page, page_of
 from detkds_api.pairing import seen as readable
 from detkds_api.paths import absent, inside
-from detkds_api.problems import Conflict, FieldError, NoRoom, NotFound, TooMany, Unavailable, invalid
+from detkds_api.problems import Conflict, FieldError, InvalidInput, NoRoom, NotFound, TooMany, Unavailable, answers, invalid
 from detkds_api.service import Id, Running, Service, example
 from detkds_core.catalogue import detector as detector_entry
 from detkds_core.store import checkpoints as stored
@@ -122,7 +122,16 @@ Bytes = Annotated[
 ]
 
 
-@router.post("/checkpoints", status_code=201, responses={201: example(EXAMPLE)}, openapi_extra=example(REQUEST_EXAMPLE, request=True))
+@router.post(
+    "/checkpoints",
+    status_code=201,
+    responses={
+        201: example(EXAMPLE),
+        200: {**example(EXAMPLE), "description": "It was there already", "model": CheckpointView},
+        **answers(Conflict, NoRoom, Unavailable),
+    },
+    openapi_extra=example(REQUEST_EXAMPLE, request=True),
+)
 def create_checkpoint(wanted: CheckpointRequest, service: Service, response: Response) -> CheckpointView:
     """Announce a file that will be sent, or take one of this machine.
 
@@ -193,14 +202,15 @@ def list_checkpoints(service: Service, limit: Limit = 50, cursor: Cursor = None)
         return Page(items=[view(one, None) for one in found], next_cursor=after)
 
 
-@router.get("/checkpoints/{checkpoint_id}", responses={200: example(EXAMPLE)})
+@router.get("/checkpoints/{checkpoint_id}", responses={200: example(EXAMPLE), **answers(Unavailable)})
 def get_checkpoint(checkpoint_id: Id, service: Service) -> CheckpointView:
     """One checkpoint, and which of its parts are there."""
     return seen(service, checkpoint_id)
 
 
 @router.put(
-    "/checkpoints/{checkpoint_id}/parts/{number}", responses={200: example({"number": 0, "bytes": PART_BYTES, "sha256": EXAMPLE["sha256"]})}
+    "/checkpoints/{checkpoint_id}/parts/{number}",
+    responses={200: example({"number": 0, "bytes": PART_BYTES, "sha256": EXAMPLE["sha256"]}), **answers(Conflict, NoRoom, Unavailable)},
 )
 def put_part(checkpoint_id: Id, number: Number, content: Bytes, service: Service) -> PartView:
     """Send one part, in any order; sending it again replaces it."""
@@ -219,7 +229,9 @@ def put_part(checkpoint_id: Id, number: Number, content: Bytes, service: Service
     return PartView(number=number, bytes=part.bytes, sha256=part.sha256)
 
 
-@router.post("/checkpoints/{checkpoint_id}/complete", responses={200: example(READY)})
+@router.post(
+    "/checkpoints/{checkpoint_id}/complete", responses={200: example(READY), **answers(Conflict, InvalidInput, NoRoom, Unavailable)}
+)
 def complete_checkpoint(checkpoint_id: Id, service: Service) -> CheckpointView:
     """Check the whole file: size, SHA-256, and that it holds tensors and class names; then it is READY, or REFUSED for good.
 

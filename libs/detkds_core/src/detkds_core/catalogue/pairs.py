@@ -1,5 +1,6 @@
 """Which teacher suits which student, on what data, trained how."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -189,4 +190,5 @@ PAIRS: Mapping[str, Pair] = {pair.name: pair for pair in (*SMALL_PAIRS, *PAPER_P
 def builtin_checkpoint(name: str) -> Path | None:
     """The file of a checkpoint that ships with the project, or None."""
     path = CHECKPOINTS / f"{name}.safetensors"
-    return path if name.replace("_", "").isalnum() and path.is_file() else None
+    # os.path: Path.is_file raises for a name that is too long for any file.
+    return path if name.replace("_", "").isalnum() and os.path.isfile(path) else None
