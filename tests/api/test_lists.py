@@ -66,6 +66,38 @@ def test_notes_and_tags_are_kept_shown_and_changed(service, made):
     assert (plain["notes"], plain["tags"]) == ("", [])
 
 
+def test_a_priority_changes_until_the_end_and_says_who_waits_for_whom(service, made):
+    path, make = made
+    one = make(priority=-3)
+    here = f"{path}/{one['id']}"
+    changed = service.http.patch(here, json={"priority": 7, "name": "urgent"}).json()
+    assert (changed["priority"], changed["name"], changed["spec"]) == (7, "urgent", one["spec"])
+    assert service.http.get(here).json()["priority"] == 7
+    for priority in (101, -101, 1.5, "high"):
+        assert "/priority" in errors(service.http.patch(here, json={"priority": priority}))
+    service.http.post(f"{here}/pause")
+    assert service.http.patch(here, json={"priority": 8}).json()["priority"] == 8
+    service.http.post(f"{here}/cancel")
+    late = service.http.patch(here, json={"priority": 9, "name": "too late"})
+    assert (late.status_code, "urgent has ended (CANCELLED)" in late.json()["detail"]) == (409, True)
+    assert service.http.patch(here, json={"priority": 8, "name": "in time"}).json()["name"] == "in time", "it has this one"
+
+
+def test_a_key_gives_no_priority_above_what_it_may_ask_for(guarded):
+    url, _ = guarded
+    with httpx2.Client(base_url=url, timeout=60, trust_env=False, headers={"Authorization": f"Bearer {'0123456789abcdef' * 2}"}) as http:
+        secret = http.post("/keys", json={"name": "t", "owner": "who hurries"}).json()["secret"]
+        mine = {"Authorization": f"Bearer {secret}"}
+        body = {"pair": "digits_gfl", "policy": "pkd", "recipe": {"iterations": 5}}
+        here = f"/distill/{http.post('/distill', json=body, headers=mine).json()['id']}"
+        refused = http.patch(here, json={"priority": 1, "name": "x"}, headers=mine)
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (403, "/priority")
+        assert http.patch(here, json={"priority": -1}, headers=mine).json()["priority"] == -1
+        assert http.patch(here, json={"priority": 50}).json()["priority"] == 50, "an admin may"
+        assert http.patch(here, json={"priority": -1}, headers=mine).json()["priority"] == -1
+        http.post(f"{here}/cancel", headers=mine)
+
+
 @pytest.mark.parametrize(
     ("body", "where", "message"),
     [

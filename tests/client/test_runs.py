@@ -100,6 +100,7 @@ def test_labels_by_the_command(detkds, pairing):
     assert listed.stdout.splitlines()[0].split()[:3] == ["id", "name", "state"]
     assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == [one]
     assert json.loads(detkds("label", one, "--no-tags", "--json").stdout)["tags"] == []
+    assert json.loads(detkds("label", one, "--priority", "-4", "--json").stdout)["priority"] == -4
     trained = json.loads(detkds("distill", *pairing, "--policy", "pkd", "--tag", "cli", "--no-wait", "--json").stdout)["id"]
     assert f"distillation other {trained}" in paragraph(detkds("label", trained, "--name", "other").stdout)
     assert "tags cli" in paragraph(detkds("distillations", trained).stdout)
@@ -141,7 +142,7 @@ def test_a_change_of_a_part_of_what_was_given_whole_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["label", "none"], "what is to change? Give --name, --notes, --tag or --no-tags"),
+        (["label", "none"], "what is to change? Give --name, --notes, --tag, --no-tags or --priority"),
         (["label", "none", "--tag", "a", "--no-tags"], "--tag and --no-tags at once"),
         (["label", "none", "--name", "a"], "none is neither a search nor a distillation"),
         (["clone", "none"], "none is neither a search nor a distillation"),

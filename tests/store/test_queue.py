@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from detkds_core.store import Store, distillations, jobs, queue, searches, workers
+from detkds_core.store import Store, distillations, events, jobs, queue, searches, workers
 from detkds_core.store.jobs import Claim
-from detkds_core.store.models import Job
+from detkds_core.store.models import Distillation, Job, Search
 from detkds_core.store.queue import Device
 
 DATASET = {"name": "shapes", "digest": "d1"}
@@ -44,6 +44,38 @@ def finish(store: Store, held: Claim) -> None:
 def waiting(store: Store) -> list[str]:
     with store.read() as session:
         return jobs.waiting(session)
+
+
+@pytest.mark.parametrize("kind", ["search", "distillation"])
+def test_a_new_priority_orders_the_waiting_jobs_at_once_and_those_to_come(store: Store, kind: str) -> None:
+    """Of two owners, the first one's jobs would come first; the second one is made more urgent, then less."""
+    first = enqueue(store, new_search(store, "a"), "a")
+    with store.begin() as session:
+        create = searches.create if kind == "search" else distillations.create
+        subject = create(session, name="b", spec={}, dataset=DATASET, owner="b", priority=-1).id
+        if kind == "search":
+            jobs.enqueue(session, kind="evaluate", spec={}, search_id=subject, owner="b", priority=-1)
+    table = Search if kind == "search" else Distillation
+    mine = Job.search_id == subject if kind == "search" else Job.distillation_id == subject
+    with store.read() as session:
+        (job,) = session.scalars(select(Job.id).where(mine))
+    for priority, order in ((5, [job, first]), (-5, [first, job]), (1, [job, first])):
+        with store.begin() as session:
+            assert jobs.prioritise(session, session.get(table, subject), priority)
+            assert session.get(table, subject).priority == priority
+        assert waiting(store) == order
+        with store.read() as session:
+            assert [(one.kind, one.data) for one in events.after(session, subject, 0)][-1] == ("prioritised", {"priority": priority})
+    held = claim(store)
+    assert held.job_id == job
+    with store.begin() as session:  # what comes back to the queue comes back as urgent as it is by then
+        assert jobs.prioritise(session, session.get(table, subject), -1)
+        assert jobs.release(session, held)
+    assert waiting(store) == [first, job]
+    with store.begin() as session:
+        assert (searches if kind == "search" else distillations).cancel(session, subject)
+        assert not jobs.prioritise(session, session.get(table, subject), 9)
+        assert session.get(table, subject).priority == -1
 
 
 def test_owners_take_turns_and_so_do_the_searches_of_one(store: Store) -> None:

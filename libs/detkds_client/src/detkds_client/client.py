@@ -145,10 +145,16 @@ class Client(Connection):
         return cast(Search, self.post(f"/searches/{search_id}/clone", changes, idempotency_key))
 
     def label_search(
-        self, search_id: str, *, name: str | None = None, notes: str | None = None, tags: Sequence[str] | None = None
+        self,
+        search_id: str,
+        *,
+        name: str | None = None,
+        notes: str | None = None,
+        tags: Sequence[str] | None = None,
+        priority: int | None = None,
     ) -> Search:
-        """Change what a search is called, and what is written beside it; what is None stays."""
-        return cast(Search, self.patch(f"/searches/{search_id}", given(name=name, notes=notes, tags=tags)))
+        """Change what a search is called, what is written beside it, and how urgent it is; what is None stays."""
+        return cast(Search, self.patch(f"/searches/{search_id}", given(name=name, notes=notes, tags=tags, priority=priority)))
 
     def candidates(self, search_id: str, **asked: str | None) -> list[Candidate]:
         """The candidates of a search by index: all, or those that the filters let through (state, stage, island, operator)."""
@@ -212,10 +218,16 @@ class Client(Connection):
         return cast(Distillation, self.post(f"/distill/{distillation_id}/clone", changes, idempotency_key))
 
     def label_distillation(
-        self, distillation_id: str, *, name: str | None = None, notes: str | None = None, tags: Sequence[str] | None = None
+        self,
+        distillation_id: str,
+        *,
+        name: str | None = None,
+        notes: str | None = None,
+        tags: Sequence[str] | None = None,
+        priority: int | None = None,
     ) -> Distillation:
-        """Change what a distillation is called, and what is written beside it; what is None stays."""
-        return cast(Distillation, self.patch(f"/distill/{distillation_id}", given(name=name, notes=notes, tags=tags)))
+        """Change what a distillation is called, what is written beside it, and how urgent it is; what is None stays."""
+        return cast(Distillation, self.patch(f"/distill/{distillation_id}", given(name=name, notes=notes, tags=tags, priority=priority)))
 
     def cancel_distillation(self, distillation_id: str) -> Distillation:
         return self.change_distillation(distillation_id, "cancel")

@@ -8,7 +8,7 @@ import typer
 
 from detkds_client import show, show_tables
 from detkds_client.following import find_job, follow, shown
-from detkds_client.options import Json, Limit, Refusal, RunId, Url, connected, only_lists
+from detkds_client.options import Json, Limit, Priority, Refusal, RunId, Url, connected, only_lists
 
 State = Annotated[str | None, typer.Option(help="Those in this state, e.g. RUNNING.")]
 Tag = Annotated[str | None, typer.Option(help="Those with this tag.")]
@@ -106,19 +106,20 @@ def label(
     notes: Annotated[str | None, typer.Option(help="Other notes; an empty text takes them away.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Tags in place of those that it has; repeatable.")] = None,
     no_tags: Annotated[bool, typer.Option("--no-tags", help="Take its tags away.")] = False,
+    priority: Priority = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Change name, notes and tags of a search or a distillation."""
+    """Change name, notes and tags of a search or a distillation, and its priority until it ends."""
     if tag and no_tags:
         raise Refusal("--tag and --no-tags at once; give the tags that it should have, or --no-tags")
-    if name is None and notes is None and not tag and not no_tags:
-        raise Refusal("what is to change? Give --name, --notes, --tag or --no-tags")
+    if name is None and notes is None and not tag and not no_tags and priority is None:
+        raise Refusal("what is to change? Give --name, --notes, --tag, --no-tags or --priority")
     tags = [] if no_tags else tag
     with connected(url) as client:
         kind, _ = find_job(client, job_id)
         change: Any = client.label_search if kind == "search" else client.label_distillation
-        shown(kind, change(job_id, name=name, notes=notes, tags=tags), as_json)
+        shown(kind, change(job_id, name=name, notes=notes, tags=tags, priority=priority), as_json)
 
 
 def watch(job_id: RunId, url: Url = None, as_json: Json = False) -> None:

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 
 from detkds_api import quota
 from detkds_api.caller import Caller
+from detkds_api.changes import EXAMPLE as CHANGE_EXAMPLE
+from detkds_api.changes import Change, changed
 from detkds_api.cloning import cloned, kept_request, repeats
 from detkds_api.datasets import make_builtin
 from detkds_api.fields import NOTES, TAGS, Body, Name, Notes, Seed, Shallow, Tags
-from detkds_api.labelling import EXAMPLE as LABEL_EXAMPLE
-from detkds_api.labelling import LabelChange, relabel
 from detkds_api.lists import Page, RunsQuery, page_of
 from detkds_api.once import once
 from detkds_api.pairing import RecipeChoice, StudentChoice, TeacherChoice, resolve
@@ -247,14 +247,18 @@ def get_distillation(distillation_id: Id, service: Service) -> DistillationView:
 
 @router.patch(
     "/distill/{distillation_id}",
-    responses={200: example({**EXAMPLE, **LABEL_EXAMPLE})},
-    openapi_extra=example(LABEL_EXAMPLE, request=True),
+    responses={200: example({**EXAMPLE, **CHANGE_EXAMPLE}), **answers(Conflict)},
+    openapi_extra=example(CHANGE_EXAMPLE, request=True),
 )
-def change_distillation(distillation_id: Id, change: LabelChange, service: Service) -> DistillationView:
-    """Change name, notes and tags of a distillation, in whatever state it is. What it does is decided when it is made."""
+def change_distillation(distillation_id: Id, change: Change, service: Service) -> DistillationView:
+    """Change name, notes and tags of a distillation, in whatever state it is, and until it ends its priority, by which its jobs
+    are taken from then on.
+
+    What it does is decided when it is made.
+    """
     with service.store.begin() as session:
         one = existing(session, service.caller, distillation_id)
-        relabel(session, one, change)
+        changed(session, service, one, change)
         return view(session, service, one)
 
 

@@ -35,12 +35,7 @@ def check(session: Session, service: Running, *, iterations: int, priority: int)
         raise NoRoom(f"no new work is taken: {short}")
     if owner is None:
         return
-    if priority > settings.priority_max:
-        message = (
-            f"{priority} is more than a key with scope {service.caller.scope!r} may ask for; at most {settings.priority_max} "
-            "(DETKDS_PRIORITY_MAX), or ask somebody whose key has scope 'admin'"
-        )
-        raise Forbidden(f"priority: {message}", [FieldError("/priority", message)])
+    check_priority(service, priority)
     most = settings.quota_iterations
     if most is not None and iterations > most:
         raise TooMany(f"this asks for {iterations} student iterations; one request may ask for {most} (DETKDS_QUOTA_ITERATIONS)")
@@ -48,3 +43,14 @@ def check(session: Session, service: Running, *, iterations: int, priority: int)
     if settings.quota_active is not None and active >= settings.quota_active:
         allowed = f"{settings.quota_active} may at once (DETKDS_QUOTA_ACTIVE)"
         raise TooMany(f"{active} searches and distillations of {owner!r} wait or run already; {allowed}. Cancel one, or wait for its end")
+
+
+def check_priority(service: Running, priority: int) -> None:
+    """Raises Forbidden for one that is higher than the caller may ask for."""
+    most = service.settings.priority_max
+    if service.caller.sees is not None and priority > most:
+        message = (
+            f"{priority} is more than a key with scope {service.caller.scope!r} may ask for; at most {most} "
+            "(DETKDS_PRIORITY_MAX), or ask somebody whose key has scope 'admin'"
+        )
+        raise Forbidden(f"priority: {message}", [FieldError("/priority", message)])

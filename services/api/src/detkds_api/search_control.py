@@ -92,7 +92,8 @@ def extend_search(
             idempotency_key,
             lambda key: stored.by_key(session, key, owner=source.owner),
             create,
-            lambda found: (asked_for(found.spec), found.request, found.priority) == (asked_for(spec), request, wanted.priority),
+            # Not by its priority, which may have changed since.
+            lambda found: (asked_for(found.spec), found.request) == (asked_for(spec), request),
         )
         answer = view(session, service, search)
     response.headers["Location"] = f"/searches/{answer.id}"

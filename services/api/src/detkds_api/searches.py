@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 
 from detkds_api import quota
 from detkds_api.budget import expected_students
+from detkds_api.changes import EXAMPLE as CHANGE_EXAMPLE
+from detkds_api.changes import Change, changed
 from detkds_api.cloning import cloned, kept_request, repeats
 from detkds_api.datasets import make_builtin
-from detkds_api.labelling import EXAMPLE as LABEL_EXAMPLE
-from detkds_api.labelling import LabelChange, relabel
 from detkds_api.lists import Page, RunsQuery, page_of
 from detkds_api.once import once
 from detkds_api.preview import EXAMPLE as PREVIEW_EXAMPLE
@@ -141,12 +141,16 @@ def get_search(search_id: Id, service: Service) -> SearchView:
 
 @router.patch(
     "/searches/{search_id}",
-    responses={200: example({**EXAMPLE, **LABEL_EXAMPLE})},
-    openapi_extra=example(LABEL_EXAMPLE, request=True),
+    responses={200: example({**EXAMPLE, **CHANGE_EXAMPLE}), **answers(Conflict)},
+    openapi_extra=example(CHANGE_EXAMPLE, request=True),
 )
-def change_search(search_id: Id, change: LabelChange, service: Service) -> SearchView:
-    """Change name, notes and tags of a search, in whatever state it is. What it does is decided when it is made."""
+def change_search(search_id: Id, change: Change, service: Service) -> SearchView:
+    """Change name, notes and tags of a search, in whatever state it is, and until it ends its priority, by which its jobs
+    are taken from then on.
+
+    What it does is decided when it is made.
+    """
     with service.store.begin() as session:
         search = existing(session, service.caller, search_id)
-        relabel(session, search, change)
+        changed(session, service, search, change)
         return view(session, service, search)

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from . import events, labels, pages, queue, tallies
 from .clock import db_time
 from .ids import new_id
-from .models import Distillation, Job, Result
+from .models import Distillation, Job, Result, Search
 from .states import DISTILLATION, FINAL, RETRIED, active, move, terminal
 
 MOST_ATTEMPTS = 12  # of a job whose worker or trainer is killed again and again: at first that says nothing of the job
@@ -224,6 +224,21 @@ def pause(session: Session, where: ColumnElement[bool]) -> builtins.list[str]:
 def resume(session: Session, where: ColumnElement[bool]) -> builtins.list[str]:
     """Put paused jobs back into the queue; their ids."""
     return _told(session, move(session, Job, where, source="PAUSED", target="QUEUED"), "resumed")
+
+
+def prioritise(session: Session, subject: Search | Distillation, priority: int) -> bool:
+    """Change how urgent a search or a distillation is: all its jobs, at once, and those to come. False: it had ended."""
+    table = type(subject)
+    # The row before the jobs: who drives the search holds it while it makes further ones.
+    values = {"priority": priority, "updated_at": db_time()}
+    changed = session.scalar(update(table).where(table.id == subject.id, table.state.in_(active(table))).values(values).returning(table.id))
+    if changed is None:
+        return False
+    origin = Job.search_id if table is Search else Job.distillation_id
+    session.execute(update(Job).where(origin == subject.id, Job.state.in_(active(Job))).values(priority=priority))
+    events.append(session, labels.TOPICS[table], subject.id, "prioritised", {"priority": priority})
+    session.refresh(subject)
+    return True
 
 
 def _told(session: Session, job_ids: builtins.list[str], kind: str) -> builtins.list[str]:
