@@ -123,6 +123,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield one
 
 
+@pytest.fixture
+def s3_service(tmp_path_factory: pytest.TempPathFactory, s3_place: str) -> Iterator[Service]:
+    """One whose artifacts lie in S3."""
+    with serving(tmp_path_factory, artifacts=s3_place) as one:
+        yield one
+
+
 @pytest.fixture(scope="module", params=[None, KEY], ids=["open", "locked"])
 def whole_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One that asks for no key, and then one that asks for the operator's, both with the built-in datasets of this machine."""

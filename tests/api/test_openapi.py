@@ -34,6 +34,7 @@ OPERATIONS = {
     ("get", "/checkpoints"),
     ("post", "/checkpoints"),
     ("get", "/checkpoints/{checkpoint_id}"),
+    ("delete", "/checkpoints/{checkpoint_id}"),
     ("put", "/checkpoints/{checkpoint_id}/parts/{number}"),
     ("post", "/checkpoints/{checkpoint_id}/complete"),
     ("get", "/datasets"),

@@ -14,6 +14,9 @@ from safetensors.numpy import load_file, save
 
 from detkds_api.gate import PART_BYTES
 from detkds_api.intake import IntakeError, take_in
+from detkds_core.store import distillations as trainings
+from detkds_core.store import jobs
+from detkds_core.store.artifacts import artifacts_at
 
 CLASSES = ["circle", "square"]
 OPERATOR = "0123456789abcdef0123456789abcdef"  # of the `guarded` service
@@ -277,6 +280,60 @@ def test_a_wrong_announcement_names_its_fields(service, body, pointers):
     assert {error["pointer"] for error in answer.json()["errors"]} == pointers
 
 
+@pytest.mark.parametrize("name", ["service", "s3_service"])
+def test_a_checkpoint_that_nothing_needs_is_deleted_with_its_files(name, request):
+    service = request.getfixturevalue(name)
+    artifacts = artifacts_at(service.settings.artifacts_place)
+    done = uploaded(service.http, weights(seed=9), name="done").json()
+    begun = announced(service.http, weights(9, seed=9), name="begun")
+    send(service.http, begun, weights(9, seed=9))
+    for one in (done, begun):
+        files = [f"{folder}/{one['id']}" for folder in ("checkpoints", "uploads")]
+        assert any(artifacts.names(each) for each in files)
+        deleted = service.http.delete(f"/checkpoints/{one['id']}")
+        assert (deleted.status_code, deleted.json()["state"]) == (200, one["state"])
+        assert not any(artifacts.names(each) for each in files)
+        assert service.http.get(f"/checkpoints/{one['id']}").status_code == 404
+        assert service.http.delete(f"/checkpoints/{one['id']}").status_code == 404
+    assert announced(service.http, weights(seed=9), name="done")["id"] != done["id"], "the same file can be brought again"
+
+
+def test_a_checkpoint_in_use_is_kept_and_who_uses_it_is_told(service, wanted):
+    one = uploaded(service.http, weights(seed=10), name="used").json()["id"]
+    teacher = {"detector": "gfl_r18w32_fpn32", "checkpoint": one}
+    search = service.http.post("/searches", json={**wanted, "teacher": teacher}).json()["id"]
+    training = {name: wanted[name] for name in ("dataset", "student", "recipe")} | {"teacher": teacher, "policy": "pkd"}
+    distillations = [service.http.post("/distill", json=training).json()["id"] for _ in range(3)]
+    told = service.http.delete(f"/checkpoints/{one}")
+    assert told.status_code == 409
+    users = f"search {search} is QUEUED, distillation {distillations[2]} is QUEUED, distillation {distillations[1]} is QUEUED, 1 more"
+    assert told.json()["detail"] == f"used is in use: {users}; cancel what has not ended, what a result rests on is kept"
+    for path in (f"/searches/{search}", *(f"/distill/{each}" for each in distillations[1:])):
+        assert service.http.post(f"{path}/cancel").status_code == 200
+    with service.store.begin() as session:
+        job = jobs.of_distillation(session, distillations[0]).id
+        assert jobs.finish(session, jobs.claim(session, worker="w", lease_seconds=60, job_id=job), {})
+        assert trainings.succeed(session, distillations[0])
+    told = service.http.delete(f"/checkpoints/{one}")
+    assert (told.status_code, f"used is in use: distillation {distillations[0]} has SUCCEEDED;" in told.json()["detail"]) == (409, True)
+    assert kept(service, {"id": one}).exists()
+
+
+def test_a_checkpoint_is_deleted_while_the_artifacts_cannot_be_reached(service, caplog):
+    one = uploaded(service.http, weights(seed=11), name="away").json()
+    place = Path(service.settings.artifacts_place)
+    away = place.rename(place.with_name("away"))
+    place.write_text("a file, where a folder should be")
+    try:
+        assert service.http.delete(f"/checkpoints/{one['id']}").status_code == 200
+    finally:
+        place.unlink()
+        away.rename(place)
+    assert "files of a deleted checkpoint stay for now" in caplog.text
+    assert service.http.get(f"/checkpoints/{one['id']}").status_code == 404
+    assert kept(service, one).exists(), "until the evolver comes by"
+
+
 def test_a_checkpoint_is_its_owners(guarded):
     url, _ = guarded
     content = weights(seed=8)
@@ -299,6 +356,8 @@ def test_a_checkpoint_is_its_owners(guarded):
             assert reader.get(f"/checkpoints/{one['id']}").json()["state"] == "READY"
             assert yours.get(f"/checkpoints/{one['id']}").status_code == 404
             assert yours.get("/checkpoints").json()["items"] == []
+            assert yours.delete(f"/checkpoints/{one['id']}").status_code == 404
+            assert reader.delete(f"/checkpoints/{one['id']}").status_code == 403
             assert [found["id"] for found in operator.get("/checkpoints").json()["items"]] == [one["id"]]
             training = {"pair": "digits_gfl", "policy": "pkd", "recipe": {"iterations": 5}}
             teacher = {"detector": "gfl_r18w32_fpn32", "checkpoint": one["id"]}

@@ -32,6 +32,15 @@ def test_a_checkpoint_is_sent_listed_and_used_as_a_teacher(detkds, teacher, pair
     assert f"checkpoints/{identity}/" in json.loads(search.stdout)["spec"]["teacher"]["checkpoint"]
 
 
+def test_a_checkpoint_is_deleted_by_the_command(detkds, teacher):
+    identity = json.loads(detkds("checkpoints", "upload", str(teacher), "--name", "unwanted", "--json").stdout)["id"]
+    done = detkds("checkpoints", "delete", identity)
+    assert (done.returncode, done.stdout) == (0, f"unwanted ({identity}) is deleted\n"), done.stderr
+    assert identity not in detkds("checkpoints").stdout
+    again = detkds("checkpoints", "delete", identity)
+    assert (again.returncode, f"there is no checkpoint {identity}" in " ".join(again.stderr.split())) == (1, True)
+
+
 class Tired(Exception):
     pass
 

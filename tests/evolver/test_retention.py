@@ -139,3 +139,16 @@ def test_the_reaper_removes_them(sqlite: Store, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("DETKDS_KEEP_DAYS", "-1")
     with pytest.raises(ValueError, match="keep_days"):
         Settings()
+
+
+def test_files_of_deleted_checkpoints_go(store: Store, tmp_path: Path) -> None:
+    artifacts = Artifacts(str(tmp_path / "artifacts"))
+    with store.begin() as session:
+        kept = [checkpoints.create(session, name="c", size=3, sha256="0" * 64).id for _ in range(2)]
+    gone = "0198a3e0-77aa-7b11-8d2f-0c6c2c7e9f10"
+    for one in (*kept, gone):
+        artifacts.put(f"uploads/{one}/000000", b"abc")
+        artifacts.put(f"checkpoints/{one}/weights.safetensors", b"abc")
+    Retention(store, artifacts, 0.0).step()
+    assert artifacts.names("uploads") == sorted(f"uploads/{one}/000000" for one in kept)
+    assert artifacts.names("checkpoints") == sorted(f"checkpoints/{one}/weights.safetensors" for one in kept)

@@ -75,6 +75,16 @@ def add(
     tell(done, as_json)
 
 
+@checkpoints_app.command("delete")
+def delete(
+    checkpoint_id: Annotated[str, typer.Argument(metavar="ID", help="Of `detkds checkpoints`.")], url: Url = None, as_json: Json = False
+) -> None:
+    """Remove a checkpoint and its files. One that a search, a distillation or a result needs is kept."""
+    with connected(url) as client:
+        done = client.delete_checkpoint(checkpoint_id)
+    show.as_json(done) if as_json else print(f"{done['name']} ({done['id']}) is deleted")
+
+
 def listed(text: str | None) -> list[str] | None:
     return [part.strip() for part in text.split(",")] if text else None
 

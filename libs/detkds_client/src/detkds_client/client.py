@@ -343,6 +343,10 @@ class Client(Connection):
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
         return cast(Checkpoint, self.get(f"/checkpoints/{checkpoint_id}"))
 
+    def delete_checkpoint(self, checkpoint_id: str) -> Checkpoint:
+        """Remove a checkpoint that nothing needs, and its files; what it was. Raises ProblemError (409) for one in use."""
+        return cast(Checkpoint, self.request("DELETE", f"/checkpoints/{checkpoint_id}"))
+
     def upload_checkpoint(
         self,
         path: str | Path,

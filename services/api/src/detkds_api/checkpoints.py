@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from detkds_api.paths import absent, inside
+from detkds_api.problems import FieldError, invalid, pointer
 from detkds_core.catalogue import builtin_checkpoint
 from detkds_core.store import checkpoints as stored
 from detkds_core.store.artifacts import reference, referred
@@ -60,6 +61,14 @@ def brought(session: Session, identity: str, owner: str | None) -> Checkpoint:
         why = f": {one.reason}" if one.reason else "; complete its upload first (detkds checkpoints upload)"
         raise ValueError(f"checkpoint {identity} is {one.state}{why}")
     return Checkpoint(reference(weights_name(one.id), one.digest), one.name, tuple(one.classes or ()), one.detector)
+
+
+def hold(session: Session, spec: Mapping[str, Any]) -> None:
+    """Keep the checkpoints of a specification from being deleted until it is stored. Raises InvalidInput for one that just was."""
+    for role in ("teacher", "student"):
+        found = referred(spec[role]["checkpoint"])
+        if found is not None and not stored.hold(session, identity := found[0].split("/")[1]):
+            raise invalid([FieldError(pointer(role, "checkpoint"), f"there is no checkpoint {identity}; GET /checkpoints lists them")])
 
 
 def file_bytes(session: Session, place: str) -> int:

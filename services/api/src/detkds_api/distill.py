@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from detkds_api import quota
+from detkds_api import checkpoints, quota
 from detkds_api.caller import Caller
 from detkds_api.changes import EXAMPLE as CHANGE_EXAMPLE
 from detkds_api.changes import Change, changed
@@ -203,6 +203,7 @@ def started(
     }
 
     def create() -> Distillation:
+        checkpoints.hold(session, spec)
         quota.check(session, service, iterations=pairing.iterations, priority=wanted.priority)
         return stored.create(
             session,

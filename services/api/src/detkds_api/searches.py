@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from detkds_api import quota
+from detkds_api import checkpoints, quota
 from detkds_api.budget import expected_students
 from detkds_api.changes import EXAMPLE as CHANGE_EXAMPLE
 from detkds_api.changes import Change, changed
@@ -87,6 +87,7 @@ def started(
     request = kept_request(wanted)
 
     def create() -> Search:
+        checkpoints.hold(session, spec)
         iterations = spec["budget"] + expected_students(spec) * spec["confirmation"]["iterations"]
         quota.check(session, service, iterations=iterations, priority=wanted.priority)
         return stored.create(

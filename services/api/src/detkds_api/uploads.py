@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import threading
@@ -31,10 +32,11 @@ from detkds_core.store import checkpoints as stored
 from detkds_core.store import disk
 from detkds_core.store.artifacts import ArtifactError, Artifacts, LostError, UnreachableError, file_sha256
 from detkds_core.store.ids import is_id
-from detkds_core.store.models import Checkpoint
+from detkds_core.store.models import Checkpoint, Distillation, Search
 from detkds_core.store.vocabulary import CheckpointState
 
 router = APIRouter(tags=["checkpoints"])
+log = logging.getLogger("detkds.api")
 
 LARGEST = 8 << 30  # bytes of a file; a detector of 500 M parameters in float32 has 2 GiB
 UNFINISHED = 8  # uploads that one owner may have begun
@@ -243,10 +245,10 @@ def complete_checkpoint(checkpoint_id: Id, service: Service) -> CheckpointView:
             return view(one, None)
         awaited(session, service, checkpoint_id)
     with reaching():
-        missing = sorted(set(range(parts_of(one.size))) - set(received(service.artifacts, one.id)))
-    if missing:
-        listed = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-        raise Conflict(f"{len(missing)} of {parts_of(one.size)} parts of {one.name} are missing: {listed}")
+        lacking = sorted(set(range(parts_of(one.size))) - set(received(service.artifacts, one.id)))
+    if lacking:
+        listed = ", ".join(map(str, lacking[:10])) + (f" and {len(lacking) - 10} more" if len(lacking) > 10 else "")
+        raise Conflict(f"{len(lacking)} of {parts_of(one.size)} parts of {one.name} are missing: {listed}")
     with room(service, one.size) as folder:
         whole = folder / "whole"
         try:
@@ -260,6 +262,37 @@ def complete_checkpoint(checkpoint_id: Id, service: Service) -> CheckpointView:
     with reaching():
         service.artifacts.remove(f"uploads/{one.id}")
     return seen(service, one.id)
+
+
+@router.delete("/checkpoints/{checkpoint_id}", responses={200: example(READY), **answers(Conflict)})
+def delete_checkpoint(checkpoint_id: Id, service: Service) -> CheckpointView:
+    """Remove a checkpoint and its files, or give an upload up; the answer is what it was.
+
+    Refused (409) while a search or a distillation that has not ended uses it, and for good where one has SUCCEEDED with it: a result rests
+    on it.
+    """
+    with service.store.read() as session:
+        one = existing(session, service, checkpoint_id)
+    with alone(one), service.store.begin() as session:
+        if users := stored.users(session, checkpoint_id):
+            told = [usage(service, user) for user in users[:3]] + ([f"{len(users) - 3} more"] if len(users) > 3 else [])
+            raise Conflict(f"{one.name} is in use: {', '.join(told)}; cancel what has not ended, what a result rests on is kept")
+        if not stored.delete(session, checkpoint_id):
+            raise missing(checkpoint_id)
+    # After the row: files without one are removed by the evolver, a row without files would be a checkpoint that cannot be read.
+    try:
+        for folder in ("checkpoints", "uploads"):
+            service.artifacts.remove(f"{folder}/{checkpoint_id}")
+    except UnreachableError as error:
+        log.warning("files of a deleted checkpoint stay for now", extra={"checkpoint_id": checkpoint_id, "reason": str(error)})
+    return view(one, None)
+
+
+def usage(service: Running, user: Search | Distillation) -> str:
+    """Who needs a checkpoint, for people."""
+    kind = "search" if isinstance(user, Search) else "distillation"
+    mine = service.caller.sees in (None, user.owner)
+    return f"{f'{kind} {user.id}' if mine else f'a {kind} of somebody else'} {'has' if user.state == 'SUCCEEDED' else 'is'} {user.state}"
 
 
 def check_file(service: Running, one: Checkpoint, path: Path) -> None:
@@ -372,8 +405,12 @@ def existing(session: Session, service: Running, identity: str) -> Checkpoint:
     """Raises NotFound, also for what is somebody else's."""
     one = stored.get(session, identity, owner=service.caller.sees) if is_id(identity) else None
     if one is None:
-        raise NotFound(f"there is no checkpoint {identity}; GET /checkpoints lists them")
+        raise missing(identity)
     return one
+
+
+def missing(identity: str) -> NotFound:
+    return NotFound(f"there is no checkpoint {identity}; GET /checkpoints lists them")
 
 
 def awaited(session: Session, service: Running, identity: str) -> Checkpoint:

@@ -1,4 +1,5 @@
-"""What is kept for how long: files of jobs that ended without a result, uploads that nobody finished, what killed writers left half."""
+"""What is kept for how long: files of jobs that ended without a result, uploads that nobody finished, what killed writers left half,
+what was deleted."""
 
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ class Retention:
             if now >= self.sweep_at:
                 self.sweep_at = now + SWEEP_SECONDS
                 self.artifacts.sweep()
+                self.remove_deleted()
         except ArtifactError as error:
             log.warning("old files stay for now", extra={"reason": str(error)})
             self.not_before = now + AWAY_SECONDS
@@ -49,6 +51,15 @@ class Retention:
             self.artifacts.remove(job_id)
             with self.store.begin() as session:
                 jobs.mark_pruned(session, job_id)
+
+    def remove_deleted(self) -> None:
+        """Files of checkpoints that were deleted while the artifacts could not be reached, or written while they were."""
+        there = {tuple(name.split("/")[:2]) for folder in ("checkpoints", "uploads") for name in self.artifacts.names(folder)}
+        with self.store.read() as session:
+            gone = set(checkpoints.unknown(session, {identity for _, identity in there}))
+        for folder, identity in sorted(there):
+            if identity in gone:
+                self.artifacts.remove(f"{folder}/{identity}")
 
     def give_up_uploads(self) -> None:
         with self.store.read() as session:

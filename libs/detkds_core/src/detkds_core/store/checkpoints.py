@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import delete as sql_delete
 from sqlalchemy.orm import Session
 
 from . import pages
+from .artifacts import REFERENCE
 from .clock import db_time
-from .models import Checkpoint
-from .states import move
+from .models import Checkpoint, Distillation, Search
+from .states import active, move
 
 
 def create(
@@ -91,6 +93,35 @@ def abandoned(session: Session, *, days: float, limit: int) -> builtins.list[str
     """Checkpoints of which no part has come for so long."""
     query = select(Checkpoint.id).where(Checkpoint.state == "UPLOADING", Checkpoint.updated_at < db_time(-86_400 * days))
     return builtins.list(session.scalars(query.order_by(Checkpoint.updated_at).limit(limit)))
+
+
+def hold(session: Session, checkpoint_id: str) -> bool:
+    """Keep a checkpoint from being deleted until the transaction ends. False: there is none."""
+    return session.scalar(select(Checkpoint.id).where(Checkpoint.id == checkpoint_id).with_for_update(read=True)) is not None
+
+
+def users(session: Session, checkpoint_id: str) -> builtins.list[Search | Distillation]:
+    """The searches and distillations that need a checkpoint, the newest first of each: that have not ended, or that have SUCCEEDED, whose
+    results rest on it. Until the transaction ends there will be no others."""
+    session.scalar(select(Checkpoint.id).where(Checkpoint.id == checkpoint_id).with_for_update())
+    found: builtins.list[Search | Distillation] = []
+    for table in (Search, Distillation):
+        place = f"{REFERENCE}checkpoints/{checkpoint_id}/"
+        named = or_(*(table.spec[role]["checkpoint"].as_string().startswith(place, autoescape=True) for role in ("teacher", "student")))
+        needing = table.state.in_(active(table) | {"SUCCEEDED"})
+        found += session.scalars(select(table).where(needing, named).order_by(table.created_at.desc(), table.id.desc()))
+    return found
+
+
+def delete(session: Session, checkpoint_id: str) -> bool:
+    """Forget a checkpoint; its files are the caller's to remove. False: there is none."""
+    return session.scalar(sql_delete(Checkpoint).where(Checkpoint.id == checkpoint_id).returning(Checkpoint.id)) is not None
+
+
+def unknown(session: Session, checkpoint_ids: Iterable[str]) -> builtins.list[str]:
+    """Those of these ids that no checkpoint has, sorted."""
+    wanted = set(checkpoint_ids)
+    return sorted(wanted - set(session.scalars(select(Checkpoint.id).where(Checkpoint.id.in_(wanted)))))
 
 
 def _of(owner: str | None) -> builtins.list[ColumnElement[bool]]:
