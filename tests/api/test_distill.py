@@ -126,6 +126,18 @@ def test_progress_is_what_the_trainer_says(service, student):
     assert "has ended (FAILED)" in answer.json()["detail"]
 
 
+def test_what_is_trained_and_has_no_result_yet_has_not_ended_and_cannot_be_held(service, student):
+    one = service.http.post("/distill", json={**student, "policy": "pkd"}).json()["id"]
+    with service.store.begin() as session:
+        claim = jobs.claim(session, worker="test", lease_seconds=30, job_id=jobs.of_distillation(session, one).id)
+        assert jobs.finish(session, claim, {})
+    for verb in ("pause", "cancel"):
+        answer = service.http.post(f"/distill/{one}/{verb}")
+        assert answer.status_code == 409
+        told = f"distillation {one} is trained, and its result is being written; there is nothing to {verb}"
+        assert answer.json()["detail"] == told
+
+
 def test_cancelling_takes_the_job_out_of_the_queue(service, student):
     one = service.http.post("/distill", json={**student, "policy": "pkd"}).json()["id"]
     assert service.http.post(f"/distill/{one}/cancel").json()["state"] == "CANCELLED"

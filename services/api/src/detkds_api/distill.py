@@ -269,7 +269,7 @@ def cancel_distillation(distillation_id: Id, service: Service) -> DistillationVi
     with service.store.begin() as session:
         one = existing(session, service.caller, distillation_id)
         if not stored.cancel(session, distillation_id) and one.state != "CANCELLED":
-            raise Conflict(f"distillation {distillation_id} has ended ({one.state}); there is nothing to cancel")
+            raise over(one, "cancel")
         return view(session, service, existing(session, service.caller, distillation_id))
 
 
@@ -282,7 +282,7 @@ def pause_distillation(distillation_id: Id, service: Service) -> DistillationVie
     with service.store.begin() as session:
         one = existing(session, service.caller, distillation_id)
         if not stored.pause(session, distillation_id) and one.state != "PAUSED":
-            raise Conflict(f"distillation {distillation_id} has ended ({one.state}); there is nothing to pause")
+            raise over(one, "pause")
         return view(session, service, existing(session, service.caller, distillation_id))
 
 
@@ -292,8 +292,14 @@ def resume_distillation(distillation_id: Id, service: Service) -> DistillationVi
     with service.store.begin() as session:
         one = existing(session, service.caller, distillation_id)
         if not stored.resume(session, distillation_id) and one.state not in ("QUEUED", "RUNNING"):
-            raise Conflict(f"distillation {distillation_id} has ended ({one.state}); there is nothing to resume")
+            raise over(one, "resume")
         return view(session, service, existing(session, service.caller, distillation_id))
+
+
+def over(one: Distillation, verb: str) -> Conflict:
+    """Of what nothing trains any more."""
+    how = "is trained, and its result is being written" if one.state in active(Distillation) else f"has ended ({one.state})"
+    return Conflict(f"distillation {one.id} {how}; there is nothing to {verb}")
 
 
 def named_search(session: Session, caller: Caller, policy: str | dict[str, Any]) -> Search | None:
