@@ -73,6 +73,7 @@ def test_a_priority_changes_until_the_end_and_says_who_waits_for_whom(service, m
     changed = service.http.patch(here, json={"priority": 7, "name": "urgent"}).json()
     assert (changed["priority"], changed["name"], changed["spec"]) == (7, "urgent", one["spec"])
     assert service.http.get(here).json()["priority"] == 7
+    assert service.http.patch(here, json={"priority": 6.0}).json()["priority"] == 6, "JSON has one kind of number"
     for priority in (101, -101, 1.5, "high"):
         assert "/priority" in errors(service.http.patch(here, json={"priority": priority}))
     service.http.post(f"{here}/pause")

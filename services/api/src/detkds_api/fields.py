@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Asking = TypeVar("Asking", bound=str | dict[str, Any])
 # As ECMA 262 writes them, for the description: what `printable`, `lines` and `trimmed` take.
 PRINTABLE = {"pattern": r"^(?:[^\p{C}\p{Z}]| )*$"}
 LINES = {"pattern": r"^(?:[^\p{C}\p{Z}]|[ \n\t])*$"}
 TRIMMED = {"pattern": r"^[^\p{C}\p{Z}]+(?: +[^\p{C}\p{Z}]+)*$"}
+EXACT = 2**53  # up to here a float is one integer
 DEEPEST = 20  # levels of a written policy; legal ones have fewer than 6
 
 
@@ -43,6 +44,11 @@ def different(texts: list[str]) -> list[str]:
     return texts
 
 
+def whole(value: object) -> object:
+    """A number without a fraction as an integer, which a field of any number takes too; other values as they are."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT else value
+
+
 def shallow(value: Asking) -> Asking:
     """A policy, by name or written out, that every walk over it can take. Raises ValueError."""
     level: list[Any] = [value]
@@ -71,9 +77,16 @@ TAGS = "words to find it again by, up to 20"
 
 
 class Body(BaseModel):
-    """A request body: unknown fields are refused, numbers are finite, `3.0` and `"3"` are not the integer 3."""
+    """A request body: unknown fields are refused, numbers are finite, `"3"` is not the integer 3, and `3.0` is, as in JSON Schema."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_whole_numbers(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        return {name: [whole(one) for one in value] if isinstance(value, list) else whole(value) for name, value in given.items()}
 
 
 class Asked(BaseModel):
