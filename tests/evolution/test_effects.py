@@ -24,12 +24,12 @@ def history(rows):
 
 
 def test_genes_of_feature_terms_are_shared_and_of_responses_not():
-    assert genes(Term("logits", ("none",), "l1", 1.0)) == [
+    assert genes(Term("logits", ("none",), "l1", 1.0)) == (
         "logits",
         ("logits", 0, "none"),
         ("logits", "distance", "l1"),
         ("logits", "weight", False, 0),
-    ]
+    )
     shared = set(genes(term("norm_C"))) & set(genes(term("norm_C", knowledge="fgbg")))
     assert ("features", 2, "norm_C") in shared
     assert ("global", 2, "norm_C") not in shared

@@ -94,7 +94,14 @@ def test_a_search_is_driven_to_its_result(store: Store, undisturbed: dict[str, A
 
 def test_the_jobs_of_a_search_are_its_decisions(sqlite: Store) -> None:
     search = create(sqlite)
-    drive(sqlite)
+    claimed: dict[int, Any] = {}
+
+    def noted(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        if spec["kind"] == "evaluate":
+            claimed[spec["number"]] = spec["known"]
+        return measured(candidate, spec)
+
+    drive(sqlite, noted)
     evaluate = specs(sqlite, search, "evaluate")
     found = outcome(sqlite, search)
     asked = [event["asked"] for event in found["ledger"] if "asked" in event]
@@ -109,9 +116,13 @@ def test_the_jobs_of_a_search_are_its_decisions(sqlite: Store) -> None:
         assert {key: spec[key] for key in ("dataset", "teacher", "student", "inherit", "recipe")} == {
             key: whole[key] for key in ("dataset", "teacher", "student", "inherit", "recipe")
         }
-    third = next(spec for spec in evaluate[2:] if spec["known"])
-    assert {"index", "sketch", "ratio"} == set(third["known"][0])
-    assert {one["index"] for one in third["known"]} <= set(range(third["candidates"][0]["index"]))
+    assert all(spec["known"] == [] for spec in evaluate), "looks are referred to, not repeated in every job"
+    with sqlite.read() as session:
+        evolution = recall(session, search)
+    for job in evolution.jobs:  # and whoever claims a job reads those that the decision looked at
+        looks = evolution.known(job) if job.new else {}
+        assert claimed[job.index] == [{"index": index, "sketch": [*one.sketch], "ratio": one.ratio} for index, one in looks.items()]
+    assert any(len(known) > 20 for known in claimed.values())
 
 
 def test_the_jobs_of_a_search_have_its_owner_its_priority_and_its_needs(sqlite: Store) -> None:

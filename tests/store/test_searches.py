@@ -173,7 +173,7 @@ def test_a_measurement_counts_once_and_a_failure_has_no_figures(store: Store) ->
         assert found[1].failure == {"kind": "not_finite", "detail": "step 3"}
         assert found[2].failure["kind"] == "bug"
         assert searches.count_candidates(session, one) == {"MEASURED": 1, "INFEASIBLE": 2}
-        assert searches.best_candidate(session, one).index == 0
+        assert searches.best_candidates(session, [one])[one].index == 0
         assert [(each.candidate, each.state, each.ap) for each in searches.trials(session, one)] == [
             (0, "MEASURED", 31.5),
             (1, "INFEASIBLE", None),
@@ -190,18 +190,19 @@ def test_a_candidate_has_the_mean_of_its_highest_rung_and_all_that_it_cost(store
     with store.begin() as session:
         searches.measure(session, one, 0, 0, figures(9.0, iterations=15, seconds=1.0))
         searches.measure(session, one, 0, 1, figures(40.0, iterations=15, seconds=1.0))
-        assert searches.best_candidate(session, one).index == 1
+        assert searches.best_candidates(session, [one])[one].index == 1
         searches.measure(
             session, one, 2, 0, figures(22.0, ap50=44.0, iterations=120, seconds=4.0)
         )  # before decision 1: order does not count
         searches.measure(session, one, 1, 0, figures(20.0, ap50=40.0, iterations=105, seconds=3.0))  # from a checkpoint of the rung below
+    nothing = create(store)
     with store.read() as session:
         first, second = searches.all_candidates(session, one)
         assert (first.rung, first.ap, first.ap50, first.iterations, first.seconds) == (120, 21.0, 42.0, 240, 8.0)
         assert (second.rung, second.ap, second.iterations) == (15, 40.0, 15)
-        assert searches.best_candidate(session, one).index == 0, "the highest rung counts, not the highest AP"
-        assert searches.spent(session, one) == 255
-        assert searches.spent(session, create(store)) == 0
+        assert searches.best_candidates(session, [one])[one].index == 0, "the highest rung counts, not the highest AP"
+        assert searches.get(session, one).spent == 255
+        assert searches.get(session, nothing).spent == 0
 
 
 def test_what_a_gate_refused_and_a_double_have_no_ap(store: Store) -> None:
@@ -226,7 +227,7 @@ def test_what_a_gate_refused_and_a_double_have_no_ap(store: Store) -> None:
         tried = searches.trials(session, one)
         assert [each.sketch for each in tried] == [[1.0, 0.0], None, None]
         assert tried[2].ap == 12.0, "the audit's measurement judges the gate"
-        assert searches.best_candidate(session, one) is None
+        assert searches.best_candidates(session, [one]) == {}
 
 
 def test_a_candidate_that_fails_at_a_higher_rung_is_infeasible_and_still_costs(store: Store) -> None:
@@ -242,7 +243,7 @@ def test_a_candidate_that_fails_at_a_higher_rung_is_infeasible_and_still_costs(s
         [found] = searches.all_candidates(session, one)
         assert (found.state, found.ap, found.rung, found.failure["detail"]) == ("INFEASIBLE", None, None, "step 80")
         assert (found.iterations, found.seconds) == (215, 7.0)
-        assert searches.best_candidate(session, one) is None
+        assert searches.best_candidates(session, [one]) == {}
 
 
 def test_the_weights_that_a_first_training_found_are_kept(store: Store) -> None:
@@ -315,7 +316,8 @@ def test_a_search_that_goes_on_has_what_the_other_found_and_is_its_own(store: St
             assert len(mine) == 2
         assert [each.job_id for each in searches.trials(session, other)] == [None, None]
         assert searches.resolved_policies(session, other, [0, 1]) == {0: found}
-        assert (searches.inherited(session, other), searches.spent(session, other), searches.inherited(session, one)) == (19, 19, 0)
+        ours, theirs = searches.get(session, other), searches.get(session, one)
+        assert (ours.inherited, ours.spent, theirs.inherited, theirs.spent) == (19, 19, 0, 19)
         assert searches.due(session)[-1] == other
     with store.begin() as session:
         session.delete(session.get(Search, one))

@@ -89,7 +89,7 @@ def test_what_the_first_schema_remembered_is_kept(request: pytest.FixtureRequest
         )
         assert (failed.state, failed.failure, failed.rung, failed.parents) == ("INFEASIBLE", {"kind": "bug"}, None, [0])
         assert (waiting.state, waiting.rung) == ("PROPOSED", None)
-        assert searches.best_candidate(session, "s").index == 0
+        assert searches.best_candidates(session, ["s"])["s"].index == 0
         assert jobs.get(session, "j").state == "QUEUED"
         assert searches.trials(session, "s") == searches.ledger(session, "s") == []
     with store.begin() as session:  # and it can go on

@@ -23,7 +23,7 @@ from detkds_api.pairing import RecipeChoice, StudentChoice, TeacherChoice, resol
 from detkds_api.policies import read_policy
 from detkds_api.problems import Conflict, FieldError, NoRoom, NotFound, answers, invalid
 from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
-from detkds_api.progress import Progress, seconds_left, seconds_since, share
+from detkds_api.progress import Progress, db_now, seconds_between, seconds_left, share
 from detkds_api.quota import DeviceMemory, Priority
 from detkds_api.service import Id, IdempotencyKey, Running, Service, example
 from detkds_api.workers import fleet
@@ -389,7 +389,7 @@ def progress(session: Session, one: Distillation, ap: float | None) -> Progress:
     finished = one.state == "SUCCEEDED"
     fraction = 1.0 if finished else share(said)
     running = one.state == "RUNNING"
-    elapsed = seconds_since(session, job.started_at) if running and job else None
+    elapsed = seconds_between(job.started_at, db_now(session)) if running and job else None
     return Progress(
         step={"QUEUED": "waiting", "PAUSED": "paused", "RUNNING": "training", "SUCCEEDED": "done"}.get(one.state, "stopped"),
         done=total if finished else int(said.get("done") or 0),

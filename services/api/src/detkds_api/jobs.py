@@ -34,6 +34,7 @@ log = logging.getLogger("detkds.api")
 
 LOG = "trainer.log"  # as the worker names it, in the folder of an attempt
 MOST_BYTES = 1 << 20
+WAITING = ("QUEUED", "PAUSED")  # the states in which there is a reason to be told
 
 
 class JobsQuery(ListQuery):
@@ -127,7 +128,7 @@ def list_jobs(service: Service, query: Annotated[JobsQuery, Query()]) -> Page[Jo
         return Page(items=[], next_cursor=None)
     with service.store.read() as session:
         found, after = page_of(lambda: stored.list(session, owner=service.caller.sees, **query.page()))
-        seen = fleet(session, service)
+        seen = fleet(session, service) if any(job.state in WAITING for job in found) else waiting.Fleet()
     left = logs(service, [job.id for job in found])
     return Page(items=[view(job, seen, left[job.id]) for job in found], next_cursor=after)
 
@@ -136,7 +137,8 @@ def list_jobs(service: Service, query: Annotated[JobsQuery, Query()]) -> Page[Jo
 def get_job(job_id: Id, service: Service) -> JobView:
     """One job of a search or a distillation: where it runs, or why it waits, and which attempts have left a log."""
     with service.store.read() as session:
-        job, seen = existing(session, service.caller, job_id), fleet(session, service)
+        job = existing(session, service.caller, job_id)
+        seen = fleet(session, service) if job.state in WAITING else waiting.Fleet()
     return view(job, seen, logs(service, [job_id])[job_id])
 
 

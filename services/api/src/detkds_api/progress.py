@@ -51,8 +51,10 @@ def share(progress: Mapping[str, Any] | None) -> float:
     return min(max(done / total, 0.0), 1.0)
 
 
-def seconds_since(session: Session, moment: datetime | None) -> float | None:
-    """Seconds between a stored moment and now, both by the database's clock."""
-    if moment is None:
-        return None
-    return (session.scalars(select(db_time())).one() - moment).total_seconds()
+def db_now(session: Session) -> datetime:
+    """Now by the database's clock, as all stored moments are."""
+    return session.scalars(select(db_time())).one()
+
+
+def seconds_between(first: datetime | None, last: datetime) -> float | None:
+    return None if first is None else (last - first).total_seconds()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
@@ -12,7 +13,7 @@ from detkds_api.budget import expected_students
 from detkds_api.caller import Caller
 from detkds_api.problems import NotFound
 from detkds_api.progress import EXAMPLE as PROGRESS_EXAMPLE
-from detkds_api.progress import Progress, seconds_left, seconds_since, share
+from detkds_api.progress import Progress, db_now, seconds_between, seconds_left, share
 from detkds_api.service import Running
 from detkds_api.workers import fleet
 from detkds_core.policy import formula, from_json
@@ -22,7 +23,9 @@ from detkds_core.store.ids import is_id
 from detkds_core.store.models import Candidate, Search
 from detkds_core.store.states import active
 from detkds_core.store.vocabulary import SearchState as State
-from detkds_core.store.waiting import Fleet, of_subject
+from detkds_core.store.waiting import of_subject
+
+Found = TypeVar("Found")
 
 
 class Best(BaseModel):
@@ -94,15 +97,51 @@ def existing(session: Session, caller: Caller, search_id: str) -> Search:
     return search
 
 
-def view(session: Session, service: Running, search: Search, seen: Fleet | None = None) -> SearchView:
-    """seen: the fleet, where the caller has looked already."""
-    best = stored.best_candidate(session, search.id)
-    result = results.of_search(session, search.id) if search.state == "SUCCEEDED" else None
+def view(session: Session, service: Running, search: Search) -> SearchView:
+    """How one search is shown."""
+    (shown,) = views(session, service, [search])
+    return shown
+
+
+def views(session: Session, service: Running, searches: Sequence[Search]) -> list[SearchView]:
+    """How searches are shown: as many statements for a page of them as for one, each of which reads what an index leads to."""
+    ids = [one.id for one in searches]
+    open_ids = [one.id for one in searches if one.state in active(Search)]
+    best = stored.best_candidates(session, ids)
+    result_ids = of_some(searches, "SUCCEEDED", lambda ended: results.ids_of_searches(session, ended))
+    tags = labels.of_each(session, Search, ids)
+    at_work = jobs.at_work(session, open_ids) if open_ids else {}
+    confirmed = of_some(searches, "CONFIRMING", lambda confirming: stored.confirmed(session, confirming))
+    now = db_now(session)
+    idle = any(not at_work[one] for one in open_ids)
+    seen = fleet(session, service) if idle else None  # who is at work does not wait
+    return [
+        shown(
+            one,
+            best=best.get(one.id),
+            result_id=result_ids.get(one.id),
+            tags=tags[one.id],
+            waiting=of_subject(seen, one.state, one.id) if seen and one.id in at_work and not at_work[one.id] else None,
+            where=progress(one, best.get(one.id), at_work.get(one.id, ()), confirmed.get(one.id, (0, 0)), now),
+        )
+        for one in searches
+    ]
+
+
+def of_some(searches: Sequence[Search], state: str, read: Callable[[list[str]], dict[str, Found]]) -> dict[str, Found]:
+    """What is read of those in a state; nothing is asked where there are none."""
+    ids = [one.id for one in searches if one.state == state]
+    return read(ids) if ids else {}
+
+
+def shown(
+    search: Search, *, best: Candidate | None, result_id: str | None, tags: list[str], waiting: str | None, where: Progress
+) -> SearchView:
     return SearchView(
         id=search.id,
         name=search.name,
         notes=search.notes,
-        tags=labels.of(session, search),
+        tags=tags,
         state=cast(State, search.state),
         reason=search.reason,
         created_at=search.created_at,
@@ -112,10 +151,10 @@ def view(session: Session, service: Running, search: Search, seen: Fleet | None 
         student=search.spec["student"]["detector"],
         priority=search.priority,
         device_memory_gib=search.device_memory_gib,
-        waiting=of_subject(seen or fleet(session, service), search.state, search.id) if search.state in active(Search) else None,
-        progress=progress(session, search, best.ap if best else None),
+        waiting=waiting,
+        progress=where,
         best=best_view(best) if best else None,
-        result_id=result.id if result else None,
+        result_id=result_id,
         cloned_from=search.cloned_from,
         spec=search.spec,
     )
@@ -127,25 +166,24 @@ def best_view(candidate: Candidate) -> Best:
     return Best(index=candidate.index, ap=candidate.ap, formula=formula(from_json(policy)), policy=policy)
 
 
-def progress(session: Session, search: Search, best_ap: float | None) -> Progress:
-    """Where a search stands, counted in student iterations: done of the budget while it searches, then seeds of the confirmation."""
-    spec = search.spec
+def progress(search: Search, best: Candidate | None, running: Sequence[jobs.AtWork], again: tuple[int, int], now: datetime) -> Progress:
+    """Where a search stands, counted in student iterations: done of the budget while it searches, then seeds of the confirmation.
+
+    running: its jobs at work; again: how many students of its confirmation are measured, and how many there are.
+    """
+    spec, best_ap = search.spec, best.ap if best else None
     full = spec["rungs"][-1] if "rungs" in spec else spec["recipe"]["iterations"]  # a search from before there were rungs has none
-    ended, budget = stored.spent(session, search.id), spec.get("budget") or spec["candidates"] * full
-    before = stored.inherited(session, search.id) if "continues" in spec else 0
+    ended, before, budget = search.spent, search.inherited, spec.get("budget") or spec["candidates"] * full
     if search.state not in ("RUNNING", "CONFIRMING"):
         step = {"QUEUED": "waiting", "PAUSED": "paused", "SUCCEEDED": "done"}.get(search.state, "stopped")
         fraction = 1.0 if search.state == "SUCCEEDED" else min(1.0, (ended - before) / max(1, budget - before))
         return Progress(step=step, done=ended, total=budget, fraction=fraction, best_ap=best_ap, seconds_left=None, message="")
     a_student = spec["confirmation"]["iterations"]
-    mine = jobs.of_search(session, search.id)
-    again = stored.confirmations(session, search.id)
-    confirmed, students = sum(one.state != "PROPOSED" for one in again), len(again) or expected_students(spec)
-    running = [job for job in mine if job.state == "RUNNING"]
+    confirmed, students = again[0], again[1] or expected_students(spec)
     work: float = (budget if search.state == "CONFIRMING" else ended) + confirmed * a_student
     for job in running:
-        each = a_student if job.kind == "confirm" else job.spec.get("rung") or full
-        work += share(job.progress) * each * len(job.spec["candidates"])
+        each = a_student if job.kind == "confirm" else job.rung or full
+        work += share(job.progress) * each * job.candidates
     fraction = min((work - before) / (budget - before + students * a_student), 1.0)
     return Progress(
         step="confirming" if search.state == "CONFIRMING" else "searching",
@@ -153,6 +191,6 @@ def progress(session: Session, search: Search, best_ap: float | None) -> Progres
         total=students if search.state == "CONFIRMING" else budget,
         fraction=round(fraction, 4),
         best_ap=best_ap,
-        seconds_left=seconds_left(fraction, seconds_since(session, search.started_at)),
+        seconds_left=seconds_left(fraction, seconds_between(search.started_at, now)),
         message=str((running[0].progress or {}).get("message") or "") if running else "waiting for a worker",
     )

@@ -20,9 +20,8 @@ from detkds_api.preview import EXAMPLE as PREVIEW_EXAMPLE
 from detkds_api.preview import Preview, previewed, student_bytes
 from detkds_api.problems import Conflict, NoRoom, answers
 from detkds_api.search_request import SearchRequest, planned
-from detkds_api.search_views import EXAMPLE, SearchView, existing, view
+from detkds_api.search_views import EXAMPLE, SearchView, existing, view, views
 from detkds_api.service import Id, IdempotencyKey, Running, Service, example
-from detkds_api.workers import fleet
 from detkds_core.evolution.spec import Algorithm
 from detkds_core.store import searches as stored
 from detkds_core.store.models import Search
@@ -129,8 +128,7 @@ def list_searches(service: Service, query: Annotated[SearchesQuery, Query()]) ->
     """The newest searches first, or in another order; all, or those that every filter lets through."""
     with service.store.read() as session:
         found, after = page_of(lambda: stored.list(session, owner=service.caller.sees, **query.page()))
-        seen = fleet(session, service)
-        return Page(items=[view(session, service, one, seen) for one in found], next_cursor=after)
+        return Page(items=views(session, service, found), next_cursor=after)
 
 
 @router.get("/searches/{search_id}", responses={200: example(EXAMPLE)})

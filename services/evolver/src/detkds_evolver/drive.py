@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from detkds_core.evolution import Evolution, Job, Outcome, Spec, dumped
 from detkds_core.policy import canonical_json, to_json
 from detkds_core.store import events, jobs, results, searches
+from detkds_core.store.candidates import looked
 from detkds_core.store.models import Job as StoredJob
 from detkds_core.store.models import Search, Trial
 from detkds_evolver.confirmation import NothingToConfirmError, conclude, entrants, first_failure, fresh_seeds
@@ -85,13 +86,12 @@ def catch_up(session: Session, search: Search, known: Evolution | None) -> Evolu
     """
     evolution = known or Evolution(evolution_spec(search.spec), logged=search.spec.get("mode") == "logged")
     try:
-        evolution.repeat(searches.ledger(session, search.id, len(evolution.ledger)))
+        evolution.repeat(searches.ledger(session, search.id, evolution.events))
     except (ValueError, TypeError, KeyError) as error:
         raise SearchError(f"the search was begun by another version of this program: {error}") from error
-    told = evolution.results
-    for number, members in groupby(searches.trials(session, search.id), key=lambda one: one.number):
+    for number, members in groupby(searches.trials_of(session, search.id, evolution.open), key=lambda one: one.number):
         group = list(members)
-        if number not in told and all(one.state != "PROPOSED" for one in group):
+        if all(one.state != "PROPOSED" for one in group):
             evolution.tell(number, {one.candidate: outcome_of(one) for one in group})
     return evolution
 
@@ -105,7 +105,7 @@ def outcome_of(trial: Trial) -> Outcome:
 
 def check_hope(evolution: Evolution) -> None:
     """Raises SearchError when none of the first candidates could be trained, whatever their policies: the fault lies elsewhere."""
-    first = [outcomes for number, outcomes in evolution.results.items() if number < HOPELESS_JOBS]
+    first = [found for number in range(HOPELESS_JOBS) if (found := evolution.result(number)) is not None]
     outcomes = [one for group in first for one in group.values()]
     if len(first) == HOPELESS_JOBS and all(one.failure is not None for one in outcomes):
         raise SearchError(f"none of the first {len(outcomes)} candidates could be trained; {first_failure(evolution)}")
@@ -113,7 +113,7 @@ def check_hope(evolution: Evolution) -> None:
 
 def propose(session: Session, search: Search, evolution: Evolution) -> None:
     """Store what the evolution asks for now: its new candidates, a job for each of its decisions, and the ledger."""
-    first = len(evolution.candidates)
+    first = evolution.count
     while (job := evolution.ask()) is not None:
         searches.propose(session, search.id, [one.to_json() for one in job.new], [canonical_json(one.policy) for one in job.new])
         stored = enqueue_group(session, search, evolution, job, job.members)
@@ -128,15 +128,15 @@ def propose(session: Session, search: Search, evolution: Evolution) -> None:
             job_id=stored.id,
         )
     recorded = searches.count_ledger(session, search.id)
-    searches.record(session, search.id, recorded, map(dumped, evolution.ledger[recorded:]))
-    if len(evolution.candidates) > first:
-        events.append(session, "search", search.id, "proposed", {"first": first, "last": len(evolution.candidates) - 1})
+    searches.record(session, search.id, recorded, map(dumped, evolution.ledger_from(recorded)))
+    if evolution.count > first:
+        events.append(session, "search", search.id, "proposed", {"first": first, "last": evolution.count - 1})
 
 
 def enqueue_group(session: Session, search: Search, evolution: Evolution, job: Job, members: Sequence[int]) -> StoredJob:
     """A job for some candidates of a decision, those with the weights that their first training found."""
     resolved = searches.resolved_policies(session, search.id, members)
-    candidates = {index: resolved.get(index) or to_json(evolution.candidates[index].policy) for index in members}
+    candidates = {index: resolved.get(index) or to_json(evolution.candidate(index).policy) for index in members}
     new = {one.index: one for one in job.new if one.index in members}
     rung = evolution.spec.rungs[job.rung]
     spec = job_spec(search.spec, "evaluate", candidates, seed=replicate_seed(search.spec, job.replicate))
@@ -145,7 +145,7 @@ def enqueue_group(session: Session, search: Search, evolution: Evolution, job: J
         "rung": rung if job.rung < evolution.spec.top else None,
         "fork": search.spec.get("fork", 0),
         "gates": search.spec.get("gates", []) if new else [],
-        "known": [looked(index, one) for index, one in evolution.known(job).items()] if new else [],
+        **(known_looks(search, evolution, job) if new else {"known": []}),
     }
     for candidate in spec["candidates"]:
         if (one := new.get(candidate["index"])) is not None and one.audit:
@@ -166,9 +166,15 @@ def enqueue(session: Session, search: Search, kind: str, spec: Mapping[str, Any]
     )
 
 
-def looked(index: int, outcome: Outcome) -> dict[str, Any]:
-    """An earlier candidate as a job's `duplicate` gate takes it."""
-    return {"index": index, "sketch": list(outcome.sketch), "ratio": outcome.ratio}
+def known_looks(search: Search, evolution: Evolution, job: Job) -> dict[str, Any]:
+    """The earlier candidates that a job's `duplicate` gate compares its new ones with.
+
+    Of a strict search only how many of its decisions they come from: whoever claims the job reads them (`jobs.claim`). Written out in every
+    job, they would be most of what the database holds. Of a logged search, which may have looked at any of them, all.
+    """
+    if evolution.logged:
+        return {"known": [looked(index, one.sketch, one.ratio) for index, one in evolution.known(job).items()]}
+    return {"known": [], "known_before": evolution.seen_by(job.index)}
 
 
 def enter(session: Session, search: Search, evolution: Evolution) -> None:
@@ -211,21 +217,21 @@ def collect(session: Session, search: Search, job: StoredJob) -> None:
         rows = {row["index"]: {"index": row["index"], "failure": failure} for row in job.spec["candidates"]}
     if job.kind == "evaluate" and "number" not in job.spec:
         raise SearchError("the search was begun by another version of this program: its jobs do not say which decision they belong to")
-    for candidate in job.spec["candidates"]:
-        index = candidate["index"]
-        figures = rows.get(index) or {"failure": {"kind": "bug", "detail": f"the result of job {job.id} does not have it"}}
+    missing = {"failure": {"kind": "bug", "detail": f"the result of job {job.id} does not have it"}}
+    figures = {index: rows.get(index) or missing for index in (candidate["index"] for candidate in job.spec["candidates"])}
+    if job.kind == "evaluate":
+        counted = searches.measure_group(session, search.id, job.spec["number"], figures)
+    else:
+        counted = [index for index in figures if searches.measure_again(session, search.id, index, job.spec["seed"], figures[index])]
+    for index in counted:
+        row = figures[index]
+        told = {"index": index, "ap": row.get("ap"), "failure": row.get("failure")}
         if job.kind == "evaluate":
-            known = not searches.measure(session, search.id, job.spec["number"], index, figures)
-        else:
-            known = not searches.measure_again(session, search.id, index, job.spec["seed"], figures)
-        if not known:
-            told = {"index": index, "ap": figures.get("ap"), "failure": figures.get("failure")}
-            if job.kind == "evaluate":
-                told |= {"rung": job.spec["rung"], "rejected": figures.get("rejected"), "same_as": figures.get("same_as")}
-            events.append(session, "search", search.id, "measured" if job.kind == "evaluate" else "confirmed", told)
+            told |= {"rung": job.spec["rung"], "rejected": row.get("rejected"), "same_as": row.get("same_as")}
+        events.append(session, "search", search.id, "measured" if job.kind == "evaluate" else "confirmed", told)
     if job.spec.get("rest"):
         looks = [
-            {"index": index, "sketch": look["sketch"], "ratio": look.get("ratio")}
+            looked(index, look["sketch"], look.get("ratio"))
             for index, row in rows.items()
             if (look := row.get("look")) and look["sketch"] and look.get("failure") is None
         ]

@@ -23,7 +23,6 @@ TOURNAMENT = 3
 ATTEMPTS = 50
 OPENING = 12  # combinations made by hand before mutation
 ENUMERATED = 5_000  # combinations looked through when draws find nothing new
-PLAIN = Term("global", ("none",), "l1", 1.0)
 DAMPING = 0.5  # two to five terms add up: their gradients together stay near that of one (1 / sqrt(2) .. 1 / sqrt(5))
 
 
@@ -198,10 +197,10 @@ def lookers(history: History) -> list[Choice]:
     """The ways in which measured terms look (region, and schedule of the weight), each with the first term that has it."""
 
     def found() -> list[Choice]:
-        known: dict[Term, Choice] = {}
+        known: dict[tuple[object, ...], Choice] = {}
         for one in history.measured:
             for term in one.candidate.policy.terms:
-                known.setdefault(looking_like(PLAIN, term), (term, one.candidate.index))
+                known.setdefault((term.region, term.warm_up, term.stop, term.decay), (term, one.candidate.index))
         return list(known.values())
 
     return history.remembered("lookers", found)

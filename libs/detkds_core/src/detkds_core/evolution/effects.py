@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
+from functools import lru_cache
 from statistics import fmean
 
 from detkds_core.evolution.history import History
@@ -20,12 +21,13 @@ PRIOR = 6.0
 SWEEPS = 4  # of coordinate descent; the effects change little after
 
 
-def genes(term: Term) -> list[Hashable]:
+@lru_cache(maxsize=1 << 13)
+def genes(term: Term) -> tuple[Hashable, ...]:
     """What may matter to a term's worth: its island, and each gene on the island and, of transforms, on all feature islands."""
     placed = [(place, name) for place, name in enumerate(term.transforms)]
     own = [*placed, ("distance", term.distance), ("weight", term.balanced, round(2 * math.log10(term.weight)))]
     shared = [("features", *one) for one in own] if term.knowledge in FEATURES else []
-    return [term.knowledge, *((term.knowledge, *one) for one in own), *shared]
+    return (term.knowledge, *((term.knowledge, *one) for one in own), *shared)
 
 
 def effects(history: History) -> Mapping[Hashable, float]:
@@ -50,9 +52,10 @@ def effects(history: History) -> Mapping[Hashable, float]:
         for _ in range(SWEEPS):
             for gene, where in places.items():
                 before = adds[gene]
-                adds[gene] = (sum(left[row] for row in where) + before * len(where)) / (len(where) + PRIOR)
+                after = adds[gene] = (sum([left[row] for row in where]) + before * len(where)) / (len(where) + PRIOR)
+                change = after - before
                 for row in where:
-                    left[row] -= adds[gene] - before
+                    left[row] -= change
         return adds
 
     return history.remembered("effects", found)

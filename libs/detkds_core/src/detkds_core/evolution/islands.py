@@ -110,17 +110,16 @@ def draw(history: History, island: str, rng: random.Random) -> tuple[Term, tuple
     """One draw: (term, parents, operator). It may be illegal or known already; the caller draws again."""
     spec = history.spec
     count = history.singles(island)
-    opens = count < opening(history)
-    wished = opens or rng.random() < 4 * SEED  # to look for those known from elsewhere takes time, and few draws use them
-    seeds = [one for one in known_terms(history, island) if history.is_new(Policy((one[0],)))] if wished else []
-    if opens:
-        return (seeds[0][0], (), seeds[0][1]) if seeds and count % 2 == 0 else (spec.space.sample(rng, island), (), "sample")
+    if count < opening(history):
+        known = unproposed(history, island) if count % 2 == 0 else None
+        return (known[0], (), known[1]) if known else (spec.space.sample(rng, island), (), "sample")
+    wished = rng.random() < 4 * SEED
     population = history.members(island)[-spec.population :]
     luck = rng.random()
     if luck < SAMPLE or not population:
         return spec.space.sample(rng, island), (), "sample"
-    if luck < SAMPLE + SEED and seeds:
-        return seeds[0][0], (), seeds[0][1]
+    if luck < SAMPLE + SEED and wished and (known := unproposed(history, island)):
+        return known[0], (), known[1]
     parent = tournament(rng, population, spec.tournament)
     term = history.own_term(parent)
     if luck < SAMPLE + SEED + MIGRATE and (migrants := neighbours(history, island)):
@@ -151,6 +150,11 @@ def neighbours(history: History, island: str) -> list[Measured]:
         if other in FEATURES and other != island
         for one in history.members(other)[-history.spec.population :]
     ]
+
+
+def unproposed(history: History, island: str) -> tuple[Term, str] | None:
+    """The first of the known terms that nobody has proposed, and which kind it is."""
+    return next((one for one in known_terms(history, island) if history.is_new(Policy((one[0],)))), None)
 
 
 def known_terms(history: History, island: str) -> Iterator[tuple[Term, str]]:

@@ -35,8 +35,10 @@ class Evolution:
         self.logged = logged
         self._view = History(spec)  # of the next decision
         self._results: dict[int, dict[int, Outcome]] = {}
-        self._ledger: list[dict[str, Any]] = []
+        self._ledger: list[Job | int | dict[str, Any]] = []  # what was asked, whose result was looked at, and how it was extended
         self._told = 0  # the results of jobs 0 .. _told - 1 are there
+        self._open: set[int] = set()  # jobs without a result
+        self._unseen: set[int] = set()  # jobs with a result that was not looked at yet
         self._exhausted = False
 
     @property
@@ -55,13 +57,47 @@ class Evolution:
         return {job: dict(outcomes) for job, outcomes in sorted(self._results.items())}
 
     @property
+    def count(self) -> int:
+        """How many candidates have been proposed so far."""
+        return len(self._view.candidates)
+
+    def candidate(self, index: int) -> Candidate:
+        """One of them."""
+        return self._view.candidates[index]
+
+    def result(self, job: int) -> dict[int, Outcome] | None:
+        """What a job found, by candidate; None: it was not told yet."""
+        return self._results.get(job)
+
+    @property
+    def open(self) -> list[int]:
+        """The jobs whose results are missing, at most `parallelism`."""
+        return sorted(self._open)
+
+    @property
     def ledger(self) -> tuple[dict[str, Any], ...]:
         """Everything that decided something, in order: {"asked": job}, {"told": job index, "outcomes": {candidate: outcome}} and
         {"extended": {"budget", "candidates"}}.
 
         A result stands where it was first looked at, so that the ledger of a strict search does not depend on when results came.
         """
-        return tuple(self._ledger)
+        return self.ledger_from(0)
+
+    @property
+    def events(self) -> int:
+        """How many events the ledger has."""
+        return len(self._ledger)
+
+    def ledger_from(self, first: int) -> tuple[dict[str, Any], ...]:
+        """The events of the ledger from number `first` on."""
+        return tuple(map(self._event, self._ledger[first:]))
+
+    def _event(self, entry: Job | int | dict[str, Any]) -> dict[str, Any]:
+        if isinstance(entry, Job):
+            return {"asked": entry.to_json()}
+        if isinstance(entry, int):
+            return {"told": entry, "outcomes": {str(one): outcome.to_json() for one, outcome in self._results[entry].items()}}
+        return entry
 
     @property
     def finished(self) -> bool:
@@ -78,7 +114,7 @@ class Evolution:
         visible = self._visible(seen)
         if visible is None:
             return None
-        for number in visible:
+        for number in sorted(self._unseen.intersection(visible)):
             self._look_at(number)
         self._view.drafts.clear()
         planned = plan(self._view)
@@ -86,14 +122,15 @@ class Evolution:
             if self._view.idle:
                 self._exhausted = True
             elif len(self._results) == len(self._view.jobs):  # all results are there, and the lag keeps some from being looked at
-                for number in sorted(self._results):
+                for number in sorted(self._unseen):
                     self._look_at(number)
                 return self.ask()
             return None  # it may only be waiting for results
         seen_jobs = tuple(sorted(self._view.visible)) if self.logged else ()
         job = Job(len(self._view.jobs), planned.rung, planned.replicate, planned.members, planned.new, seen_jobs)
         self._view.asked(job)
-        self._ledger.append({"asked": job.to_json()})
+        self._ledger.append(job)
+        self._open.add(job.index)
         return job
 
     def tell(self, index: int, outcomes: Mapping[int, Outcome]) -> None:
@@ -112,6 +149,8 @@ class Evolution:
                 raise ValueError(f"job {index} was told {self._results[index]} before, and now {told}; a result does not change")
             return
         self._results[index] = told
+        self._open.discard(index)
+        self._unseen.add(index)
         self._exhausted = False
         while self._told in self._results:
             self._told += 1
@@ -152,13 +191,17 @@ class Evolution:
 
     def known(self, job: Job) -> dict[int, Outcome]:
         """The candidates whose looks a job's new ones are compared with: all that were visible when it was decided and are no doubles."""
-        visible = job.seen if self.logged else range(max(0, job.index - self.spec.parallelism + 1))
+        visible = job.seen if self.logged else range(self.seen_by(job.index))
         found: dict[int, Outcome] = {}
         for number in visible:
             for index, outcome in self._results[number].items():
                 if outcome.sketch and outcome.same_as is None:
                     found.setdefault(index, outcome)
         return dict(sorted(found.items()))
+
+    def seen_by(self, number: int) -> int:
+        """How many of the first jobs a job of a strict search may look at."""
+        return max(0, number - self.spec.parallelism + 1)
 
     def history(self) -> History:
         """The view with everything that has been told."""
@@ -193,19 +236,19 @@ class Evolution:
     def _look_at(self, number: int) -> None:
         """Let a result into the view, and into the ledger, once."""
         if number not in self._view.visible:
-            told = self._results[number]
-            self._view.told(number, told)
-            self._ledger.append({"told": number, "outcomes": {str(one): outcome.to_json() for one, outcome in told.items()}})
+            self._view.told(number, self._results[number])
+            self._unseen.discard(number)
+            self._ledger.append(number)
 
     def _visible(self, seen: Iterable[int] | None) -> Iterable[int] | None:
-        """The jobs that the next decision looks at; None where it has to wait for results."""
+        """The jobs that the next decision looks at, those that were looked at before included or not; None: it has to wait for results."""
         count, parallelism = len(self._view.jobs), self.spec.parallelism
         if self.logged:
             if seen is not None:
-                return sorted(seen)
-            return sorted(self._results) if count - len(self._results) < parallelism else None
-        first = max(0, count - parallelism + 1)
-        return range(first) if self._told >= first else None
+                return seen
+            return self._unseen if count - len(self._results) < parallelism else None
+        first = self.seen_by(count)
+        return [number for number in self._unseen if number < first] if self._told >= first else None
 
 
 def replay(spec: Spec, ledger: Iterable[Mapping[str, Any]], *, logged: bool = False) -> Evolution:

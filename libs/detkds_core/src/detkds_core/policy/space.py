@@ -1,9 +1,10 @@
 """Which terms a search may try on a pair, and how one term comes from another."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import combinations, product
+from operator import attrgetter
 from random import Random
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from detkds_core.policy.vocabulary import (
 )
 
 TWO_GENES = 0.2  # share of the mutations that change two genes
+KEPT = 1 << 14  # terms and policies whose forms are remembered: the longer a search, the more of what it draws was drawn before
 
 Genes = tuple[str | float, ...]  # the transforms, the distance, the region, the weight
 
@@ -95,24 +97,22 @@ class SearchSpace:
 
     def has(self, term: Term) -> bool:
         """Whether this pair can train with the term."""
-        return not self.contains(term)
+        return self._form(term) is not None
 
     def admits(self, policy: Policy) -> Policy | None:
         """The policy in canonical form, if it is legal and this pair can train with all of its terms; else None."""
-        if check(policy) or not all(map(self.has, policy.terms)):
-            return None
-        return canonical(policy)
+        form = _policy_form(policy)
+        return form if form is not None and all(map(self.has, policy.terms)) else None
 
     def key(self, policy: Policy) -> str:
         """Equal for equal policies."""
-        return canonical_json(policy)
+        return _policy_key(policy)
 
     def formulas(self, knowledge: str) -> tuple[Term, ...]:
         """All terms of a knowledge that are different losses, with weight 1 and in a fixed order. Raises ValueError if it has none here."""
         if knowledge not in self.knowledge:
             raise ValueError(f"{knowledge!r} is not in the search space; one of {', '.join(self.knowledge)}")
-        facts = (self.images_per_batch, self.has_edges, self.score_channels, self.has_points, self.roi_channels)
-        return _formulas(knowledge, self.breadth, facts, self._regions(knowledge))
+        return _formulas(knowledge, self.breadth, _NUMBERS(self), self._regions(knowledge))
 
     def size(self, knowledge: str) -> int:
         """How many different formulas a knowledge has, weights aside."""
@@ -181,15 +181,13 @@ class SearchSpace:
 
     def _legal(self, term: Term, genes: Genes) -> Term | None:
         """The canonical term with these genes and the options of `term` that they can use; None if the pair cannot train with it."""
-        *transforms, distance, region, weight = genes
-        child = replace(term, transforms=tuple(transforms), distance=distance, region=region, weight=weight)  # type: ignore[arg-type]
-        if distance not in DIVERGENCES:
-            child = replace(child, temperature=1.0)
-        if transforms[0] not in SHAREABLE:
-            child = replace(child, shared_attention=False)
-        if child.reduction != "mean" and any(reason.field == "reduction" for reason in legality(child)):
-            child = replace(child, reduction="mean")
-        return None if self.contains(child) else canonical_term(child)
+        return self._form(_child(term, genes))
+
+    def _form(self, term: Term) -> Term | None:
+        """The canonical form of a term; None if the pair cannot train with it."""
+        if term.knowledge not in self.knowledge:
+            return None
+        return _form(term, _NUMBERS(self), self.regions.get(term.knowledge, EVERYWHERE))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` gives an equal space back."""
@@ -225,12 +223,50 @@ def combinations_of(knowledge: str, breadth: str, regions: Sequence[str]) -> Ite
             yield Term(knowledge, tuple(transforms), distance, 1.0, region=region)
 
 
+Numbers = tuple[int, bool, int | None, bool, int | None]
+_NUMBERS: Callable[[SearchSpace], Numbers] = attrgetter("images_per_batch", "has_edges", "score_channels", "has_points", "roi_channels")
+
+
+@lru_cache(maxsize=KEPT)
+def _form(term: Term, numbers: Numbers, regions: tuple[str, ...]) -> Term | None:
+    """The canonical form of a term; None if it is illegal on any pair, or on one with these facts."""
+    illegal = legality(term) or pair_legality(term, PairFacts(*numbers, regions={term.knowledge: regions}))
+    return None if illegal else canonical_term(term)
+
+
+@lru_cache(maxsize=KEPT)
+def _child(term: Term, genes: Genes) -> Term:
+    """A term with these genes and the options of `term` that they can use."""
+    *transforms, distance, region, weight = genes
+    child = replace(
+        term,
+        transforms=tuple(transforms),  # type: ignore[arg-type]
+        distance=distance,  # type: ignore[arg-type]
+        region=region,  # type: ignore[arg-type]
+        weight=weight,  # type: ignore[arg-type]
+        temperature=term.temperature if distance in DIVERGENCES else 1.0,
+        shared_attention=term.shared_attention and transforms[0] in SHAREABLE,
+    )
+    if child.reduction != "mean" and any(reason.field == "reduction" for reason in legality(child)):
+        child = replace(child, reduction="mean")
+    return child
+
+
+@lru_cache(maxsize=KEPT)
+def _policy_form(policy: Policy) -> Policy | None:
+    """The canonical form of a policy; None if it is illegal on any pair."""
+    return None if check(policy) else canonical(policy)
+
+
+@lru_cache(maxsize=KEPT)
+def _policy_key(policy: Policy) -> str:
+    return canonical_json(policy)
+
+
 @lru_cache(maxsize=64)
-def _formulas(
-    knowledge: str, breadth: str, facts: tuple[int, bool, int | None, bool, int | None], regions: tuple[str, ...]
-) -> tuple[Term, ...]:
+def _formulas(knowledge: str, breadth: str, numbers: Numbers, regions: tuple[str, ...]) -> tuple[Term, ...]:
     """The different losses among all combinations of names. A search asks for them at every proposal, hence the cache."""
-    pair = PairFacts(*facts, regions={knowledge: regions})
+    pair = PairFacts(*numbers, regions={knowledge: regions})
     found: dict[Term, None] = {}
     for term in combinations_of(knowledge, breadth, regions):
         if not legality(term) and not pair_legality(term, pair):

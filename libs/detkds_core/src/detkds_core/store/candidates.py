@@ -1,9 +1,10 @@
-"""What a search tried, as people look at it: its candidates by index, and the measurements of each."""
+"""What a search tried: its candidates by index and the measurements of each, as people look at them, and how each looked."""
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -30,3 +31,19 @@ def trials(session: Session, search_id: str, indices: Sequence[int]) -> dict[int
     for trial in session.scalars(query):
         found[trial.candidate].append(trial)
     return found
+
+
+def looks(session: Session, search_id: str, before: int) -> builtins.list[dict[str, Any]]:
+    """How the candidates of the first `before` decisions of a search looked, by index: those that have a look and are nobody's double."""
+    query = select(Trial.candidate, Trial.sketch, Trial.ratio).where(
+        Trial.search_id == search_id, Trial.number < before, Trial.sketch.is_not(None), Trial.same_as.is_(None)
+    )
+    found: dict[int, dict[str, Any]] = {}
+    for index, sketch, ratio in session.execute(query.order_by(Trial.candidate, Trial.number)):
+        found.setdefault(index, looked(index, sketch, ratio))
+    return builtins.list(found.values())
+
+
+def looked(index: int, sketch: Iterable[float], ratio: float | None) -> dict[str, Any]:
+    """An earlier candidate as a job's `duplicate` gate takes it."""
+    return {"index": index, "sketch": builtins.list(sketch), "ratio": ratio}

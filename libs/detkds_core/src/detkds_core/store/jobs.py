@@ -10,12 +10,12 @@ import builtins
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, exists, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
-from . import events, labels, pages, queue, tallies
+from . import candidates, events, labels, pages, queue, tallies
 from .clock import db_time
 from .ids import new_id
 from .models import Distillation, Job, Result, Search
@@ -24,6 +24,7 @@ from .states import DISTILLATION, FINAL, RETRIED, active, move, terminal
 MOST_ATTEMPTS = 12  # of a job whose worker or trainer is killed again and again: at first that says nothing of the job
 FAILED = "failed_attempts"  # the tally of attempts whose worker saw them fail, by the kind of the failure
 LOST = "lost_attempts"  # the tally of attempts whose worker was not heard of any more, by the kind of the job
+SHORT = (defer(Job.spec, raiseload=True), defer(Job.result, raiseload=True))  # kilobytes of each job, which lists do not show
 NO_LEASE: Mapping[str, None] = {"lease_token": None, "lease_expires_at": None}
 
 
@@ -38,6 +39,15 @@ class Claim:
     spec: dict[str, Any]
     search_id: str | None
     distillation_id: str | None
+
+
+class AtWork(NamedTuple):
+    """A running job of a search. rung: student iterations; None: as many as the recipe says. candidates: how many it trains."""
+
+    kind: str
+    rung: int | None
+    candidates: int
+    progress: dict[str, Any] | None
 
 
 def enqueue(
@@ -79,18 +89,18 @@ def get(session: Session, job_id: str) -> Job | None:
 
 
 def seen(session: Session, job_id: str, *, owner: str | None) -> Job | None:
-    """A job of one of this owner's searches or distillations; owner None: anybody's."""
-    return session.scalar(select(Job).where(Job.id == job_id, *_of(owner)))
+    """A job of one of this owner's searches or distillations, without specification and result; owner None: anybody's."""
+    return session.scalar(select(Job).options(*SHORT).where(Job.id == job_id, *_of(owner)))
 
 
 def list(
     session: Session, *, limit: int = 50, cursor: str | None = None, owner: str | None = None, **asked: str | None
 ) -> tuple[builtins.list[Job], str | None]:
-    """A page of jobs, the newest first, and the cursor of the next one. owner: as `seen`; asked: as of `labels.matching`.
+    """A page of jobs as of `seen`, the newest first, and the cursor of the next one. owner: as there; asked: as of `labels.matching`.
 
     Raises ValueError for what is no cursor of these filters.
     """
-    query = select(Job).where(*_of(owner), *labels.matching(Job, asked))
+    query = select(Job).options(*SHORT).where(*_of(owner), *labels.matching(Job, asked))
     return pages.ordered(session, query, Job, asked=asked, limit=limit, cursor=cursor)
 
 
@@ -132,7 +142,17 @@ def claim(
     assert job.lease_token is not None
     _mirror(session, job)
     events.append(session, "job", job.id, "started", {"attempt": job.attempt, "worker": job.worker, "device": job.device})
-    return Claim(job.id, job.attempt, job.lease_token, job.kind, dict(job.spec), job.search_id, job.distillation_id)
+    return Claim(job.id, job.attempt, job.lease_token, job.kind, _whole(session, job), job.search_id, job.distillation_id)
+
+
+def _whole(session: Session, job: Job) -> dict[str, Any]:
+    """The specification of a job with the looks that it refers to (`known_before`: of how many of its search's decisions)."""
+    spec = dict(job.spec)
+    before = spec.pop("known_before", 0)
+    if before:
+        assert job.search_id is not None
+        spec["known"] = [*candidates.looks(session, job.search_id, before), *spec["known"]]
+    return spec
 
 
 def renew(session: Session, claim: Claim, *, lease_seconds: float, progress: Mapping[str, Any] | None = None) -> bool:
@@ -333,9 +353,25 @@ def of_search(session: Session, search_id: str) -> builtins.list[Job]:
     return builtins.list(session.scalars(select(Job).where(Job.search_id == search_id).order_by(Job.created_at, Job.id)))
 
 
+def at_work(session: Session, search_ids: Sequence[str]) -> dict[str, builtins.list[AtWork]]:
+    """The running jobs of these searches, oldest first, without their specifications and results, which are most of a job."""
+    found: dict[str, builtins.list[AtWork]] = {one: [] for one in search_ids}
+    query = (
+        select(Job.search_id, Job.kind, Job.spec["rung"].as_integer(), func.json_array_length(Job.spec["candidates"]), Job.progress)
+        # Only what has ended is collected: said here, it leads past all those in the index.
+        .where(Job.search_id.in_(search_ids), Job.collected.is_(False), Job.state == "RUNNING")
+        .order_by(Job.created_at, Job.id)
+    )
+    for search_id, *what in session.execute(query):
+        found[search_id].append(AtWork(*what))
+    return found
+
+
 def under_way(session: Session, search_id: str) -> bool:
     """Whether a job of a search waits or runs."""
-    return session.scalar(select(Job.id).where(Job.search_id == search_id, Job.state.in_(active(Job))).limit(1)) is not None
+    # Only what has ended is collected: said here, it leads past all those in the index.
+    query = select(Job.id).where(Job.search_id == search_id, Job.collected.is_(False), Job.state.in_(active(Job)))
+    return session.scalar(query.limit(1)) is not None
 
 
 def of_distillation(session: Session, distillation_id: str) -> Job | None:

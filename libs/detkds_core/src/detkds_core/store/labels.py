@@ -63,6 +63,15 @@ def of(session: Session, subject: Search | Distillation | Result) -> list[str]:
     return sorted(session.scalars(select(table.label).where(table.subject_id == subject.id)))
 
 
+def of_each(session: Session, table: type[Any], ids: Sequence[str]) -> dict[str, list[str]]:
+    """The labels of these rows of a table, by their ids."""
+    found: dict[str, list[str]] = {one: [] for one in ids}
+    labels = TABLES[table]
+    for subject, label in session.execute(select(labels.subject_id, labels.label).where(labels.subject_id.in_(ids)).order_by(labels.label)):
+        found[subject].append(label)
+    return {subject: sorted(mine) for subject, mine in found.items()}
+
+
 def words(policy: Mapping[str, Any]) -> set[str]:
     """The names in a policy's JSON: knowledge, transforms, distance, distillers.
 

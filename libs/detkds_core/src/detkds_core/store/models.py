@@ -102,7 +102,8 @@ class Labelled:
 class Search(Labelled, Times, Base):
     """A search for the policy of a pair. spec: all that decides its course. errors: steps of the evolver that failed in a row.
 
-    priority, device_memory_gib: of its jobs.
+    priority, device_memory_gib: of its jobs. spent: student iterations that its candidates were trained for so far, added up as they are
+    measured; inherited: those of them that the search spent which it continues.
     """
 
     __tablename__ = "searches"
@@ -125,6 +126,8 @@ class Search(Labelled, Times, Base):
     errors: Mapped[int] = mapped_column(Integer, default=0)
     priority: Mapped[int] = mapped_column(Integer, default=0)
     device_memory_gib: Mapped[int | None]
+    spent: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    inherited: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 

@@ -9,17 +9,24 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, insert, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, case, exists, func, insert, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from . import events, jobs, labels, pages
 from .clock import db_time
 from .ids import new_id
 from .models import Candidate, Confirmation, Decision, Job, Search, Trial
-from .states import active, move, terminal
+from .states import Move, active, move, move_each, terminal
 
 REASON_LENGTH = 2000
 DRIVEN = ("QUEUED", "RUNNING", "CONFIRMING")  # the states in which an evolver does something for a search
+OF_TRIAL = tuple(
+    getattr(Trial, name)
+    for name in (
+        *("id", "candidate", "number", "rung", "state", "ap", "ap50", "ap75", "images", "iterations", "seconds"),
+        *("failure", "rejected", "same_as"),
+    )
+)  # what the standing of a candidate follows from
 RECENT = 50  # searches in which the pace of a pair is looked for
 
 
@@ -100,6 +107,7 @@ def extend(
         copies = [{**row, "id": new_id(), "search_id": search.id} | ({"job_id": None} if table is Trial else {}) for row in rows]
         if copies:
             session.execute(insert(table), copies)
+    search.spent = search.inherited = source.spent
     lines = ledger_lines(session, source.id)
     record(session, search.id, 0, [*lines, event])
     return search
@@ -215,7 +223,7 @@ def due(session: Session) -> builtins.list[str]:
     Those that are new, that have an ended job whose outcome is not counted, or that nothing is under way for.
     """
     ended = exists().where(Job.search_id == Search.id, Job.collected.is_(False), Job.state.in_(terminal(Job)))
-    under_way = exists().where(Job.search_id == Search.id, Job.state.in_(active(Job)))
+    under_way = exists().where(Job.search_id == Search.id, Job.collected.is_(False), Job.state.in_(active(Job)))
     query = select(Search.id).where(Search.state.in_(DRIVEN), or_(Search.state == "QUEUED", ended, ~under_way))
     return builtins.list(session.scalars(query.order_by(Search.created_at, Search.id)))
 
@@ -238,17 +246,6 @@ def count_candidates(session: Session, search_id: str) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(query)}
 
 
-def spent(session: Session, search_id: str) -> int:
-    """Student iterations that the candidates of a search were trained for so far."""
-    return session.scalar(select(func.sum(Candidate.iterations)).where(Candidate.search_id == search_id)) or 0
-
-
-def inherited(session: Session, search_id: str) -> int:
-    """How many of them were spent by the search that it continues."""
-    query = select(func.sum(Trial.iterations)).where(Trial.search_id == search_id, Trial.job_id.is_(None))
-    return session.scalar(query) or 0
-
-
 def seconds_an_iteration(session: Session, shared: Mapping[str, Any]) -> float | None:
     """Seconds that a student iteration took in the newest searches with this teacher, student and recipe; None: there were none.
 
@@ -264,15 +261,29 @@ def seconds_an_iteration(session: Session, shared: Mapping[str, Any]) -> float |
     return None
 
 
-def best_candidate(session: Session, search_id: str) -> Candidate | None:
-    """The candidate with the highest AP at the highest rung so far, ties by the lower index; references count too."""
-    query = (
-        select(Candidate)
-        .where(Candidate.search_id == search_id, Candidate.state == "MEASURED")
-        .order_by(Candidate.rung.desc(), Candidate.ap.desc(), Candidate.index)
+def best_candidates(session: Session, search_ids: Sequence[str]) -> dict[str, Candidate]:
+    """By search, the candidate with the highest AP at the highest rung so far, ties by the lower index; references count too.
+
+    Searches in which nothing was measured are left out.
+    """
+    best = aliased(Candidate)
+    best_id = (
+        select(best.id)
+        .where(best.search_id == Search.id, best.state == "MEASURED")
+        .order_by(best.rung.desc(), best.ap.desc(), best.index)
         .limit(1)
+        .correlate(Search)
+        .scalar_subquery()
     )
-    return session.scalar(query)
+    query = select(Candidate).join(Search, Candidate.id == best_id).where(Search.id.in_(search_ids))
+    return {one.search_id: one for one in session.scalars(query)}
+
+
+def confirmed(session: Session, search_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """How many students of their confirmations are measured, and how many there are; searches without any are left out."""
+    measured = func.sum(case((Confirmation.state != "PROPOSED", 1), else_=0))
+    query = select(Confirmation.search_id, measured, func.count()).where(Confirmation.search_id.in_(search_ids))
+    return {row[0]: (row[1], row[2]) for row in session.execute(query.group_by(Confirmation.search_id))}
 
 
 def running_best(session: Session, *, owner: str | None, limit: int) -> builtins.list[tuple[str, float | None]]:
@@ -330,13 +341,21 @@ def record(session: Session, search_id: str, first: int, events_: Iterable[str])
 
 def count_ledger(session: Session, search_id: str) -> int:
     """How many events the ledger of a search has."""
-    return session.scalar(select(func.count()).select_from(Decision).where(Decision.search_id == search_id)) or 0
+    # They are numbered from 0 without a gap, and the last one is at the end of an index.
+    last = session.scalar(select(func.max(Decision.number)).where(Decision.search_id == search_id))
+    return 0 if last is None else last + 1
 
 
 def trials(session: Session, search_id: str) -> builtins.list[Trial]:
     """Every measurement of a search by decision and candidate."""
     query = select(Trial).where(Trial.search_id == search_id).order_by(Trial.number, Trial.candidate)
     return builtins.list(session.scalars(query))
+
+
+def trials_of(session: Session, search_id: str, numbers: Sequence[int]) -> builtins.list[Trial]:
+    """The measurements that these decisions asked for, by decision and candidate."""
+    query = select(Trial).where(Trial.search_id == search_id, Trial.number.in_(numbers)).order_by(Trial.number, Trial.candidate)
+    return builtins.list(session.scalars(query.execution_options(populate_existing=True)))
 
 
 def try_out(
@@ -358,54 +377,83 @@ def assign(session: Session, search_id: str, number: int, candidates: Sequence[i
 
 def measure(session: Session, search_id: str, number: int, index: int, figures: Mapping[str, Any]) -> bool:
     """Store what a candidate was worth in decision `number` (a row of an `evaluate` result). False: it was known before."""
-    place = (Trial.search_id == search_id, Trial.number == number, Trial.candidate == index)
+    return bool(measure_group(session, search_id, number, {index: figures}))
+
+
+def measure_group(session: Session, search_id: str, number: int, rows: Mapping[int, Mapping[str, Any]]) -> builtins.list[int]:
+    """The same of some or all candidates of a decision (rows: by index), in a few statements however many; those not known before.
+
+    The caller holds the search (`lock`): nobody else measures between the look and the writes.
+    """
+    trials: dict[int, builtins.list[dict[str, Any]]] = {index: [] for index in rows}
+    query = select(*OF_TRIAL).where(Trial.search_id == search_id, Trial.candidate.in_(rows)).order_by(Trial.number)
+    for trial in session.execute(query).mappings():
+        trials[trial["candidate"]].append(dict(trial))
+    found = {}
+    for index, figures in rows.items():
+        asked = next((one for one in trials[index] if (one["number"], one["state"]) == (number, "PROPOSED")), None)
+        if asked is not None:
+            found[index] = Move(asked["id"], "PROPOSED", *_measured(figures))
+            asked |= {"state": found[index].target, **found[index].values}
+    move_each(session, Trial, builtins.list(found.values()))
+    place = (Candidate.search_id == search_id, Candidate.index.in_(found))
+    moves = []
+    for candidate_id, index, state in session.execute(select(Candidate.id, Candidate.index, Candidate.state).where(*place)):
+        known = [one for one in trials[index] if one["state"] != "PROPOSED"]
+        target, values = _standing(known)
+        if state not in ("PROPOSED", "MEASURED") or (state == "MEASURED" and target not in ("MEASURED", "INFEASIBLE")):
+            # A measurement that was under way when another one failed has cost its time all the same.
+            session.execute(update(Candidate).where(Candidate.id == candidate_id).values(**_cost(known)))
+        else:
+            moves.append(Move(candidate_id, state, target, values | _cost(known) | _first_training(rows[index])))
+    move_each(session, Candidate, moves)
+    if cost := sum(rows[index].get("iterations") or 0 for index in found):
+        session.execute(update(Search).where(Search.id == search_id).values(spent=Search.spent + cost))
+    return builtins.list(found)
+
+
+def _measured(figures: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The state of a trial with these figures, and its values."""
     names = ("ap", "ap50", "ap75", "lenient_ap", "images", "iterations", "seconds", "rejected", "same_as")
-    values = {name: figures.get(name) for name in names}
+    values: dict[str, Any] = {name: figures.get(name) for name in names} | {"failure": None}
     look = figures.get("look") or {}
     values |= {"sketch": look.get("sketch") or None, "ratio": look.get("ratio")}
     if figures.get("failure") is not None or (values["ap"] is None and values["rejected"] is None and values["same_as"] is None):
         failure = figures.get("failure") or {"kind": "bug", "detail": "the trainer gave neither an AP nor a failure"}
-        known = not move(session, Trial, *place, source="PROPOSED", target="INFEASIBLE", failure=failure, **values | {"ap": None})
-    else:
-        target = "DUPLICATE" if values["same_as"] is not None else "REJECTED" if values["rejected"] is not None else "MEASURED"
-        known = not move(session, Trial, *place, source="PROPOSED", target=target, **values)
-    if not known:
-        _update_candidate(session, search_id, index, figures)
-    return not known
+        return "INFEASIBLE", values | {"ap": None, "failure": failure}
+    return ("DUPLICATE" if values["same_as"] is not None else "REJECTED" if values["rejected"] is not None else "MEASURED"), values
 
 
-def _update_candidate(session: Session, search_id: str, index: int, figures: Mapping[str, Any]) -> None:
-    """Bring a candidate up to date with its trials."""
-    query = select(Trial).where(Trial.search_id == search_id, Trial.candidate == index, Trial.state != "PROPOSED")
-    known = builtins.list(session.scalars(query.order_by(Trial.number).execution_options(populate_existing=True)))
-    cost: dict[str, Any] = {
-        "iterations": sum(one.iterations or 0 for one in known),
-        "seconds": math.fsum(one.seconds or 0.0 for one in known),
-    }
+def _standing(known: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The state of a candidate with these measurements, in order, and its figures."""
+    failed = next((one for one in known if one["state"] == "INFEASIBLE"), None)
+    settled = next((one for one in known if one["state"] in ("REJECTED", "DUPLICATE")), None)
+    if failed is not None:
+        return "INFEASIBLE", dict.fromkeys(("ap", "ap50", "ap75", "rung")) | {"failure": failed["failure"]}
+    if settled is not None:
+        return settled["state"], {"rejected": settled["rejected"], "same_as": settled["same_as"]}
+    rung = max(one["rung"] for one in known)
+    best = [one for one in known if one["rung"] == rung]
+    values: dict[str, Any] = {"rung": rung, "images": best[-1]["images"]}
+    for name in ("ap", "ap50", "ap75"):
+        there = [value for one in best if (value := one[name]) is not None]
+        values[name] = math.fsum(there) / len(there) if there else None
+    return "MEASURED", values
+
+
+def _cost(known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a candidate with these measurements has cost."""
+    return {"iterations": sum(one["iterations"] or 0 for one in known), "seconds": math.fsum(one["seconds"] or 0.0 for one in known)}
+
+
+def _first_training(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What a candidate keeps of its first training: the weights that were found, and how it looked."""
     values: dict[str, Any] = {}
     if figures.get("policy") is not None:
         values["resolved"] = figures["policy"]
     if figures.get("look") is not None:
         values["look"] = {name: value for name, value in figures["look"].items() if name not in ("sketch", "failure")}
-    failed = next((one for one in known if one.state == "INFEASIBLE"), None)
-    settled = next((one for one in known if one.state in ("REJECTED", "DUPLICATE")), None)
-    place = (Candidate.search_id == search_id, Candidate.index == index)
-    # In whatever state: a measurement that was under way when another one failed has cost its time all the same.
-    session.execute(update(Candidate).where(*place).values(**cost))
-    if failed is not None:
-        values |= dict.fromkeys(("ap", "ap50", "ap75", "rung"))
-        move(session, Candidate, *place, source=("PROPOSED", "MEASURED"), target="INFEASIBLE", failure=failed.failure, **values)
-    elif settled is not None:
-        values |= {"rejected": settled.rejected, "same_as": settled.same_as}
-        move(session, Candidate, *place, source="PROPOSED", target=settled.state, **values)
-    else:
-        rung = max(one.rung for one in known)
-        best = [one for one in known if one.rung == rung]
-        for name in ("ap", "ap50", "ap75"):
-            figures_there = [value for one in best if (value := getattr(one, name)) is not None]
-            values[name] = math.fsum(figures_there) / len(figures_there) if figures_there else None
-        values |= {"rung": rung, "images": best[-1].images}
-        move(session, Candidate, *place, source=("PROPOSED", "MEASURED"), target="MEASURED", **values)
+    return values
 
 
 def confirmations(session: Session, search_id: str) -> builtins.list[Confirmation]:

@@ -5,10 +5,11 @@ Every state that is written goes through `move`: one compare-and-set UPDATE that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, get_args
 
-from sqlalchemy import ColumnElement, update
+from sqlalchemy import ColumnElement, bindparam, update
 from sqlalchemy.orm import Session
 
 from .clock import db_time
@@ -87,12 +88,9 @@ def move(
 
     Raises IllegalTransitionError when the machine has no such way from one of the sources.
     """
-    machine = MACHINES[table]
     states = (source,) if isinstance(source, str) else tuple(source)
     for one in states:
-        if target not in machine.get(one, ()):
-            known = ", ".join(sorted(machine.get(one, ()))) or "nothing"
-            raise IllegalTransitionError(f"{table.__tablename__}: {one} -> {target} is no transition; {one} leads to {known}")
+        _check(table, one, target)
     statement = (
         update(table)
         .where(*where, table.state.in_(states))
@@ -101,3 +99,44 @@ def move(
         .execution_options(synchronize_session="fetch")
     )
     return list(session.scalars(statement))
+
+
+class Move(NamedTuple):
+    """A way of one row, and the values that it gets with it."""
+
+    id: str
+    source: str
+    target: str
+    values: Mapping[str, Any]
+
+
+def move_each(session: Session, table: type[Any], moves: Sequence[Move]) -> None:
+    """Move rows that the caller has read and holds, each its own way: a statement for all that set the same columns.
+
+    Rows that the session has read as objects keep their old values.
+    Raises IllegalTransitionError as `move` does, and RuntimeError where a row was in another state than was read.
+    """
+    for one in moves:
+        _check(table, one.source, one.target)
+    columns: Any = lambda one: sorted(one.values)  # noqa: E731
+    for names, group in groupby(sorted(moves, key=columns), key=columns):
+        rows = [
+            {"its_id": one.id, "source": one.source, "target": one.target} | {f"new_{name}": one.values[name] for name in names}
+            for one in group
+        ]
+        statement = (
+            update(table.__table__)
+            .where(table.id == bindparam("its_id"), table.state == bindparam("source"))
+            .values(state=bindparam("target"), updated_at=db_time(), **{name: bindparam(f"new_{name}") for name in names})
+        )
+        moved = session.connection().execute(statement, rows).rowcount
+        if moved != len(rows):
+            raise RuntimeError(f"{table.__tablename__}: {len(rows) - moved} of {len(rows)} rows are not in the state that was read")
+
+
+def _check(table: type[Any], source: str, target: str) -> None:
+    """Raises IllegalTransitionError."""
+    ways = MACHINES[table].get(source, frozenset())
+    if target not in ways:
+        known = ", ".join(sorted(ways)) or "nothing"
+        raise IllegalTransitionError(f"{table.__tablename__}: {source} -> {target} is no transition; {source} leads to {known}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 from sqlalchemy import select
@@ -39,7 +42,18 @@ class Seen(NamedTuple):
     holds: str | None = None
 
 
-class Fleet(NamedTuple):
+class Choice(NamedTuple):
+    """The workers that suit a job, those of them with room on their disk, how many of these are free; and for each place of the queue, how
+    many jobs are before it that one of these could take."""
+
+    suiting: list[Seen]
+    able: list[Seen]
+    free: int
+    before: list[int]
+
+
+@dataclass(frozen=True)
+class Fleet:
     """What is known at one moment. queue: next one first. running: jobs of each owner. at_work: searches and distillations with such.
 
     allowed: jobs that one owner may have running at once, None: any number. evolver: whether one is on duty.
@@ -47,25 +61,51 @@ class Fleet(NamedTuple):
 
     queue: tuple[Queued, ...] = ()
     workers: tuple[Seen, ...] = ()
-    running: Mapping[str, int] = {}
+    running: Mapping[str, int] = field(default_factory=dict)
     at_work: frozenset[str] = frozenset()
     allowed: int | None = None
     evolver: bool = True
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where each job stands in the queue."""
+        return {one.job_id: place for place, one in enumerate(self.queue)}
+
+    @cached_property
+    def first_places(self) -> Mapping[str | None, int]:
+        """Where the first job of each search and distillation stands."""
+        return {self.queue[place].subject: place for place in reversed(range(len(self.queue)))}
+
+    @cached_property
+    def most_urgent(self) -> int:
+        """The highest priority that waits."""
+        return max(one.priority for one in self.queue)
+
+    @cached_property
+    def choices(self) -> dict[tuple[int, int | None], Choice]:
+        """What was found of the workers for a need (GPUs, GiB); pages of jobs have few different ones."""
+        return {}
+
+    def choice(self, job: Queued) -> Choice:
+        """The workers that a job could have."""
+        need = (job.devices, job.memory_gib)
+        if need not in self.choices:
+            suiting = [one for one in self.workers if not one.draining and one.device.suits(*need)]
+            able = [one for one in suiting if not one.disk_low]
+            devices = {one.device for one in able}
+            suits = cache(lambda devices_, memory_gib: any(device.suits(devices_, memory_gib) for device in devices))
+            before = list(accumulate((suits(one.devices, one.memory_gib) for one in self.queue), initial=0))
+            self.choices[need] = Choice(suiting, able, sum(one.holds is None for one in able), before)
+        return self.choices[need]
 
 
 def gather(session: Session, *, viewer: str | None, allowed: int | None) -> Fleet:
     """The fleet as it is. viewer: the owner who asks and to whom nobody else's work is named; None: one who may see everything."""
     held = workers.held(session)
+    of_worker = {one.worker: told(one, viewer) for one in held}
     seen = [
-        Seen(
-            one.worker.name,
-            Device(one.worker.device, one.worker.gpus, one.worker.memory_gib),
-            one.worker.draining,
-            one.worker.disk_low,
-            told(one.held, viewer) if one.held else None,
-        )
-        for one in workers.standings(session, held)
-        if one.present
+        Seen(name, Device(device, gpus, memory_gib), draining, disk_low, of_worker.get(name))
+        for name, device, gpus, memory_gib, draining, disk_low in workers.present_ones(session)
     ]
     rows = session.execute(in_order())
     return Fleet(
@@ -92,7 +132,7 @@ def of_subject(fleet: Fleet, state: str, subject: str) -> str | None:
         return "paused"
     if state not in ("QUEUED", "RUNNING", "CONFIRMING") or subject in fleet.at_work:
         return None
-    place = next((place for place, job in enumerate(fleet.queue) if job.subject == subject), None)
+    place = fleet.first_places.get(subject)
     if place is not None:
         return reason(fleet, place)
     if not fleet.evolver:
@@ -104,7 +144,7 @@ def of_job(fleet: Fleet, job: Job) -> str | None:
     """Why a job waits; None: it runs, or has ended."""
     if job.state == "PAUSED":
         return "paused"
-    place = next((place for place, one in enumerate(fleet.queue) if one.job_id == job.id), None)
+    place = fleet.places.get(job.id)
     return None if place is None else reason(fleet, place)
 
 
@@ -120,29 +160,28 @@ def reason(fleet: Fleet, place: int) -> str:
     taking = [one for one in fleet.workers if not one.draining]
     if not taking:
         return "all workers are draining"
-    suiting = [one for one in taking if one.device.suits(job.devices, job.memory_gib)]
+    suiting, able, free, before_each = fleet.choice(job)
     if not suiting:
-        return f"needs {needs(job)}; no worker has that: {listed([f'{one.name} has {had(one.device)}' for one in taking])}"
-    able = [one for one in suiting if not one.disk_low]
+        return f"needs {needs(job)}; no worker has that: {listed(taking, lambda one: f'{one.name} has {had(one.device)}')}"
     if not able:
-        names = listed([one.name for one in suiting])
+        names = listed(suiting, lambda one: one.name)
         return f"the disk for files of jobs is nearly full, so that no job is begun (DETKDS_DISK_FREE_GIB): {names}"
     running = fleet.running.get(job.owner, 0)
     if fleet.allowed is not None and job.owner and running >= fleet.allowed:
         return f"owner {job.owner} runs {running} of {fleet.allowed} allowed"
     # Only what one of these workers could take is before it.
-    before = [one for one in fleet.queue[:place] if any(worker.device.suits(one.devices, one.memory_gib) for worker in able)]
-    urgent = sum(one.priority > job.priority for one in before)
-    if urgent:
-        return f"{jobs_are(urgent, ' of higher priority')} before it"
-    free = sum(one.holds is None for one in able)
-    if free > len(before):
+    before = before_each[place]
+    if fleet.most_urgent > job.priority:
+        could = (one for one, first, then in zip(fleet.queue[:place], before_each, before_each[1:], strict=False) if then > first)
+        if urgent := sum(one.priority > job.priority for one in could):
+            return f"{jobs_are(urgent, ' of higher priority')} before it"
+    if free > before:
         return "a worker takes it in a moment"
     if free:
-        return f"{jobs_are(len(before))} before it"
-    busy = listed([f"{one.name} is held by {one.holds}" for one in able])
+        return f"{jobs_are(before)} before it"
+    busy = listed(able, lambda one: f"{one.name} is held by {one.holds}")
     wanted = f"needs {needs(job)}; " if job.devices > 1 or job.memory_gib else ""
-    return f"{wanted}{busy}" + (f"; {jobs_are(len(before))} before it" if before else "")
+    return f"{wanted}{busy}" + (f"; {jobs_are(before)} before it" if before else "")
 
 
 def needs(job: Queued) -> str:
@@ -164,7 +203,7 @@ def jobs_are(count: int, which: str = "") -> str:
     return f"1 job{which} is" if count == 1 else f"{count} jobs{which} are"
 
 
-def listed(texts: list[str]) -> str:
-    """At most NAMED of them, and how many more there are."""
-    more = len(texts) - NAMED
-    return ", ".join(texts[:NAMED]) + (f", and {more} more" if more > 0 else "")
+def listed(workers_: Sequence[Seen], told_of: Callable[[Seen], str]) -> str:
+    """What is told of at most NAMED of them, and how many more there are."""
+    more = len(workers_) - NAMED
+    return ", ".join(map(told_of, workers_[:NAMED])) + (f", and {more} more" if more > 0 else "")
