@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -15,12 +16,14 @@ import time
 import urllib.request
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Engine, Pool, create_engine, event, make_url, text
 
 from detkds_core.store import Store
 
@@ -282,6 +285,44 @@ def browser(chromium: Browser) -> Iterator[Browser]:
     chromium.run("try { sessionStorage.clear() } catch {}")
     chromium.size(1300, 1000)
     chromium.call("Page.navigate", url="about:blank")
+
+
+@contextmanager
+def counted_work() -> Iterator[Counter[str]]:
+    """What the databases of this process do meanwhile: `statements`, and of SQLite the `steps` of its machine, in tens.
+
+    The same statements on the same rows are the same steps, however busy this machine is.
+    """
+    done: Counter[str] = Counter()
+
+    def statement(*_: object) -> None:
+        done["statements"] += 1
+
+    def step() -> int:
+        done["steps"] += 1
+        return 0
+
+    def watch(connection: Any, *_: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.set_progress_handler(step, 10)
+
+    def leave(connection: Any, *_: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.set_progress_handler(None, 10)
+
+    listeners = ((Engine, "before_cursor_execute", statement), (Pool, "checkout", watch), (Pool, "checkin", leave))
+    for target, name, listener in listeners:
+        event.listen(target, name, listener)
+    try:
+        yield done
+    finally:
+        for target, name, listener in listeners:
+            event.remove(target, name, listener)
+
+
+@pytest.fixture
+def database_work() -> Callable[[], AbstractContextManager[Counter[str]]]:
+    return counted_work
 
 
 @pytest.fixture

@@ -313,3 +313,23 @@ def test_a_term_of_full_breadth_is_searched_too():
     assert all(not check(one.policy) for one in evolution.candidates)
     assert isinstance(evolution.candidates[3].policy.terms[0], Term)
     assert evolution.candidates[0].policy == Policy(())
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_what_is_new_is_found_without_going_through_what_there_was(logged):
+    evolution = Evolution(make_spec(budget=1500, parallelism=3), logged=logged)
+    outcome, length = measure(6), 0
+    while not evolution.finished:
+        while (job := evolution.ask()) is not None:
+            assert evolution.result(job.index) is None
+        assert evolution.open == [one.index for one in evolution.jobs if one.index not in evolution.results]
+        assert len(evolution.open) <= 3
+        assert evolution.count == len(evolution.candidates)
+        assert evolution.ledger_from(length) == evolution.ledger[length:]
+        length = evolution.events
+        if evolution.open:
+            number = evolution.open[-1]
+            evolution.tell(number, told(evolution, evolution.jobs[number], outcome))
+            assert evolution.result(number) == evolution.results[number]
+    assert evolution.candidate(7) == evolution.candidates[7]
+    assert [event["told"] for event in evolution.ledger if "told" in event] == sorted(evolution.results) or logged

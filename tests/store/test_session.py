@@ -91,6 +91,7 @@ def test_what_the_first_schema_remembered_is_kept(request: pytest.FixtureRequest
         assert (waiting.state, waiting.rung) == ("PROPOSED", None)
         assert searches.best_candidates(session, ["s"])["s"].index == 0
         assert jobs.get(session, "j").state == "QUEUED"
+        assert (searches.get(session, "s").spent, searches.get(session, "s").inherited) == (123, 0)
         assert searches.trials(session, "s") == searches.ledger(session, "s") == []
     with store.begin() as session:  # and it can go on
         searches.try_out(session, "s", 0, [2], rung=15, replicate=0, seed=1, job_id="j")

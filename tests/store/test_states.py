@@ -12,7 +12,7 @@ import detkds_core.store
 from detkds_core.store import Store, jobs
 from detkds_core.store.ids import new_id
 from detkds_core.store.models import Candidate, Checkpoint, Confirmation, Distillation, Job, Search, Trial
-from detkds_core.store.states import MACHINES, IllegalTransitionError, active, move, terminal
+from detkds_core.store.states import MACHINES, IllegalTransitionError, Move, active, move, move_each, terminal
 
 WAYS = {
     Job: {
@@ -131,6 +131,23 @@ def test_a_row_in_another_state_does_not_move(store: Store) -> None:
         job = jobs.enqueue(session, kind="evaluate", spec={})
         assert move(session, Job, Job.id == job.id, source="RUNNING", target="QUEUED") == []
         assert jobs.get(session, job.id).state == "QUEUED"
+
+
+def test_many_rows_move_each_its_own_way_or_none_does(store: Store) -> None:
+    with store.begin() as session:
+        one, other, third = (jobs.enqueue(session, kind="evaluate", spec={}).id for _ in range(3))
+    with store.begin() as session:
+        cancelled = Move(one, "QUEUED", "CANCELLED", {"failure": {"kind": "lost"}})
+        move_each(session, Job, [cancelled, Move(other, "QUEUED", "PAUSED", {"progress": None}), Move(third, "QUEUED", "PAUSED", {})])
+    with store.read() as session:
+        assert [jobs.get(session, job).state for job in (one, other, third)] == ["CANCELLED", "PAUSED", "PAUSED"]
+        assert (jobs.get(session, one).failure, jobs.get(session, other).failure) == ({"kind": "lost"}, None)
+    with pytest.raises(IllegalTransitionError, match="PAUSED -> RUNNING is no transition"), store.begin() as session:
+        move_each(session, Job, [Move(third, "PAUSED", "QUEUED", {}), Move(other, "PAUSED", "RUNNING", {})])
+    with pytest.raises(RuntimeError, match="1 of 2 rows are not in the state that was read"), store.begin() as session:
+        move_each(session, Job, [Move(other, "PAUSED", "QUEUED", {}), Move(one, "PAUSED", "QUEUED", {})])
+    with store.read() as session:
+        assert [jobs.get(session, job).state for job in (one, other, third)] == ["CANCELLED", "PAUSED", "PAUSED"]
 
 
 def test_an_unknown_state_is_refused_by_the_machine_and_by_the_database(store: Store) -> None:

@@ -27,8 +27,9 @@ def list(
 def trials(session: Session, search_id: str, indices: Sequence[int]) -> dict[int, builtins.list[Trial]]:
     """The measurements of these candidates, by candidate, in the order in which they were decided."""
     found: dict[int, builtins.list[Trial]] = {index: [] for index in indices}
-    query = select(Trial).where(Trial.search_id == search_id, Trial.candidate.in_(indices)).order_by(Trial.number)
-    for trial in session.scalars(query):
+    query = select(Trial).where(Trial.search_id == search_id, Trial.candidate.in_(indices))
+    # In the order of an index that leads to these candidates: in that of the decisions, SQLite would walk through all of them.
+    for trial in session.scalars(query.order_by(Trial.candidate, Trial.number)):
         found[trial.candidate].append(trial)
     return found
 

@@ -356,8 +356,9 @@ def of_search(session: Session, search_id: str) -> builtins.list[Job]:
 def at_work(session: Session, search_ids: Sequence[str]) -> dict[str, builtins.list[AtWork]]:
     """The running jobs of these searches, oldest first, without their specifications and results, which are most of a job."""
     found: dict[str, builtins.list[AtWork]] = {one: [] for one in search_ids}
+    candidates_ = func.coalesce(func.json_array_length(Job.spec["candidates"]), 0)
     query = (
-        select(Job.search_id, Job.kind, Job.spec["rung"].as_integer(), func.json_array_length(Job.spec["candidates"]), Job.progress)
+        select(Job.search_id, Job.kind, Job.spec["rung"].as_integer(), candidates_, Job.progress)
         # Only what has ended is collected: said here, it leads past all those in the index.
         .where(Job.search_id.in_(search_ids), Job.collected.is_(False), Job.state == "RUNNING")
         .order_by(Job.created_at, Job.id)

@@ -173,7 +173,7 @@ class Job(Times, Base):
         CheckConstraint("(state = 'RUNNING') = (lease_token IS NOT NULL)", name="running_has_lease"),
         CheckConstraint("(lease_token IS NULL) = (lease_expires_at IS NULL)", name="lease_expires"),
         CheckConstraint("(state = 'SUCCEEDED') = (result IS NOT NULL)", name="succeeded_has_result"),
-        Index(None, "created_at", "id"),
+        *list_indexes("search_id", "state", sorts=("created_at",)),
         Index(None, "state", "priority", "created_at", "id"),
         Index(None, "state", "lease_expires_at"),
         Index(None, "owner", "started_at"),

@@ -61,7 +61,7 @@ def of_search(session: Session, search_id: str) -> Result | None:
 def ids_of_searches(session: Session, search_ids: Sequence[str]) -> dict[str, str]:
     """The ids of the results of these searches, as far as they have one."""
     query = select(Result.search_id, Result.id).where(Result.search_id.in_(search_ids))
-    return {search_id: result_id for search_id, result_id in session.execute(query).tuples() if search_id is not None}
+    return {search_id: result_id for search_id, result_id in session.execute(query) if search_id is not None}
 
 
 def of_distillation(session: Session, distillation_id: str) -> Result | None:

@@ -386,8 +386,8 @@ def measure_group(session: Session, search_id: str, number: int, rows: Mapping[i
     The caller holds the search (`lock`): nobody else measures between the look and the writes.
     """
     trials: dict[int, builtins.list[dict[str, Any]]] = {index: [] for index in rows}
-    query = select(*OF_TRIAL).where(Trial.search_id == search_id, Trial.candidate.in_(rows)).order_by(Trial.number)
-    for trial in session.execute(query).mappings():
+    query = select(*OF_TRIAL).where(Trial.search_id == search_id, Trial.candidate.in_(rows))
+    for trial in session.execute(query.order_by(Trial.candidate, Trial.number)).mappings():
         trials[trial["candidate"]].append(dict(trial))
     found = {}
     for index, figures in rows.items():

@@ -124,7 +124,7 @@ def held(session: Session) -> list[Held]:
 def present_ones(session: Session) -> Sequence[tuple[str, str, int, int, bool, bool]]:
     """The workers that are there, by name: (name, device, gpus, memory_gib, draining, disk_low)."""
     query = select(Worker.name, Worker.device, Worker.gpus, Worker.memory_gib, Worker.draining, Worker.disk_low)
-    return session.execute(query.where(Worker.expires_at >= db_time()).order_by(Worker.name)).tuples().all()
+    return session.execute(query.where(Worker.expires_at >= db_time()).order_by(Worker.name)).all()
 
 
 def standings(session: Session, running: Sequence[Held] | None = None) -> list[Standing]:
