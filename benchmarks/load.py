@@ -528,6 +528,7 @@ def main() -> None:
     parser.add_argument("--profile", help="file for the evolver's profile (cProfile)")
     parser.add_argument("--json", type=Path, help="file for all figures and samples")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends too
     found = run(options)
     print(json.dumps(found, indent=1))
     if options.json:

@@ -300,6 +300,25 @@ def test_a_broker_that_is_not_there_stops_nothing(sqlite: Store) -> None:
     one.retire()
 
 
+def test_nobody_waits_for_the_end_of_a_round(
+    sqlite: Store, redis_server: str, queue: "redis.Redis[Any]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches_ = [create(sqlite), create(sqlite)]
+    one, rung = evolver(sqlite, broker_url=redis_server), []
+    drive = one.drive
+
+    def driven(search_id: str) -> None:
+        rung.append(queue.llen("celery"))
+        drive(search_id)
+
+    monkeypatch.setattr(one, "drive", driven)
+    monkeypatch.setattr("detkds_evolver.main.RING_SECONDS", 0.0)
+    one.round()
+    assert rung == [0, 2], "the jobs of the first search are rung for before the second one is driven"
+    assert queue.llen("celery") == 2 * len(searches_)
+    one.retire()
+
+
 def test_the_loop_rings_for_what_waits(sqlite: Store, redis_server: str, queue: "redis.Redis[Any]") -> None:
     create(sqlite)
     one = evolver(sqlite, broker_url=redis_server)

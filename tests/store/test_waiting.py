@@ -75,6 +75,20 @@ def test_the_first_reason_that_holds_is_told(queue: list[Queued], workers_there:
     assert waiting.of_subject(fleet, "PAUSED", "s9") == "paused"
 
 
+def test_every_job_of_one_queue_has_its_own_reason() -> None:
+    wide, narrow = MINE._replace(job_id="j2", subject="s2", memory_gib=80), MINE._replace(job_id="j3", subject="s3", memory_gib=12)
+    last = OTHER._replace(job_id="j4", subject="s3", memory_gib=12)
+    fleet = Fleet((OTHER, wide, narrow, last), (busy(), busy("gpu-1", EIGHTY), idle("gpu-2", Device("GPU-c", 1, 8))))
+    held = [f"gpu-{n} is held by search gpu-{n}'s (job j)" for n in range(2)]
+    assert [waiting.reason(fleet, place) for place in range(4)] == [
+        "a worker takes it in a moment",
+        f"needs 1 GPU with 80 GiB; {held[1]}; 1 job is before it",
+        f"needs 1 GPU with 12 GiB; {', '.join(held)}; 2 jobs are before it",
+        f"needs 1 GPU with 12 GiB; {', '.join(held)}; 3 jobs are before it",
+    ]
+    assert waiting.of_subject(fleet, "RUNNING", "s3") == waiting.reason(fleet, 2), "of its first job"
+
+
 @pytest.mark.parametrize(
     ("state", "changes", "told"),
     [

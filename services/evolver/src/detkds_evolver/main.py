@@ -25,6 +25,7 @@ from detkds_evolver.settings import Settings
 
 log = logging.getLogger("detkds.evolver")
 
+RING_SECONDS = 0.2  # between two rings within a round
 ERRORS = 5  # steps of one search that may fail in a row; more is no accident
 UNREACHABLE = (OperationalError, InterfaceError)  # a database that restarts or is busy: ask again, it is nobody's fault
 
@@ -45,6 +46,7 @@ class Evolver:
         self.not_before: dict[str, float] = {}  # search that failed a step -> time.monotonic() of its next try
         self.on_duty_until = 0.0  # time.monotonic() by which the lease must be renewed
         self.reap_at = 0.0
+        self.ring_at = 0.0  # time.monotonic() from which the bell is rung between two searches of a round
 
     def round(self) -> bool:
         """Do what there is to do; False while another evolver is on duty."""
@@ -56,13 +58,20 @@ class Evolver:
             succeeded = [job.id for job in jobs.succeeded_distillations(session)]
         for search_id in due:
             self.drive(search_id)
+            if time.monotonic() >= self.ring_at:  # with many searches a round takes long, and whoever is free waits for the first's jobs
+                self.ring()
         for job_id in succeeded:
             self.finish(job_id)
+        self.ring()
+        return True
+
+    def ring(self) -> None:
+        """Wake workers for what waits."""
         if self.rings:
             with self.store.read() as session:
                 waiting = jobs.waiting(session)
             self.doorbell.ring(waiting)
-        return True
+            self.ring_at = time.monotonic() + RING_SECONDS
 
     def on_duty(self) -> bool:
         """Whether this process is the one that works. Two at once would only be slower: each step locks its search."""
