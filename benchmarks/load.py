@@ -348,7 +348,7 @@ class Services:
     def sample(self, workers_pid: int) -> dict[str, float]:
         """Where everything stands. workers_pid: the process of all workers."""
         with self.store.read() as session:
-            counts = dict(session.execute(select(Search.state, func.count()).group_by(Search.state)).tuples().all())
+            counts = dict(session.execute(select(Search.state, func.count()).group_by(Search.state)).all())
             now = {
                 "at": time.time(),
                 "proposed": session.scalar(select(func.count()).select_from(Candidate)) or 0,
@@ -439,7 +439,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             fleet.terminate()
             fleet.join(60)
         with all_of_it.store.read() as session:
-            states = dict(session.execute(select(Search.state, func.count()).group_by(Search.state)).tuples().all())
+            states = dict(session.execute(select(Search.state, func.count()).group_by(Search.state)).all())
             reasons = list(session.scalars(select(Search.reason).where(Search.reason.is_not(None)).limit(3)))
         told = json.loads(waits.read_text())
         return summary(options, all_of_it.samples, told, asked) | {"searches": states, "reasons": reasons}

@@ -25,7 +25,7 @@ from detkds_evolver.settings import Settings
 
 log = logging.getLogger("detkds.evolver")
 
-RING_SECONDS = 0.2  # between two rings within a round
+RING_SECONDS = 0.5  # between two rings within a round
 ERRORS = 5  # steps of one search that may fail in a row; more is no accident
 UNREACHABLE = (OperationalError, InterfaceError)  # a database that restarts or is busy: ask again, it is nobody's fault
 
