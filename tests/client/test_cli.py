@@ -127,7 +127,7 @@ def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
         (["search", "--pair", "digits_gfl", "--iterations", "9999", "--hours", "1"], "hours: the budget is given in iterations already"),
         (["search", "--pair", "digits_gfl", "--warm-start", "mine"], "warm_start[0]: there is no search and no result 'mine'"),
         (["search", "--pair", "digits_gfl", "--rungs", "15;30"], "--rungs 15;30: write it as numbers with commas between"),
-        (["extend", "none"], "how much more? Give one of --iterations, --candidates and --hours"),
+        (["extend", "none"], "how much more? Give one of --iterations, --candidates, --hours and --wall-clock-hours"),
         (["extend", "none", "--iterations", "100"], "there is no search none"),
         (["distill", "--pair", "digits_gfl", "--policy", "@/nothing/here.json"], "cannot be read as JSON"),
         (["searches", "none"], "there is no search none"),
