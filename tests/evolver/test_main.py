@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from detkds_core.store import Store, distillations, jobs, results, searches
+from detkds_core.store import Store, distillations, jobs, leases, results, searches
 from detkds_core.store.models import Lease
 from detkds_core.store.vocabulary import EVOLVER
 from detkds_evolver.doorbell import Doorbell
@@ -317,6 +317,29 @@ def test_nobody_waits_for_the_end_of_a_round(
     assert rung == [0, 2], "the jobs of the first search are rung for before the second one is driven"
     assert queue.llen("celery") == 2 * len(searches_)
     one.retire()
+
+
+def test_a_round_ends_between_two_searches_where_it_is_told_to(sqlite: Store) -> None:
+    first, second = create(sqlite), create(sqlite)
+    assert evolver(sqlite).round(stopping=lambda: True)
+    assert [state(sqlite, one)[0] for one in (first, second)] == ["RUNNING", "QUEUED"]
+
+
+def test_a_round_ends_where_another_evolver_has_taken_over(sqlite: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = create(sqlite), create(sqlite)
+    slow, other = evolver(sqlite), evolver(sqlite)
+    drive = slow.drive
+
+    def driven(search_id: str) -> None:
+        drive(search_id)
+        with sqlite.begin() as session:
+            leases.give_up(session, EVOLVER, holder=slow.holder)  # as if it had run out
+        assert other.on_duty()
+        slow.on_duty_until = 0.0
+
+    monkeypatch.setattr(slow, "drive", driven)
+    assert not slow.round()
+    assert [state(sqlite, one)[0] for one in (first, second)] == ["RUNNING", "QUEUED"]
 
 
 def test_the_loop_rings_for_what_waits(sqlite: Store, redis_server: str, queue: "redis.Redis[Any]") -> None:

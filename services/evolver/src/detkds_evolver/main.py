@@ -48,8 +48,12 @@ class Evolver:
         self.reap_at = 0.0
         self.ring_at = 0.0  # time.monotonic() from which the bell is rung between two searches of a round
 
-    def round(self) -> bool:
-        """Do what there is to do; False while another evolver is on duty."""
+    def round(self, stopping: Callable[[], bool] = lambda: False) -> bool:
+        """Do what there is to do; False while another evolver is on duty.
+
+        With many searches a round takes long. So between two of them it ends where `stopping()`, or where another evolver has taken over,
+        lost jobs go back into the queue, and whoever is free hears of the first ones' jobs.
+        """
         if not self.on_duty():
             return False
         self.reap()
@@ -58,7 +62,12 @@ class Evolver:
             succeeded = [job.id for job in jobs.succeeded_distillations(session)]
         for search_id in due:
             self.drive(search_id)
-            if time.monotonic() >= self.ring_at:  # with many searches a round takes long, and whoever is free waits for the first's jobs
+            if stopping():
+                return True
+            if not self.on_duty():
+                return False
+            self.reap()
+            if time.monotonic() >= self.ring_at:
                 self.ring()
         for job_id in succeeded:
             self.finish(job_id)
@@ -162,7 +171,7 @@ def run(store: Store, settings: Settings, stopping: Callable[[], bool]) -> None:
     log.info("the evolver drives the searches", extra={"holder": evolver.holder})
     while not stopping():
         try:
-            evolver.round()
+            evolver.round(stopping)
         except UNREACHABLE as error:
             log.warning("the database cannot be reached", extra={"reason": str(error).splitlines()[0]})
             evolver.evolutions.clear()
