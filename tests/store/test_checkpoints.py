@@ -46,8 +46,9 @@ def test_what_has_not_ended_and_what_has_succeeded_needs_its_checkpoints(store: 
         assert distillations.succeed(session, one.id)
     assert users(store, brought) == [one.id]
     with store.begin() as session:
-        assert checkpoints.unknown(session, [brought, other]) == [other]
+        assert checkpoints.deleted(session, [brought, other]) == []
         assert checkpoints.delete(session, brought)
+        assert checkpoints.deleted(session, [brought, other]) == [brought], "the other one was never there"
         assert not checkpoints.delete(session, brought)
         assert not checkpoints.hold(session, brought)
         assert session.get(Checkpoint, brought) is None

@@ -56,7 +56,7 @@ class Retention:
         """Files of checkpoints that were deleted while the artifacts could not be reached, or written while they were."""
         there = {tuple(name.split("/")[:2]) for folder in ("checkpoints", "uploads") for name in self.artifacts.names(folder)}
         with self.store.read() as session:
-            gone = set(checkpoints.unknown(session, {identity for _, identity in there}))
+            gone = set(checkpoints.deleted(session, {identity for _, identity in there}))
         for folder, identity in sorted(there):
             if identity in gone:
                 self.artifacts.remove(f"{folder}/{identity}")

@@ -9,11 +9,14 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy import delete as sql_delete
 from sqlalchemy.orm import Session
 
-from . import pages
+from . import events, pages
 from .artifacts import REFERENCE
 from .clock import db_time
-from .models import Checkpoint, Distillation, Search
+from .models import Checkpoint, Distillation, Event, Search
 from .states import active, move
+
+TOPIC = "checkpoint"  # of events
+DELETED = "deleted"
 
 
 def create(
@@ -115,13 +118,16 @@ def users(session: Session, checkpoint_id: str) -> builtins.list[Search | Distil
 
 def delete(session: Session, checkpoint_id: str) -> bool:
     """Forget a checkpoint; its files are the caller's to remove. False: there is none."""
-    return session.scalar(sql_delete(Checkpoint).where(Checkpoint.id == checkpoint_id).returning(Checkpoint.id)) is not None
+    if session.scalar(sql_delete(Checkpoint).where(Checkpoint.id == checkpoint_id).returning(Checkpoint.id)) is None:
+        return False
+    events.append(session, TOPIC, checkpoint_id, DELETED, {})
+    return True
 
 
-def unknown(session: Session, checkpoint_ids: Iterable[str]) -> builtins.list[str]:
-    """Those of these ids that no checkpoint has, sorted."""
-    wanted = set(checkpoint_ids)
-    return sorted(wanted - set(session.scalars(select(Checkpoint.id).where(Checkpoint.id.in_(wanted)))))
+def deleted(session: Session, checkpoint_ids: Iterable[str]) -> builtins.list[str]:
+    """Those of these ids whose checkpoint was deleted, sorted. One that this database does not know may be another installation's."""
+    query = select(Event.subject_id).where(Event.subject_id.in_(set(checkpoint_ids)), Event.topic == TOPIC, Event.kind == DELETED)
+    return sorted(session.scalars(query))
 
 
 def _of(owner: str | None) -> builtins.list[ColumnElement[bool]]:

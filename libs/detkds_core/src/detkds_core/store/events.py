@@ -16,7 +16,7 @@ from .models import Event
 
 
 def append(session: Session, topic: str, subject_id: str, kind: str, data: Mapping[str, Any]) -> None:
-    """Record that something happened to a subject. topic: `search`, `job` or `distillation`."""
+    """Record that something happened to a subject. topic: `search`, `job`, `distillation` or `checkpoint`."""
     session.add(Event(topic=topic, subject_id=subject_id, kind=kind, data=dict(data)))
 
 

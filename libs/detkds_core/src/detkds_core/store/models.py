@@ -400,7 +400,7 @@ class Checkpoint(Times, Base):
 
 
 class Event(Base):
-    """Something that happened to a search, a job or a distillation, in the order of ids."""
+    """Something that happened to a search, a job, a distillation or a checkpoint, in the order of ids."""
 
     __tablename__ = "events"
     __table_args__ = (Index(None, "subject_id", "id"), {"sqlite_autoincrement": True})  # an id that was deleted never comes again

@@ -118,8 +118,7 @@ def move_each(session: Session, table: type[Any], moves: Sequence[Move]) -> None
     """
     for one in moves:
         _check(table, one.source, one.target)
-    columns: Any = lambda one: sorted(one.values)  # noqa: E731
-    for names, group in groupby(sorted(moves, key=columns), key=columns):
+    for names, group in groupby(sorted(moves, key=_columns), key=_columns):
         rows = [
             {"its_id": one.id, "source": one.source, "target": one.target} | {f"new_{name}": one.values[name] for name in names}
             for one in group
@@ -132,6 +131,10 @@ def move_each(session: Session, table: type[Any], moves: Sequence[Move]) -> None
         moved = session.connection().execute(statement, rows).rowcount
         if moved != len(rows):
             raise RuntimeError(f"{table.__tablename__}: {len(rows) - moved} of {len(rows)} rows are not in the state that was read")
+
+
+def _columns(one: Move) -> list[str]:
+    return sorted(one.values)
 
 
 def _check(table: type[Any], source: str, target: str) -> None:
