@@ -56,11 +56,15 @@ def brought(session: Session, identity: str, owner: str | None) -> Checkpoint:
     """A checkpoint of `POST /checkpoints`. Raises ValueError for one that is not there, or not READY."""
     one = stored.get(session, identity, owner=owner)
     if one is None:
-        raise ValueError(f"there is no checkpoint {identity}; GET /checkpoints lists them")
+        raise ValueError(none_there(identity))
     if one.state != "READY" or one.digest is None:
         why = f": {one.reason}" if one.reason else "; complete its upload first (detkds checkpoints upload)"
         raise ValueError(f"checkpoint {identity} is {one.state}{why}")
     return Checkpoint(reference(weights_name(one.id), one.digest), one.name, tuple(one.classes or ()), one.detector)
+
+
+def none_there(identity: str) -> str:
+    return f"there is no checkpoint {identity}; GET /checkpoints lists them"
 
 
 def hold(session: Session, spec: Mapping[str, Any]) -> None:
@@ -68,7 +72,7 @@ def hold(session: Session, spec: Mapping[str, Any]) -> None:
     for role in ("teacher", "student"):
         found = referred(spec[role]["checkpoint"])
         if found is not None and not stored.hold(session, identity := found[0].split("/")[1]):
-            raise invalid([FieldError(pointer(role, "checkpoint"), f"there is no checkpoint {identity}; GET /checkpoints lists them")])
+            raise invalid([FieldError(pointer(role, "checkpoint"), none_there(identity))])
 
 
 def file_bytes(session: Session, place: str) -> int:

@@ -18,7 +18,7 @@ from fastapi import Path as InPath
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from detkds_api.checkpoints import weights_name
+from detkds_api.checkpoints import none_there, weights_name
 from detkds_api.fields import Body, Name, PathText
 from detkds_api.gate import PART_BYTES
 from detkds_api.intake import IntakeError, take_in
@@ -410,7 +410,7 @@ def existing(session: Session, service: Running, identity: str) -> Checkpoint:
 
 
 def missing(identity: str) -> NotFound:
-    return NotFound(f"there is no checkpoint {identity}; GET /checkpoints lists them")
+    return NotFound(none_there(identity))
 
 
 def awaited(session: Session, service: Running, identity: str) -> Checkpoint:
