@@ -111,7 +111,7 @@ def test_the_jobs_of_a_search_are_its_decisions(sqlite: Store) -> None:
     for spec, job in zip(evaluate, asked, strict=True):
         assert spec["rung"] == rungs[job["rung"]]
         assert spec["seed"] == 5 + 1_000_003 * job["replicate"]
-        assert (spec["fork"], spec["number"]) == (50, job["index"])
+        assert (spec["fork"], spec["number"], spec["stands_for"]) == (50, job["index"], whole["confirmation"].get("iterations"))
         assert spec["gates"] == (["duplicate", "descent"] if job["new"] else [])
         assert {key: spec[key] for key in ("dataset", "teacher", "student", "inherit", "recipe")} == {
             key: whole[key] for key in ("dataset", "teacher", "student", "inherit", "recipe")

@@ -14,7 +14,7 @@ from detkds_core.losses.policy import policy_losses
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.policy import Distiller, Policy, canonical, formula, from_json, parse_formula, to_json
 from detkds_core.training.group import balance_weights, batches_for, new_learner, prepare, train, view, weights_digest
-from detkds_core.training.learner import resolved, restore, state_of
+from detkds_core.training.learner import restore, state_of
 from detkds_core.training.pull import balance, fixed, flat_gradient, parts_of, pulls, shared_parameters, sketch, undisturbed
 
 SCENE = Scene(boxes=(), batch_shape=(1, 2))
@@ -137,7 +137,7 @@ def test_once_fixed_the_weight_is_the_ratio_and_nothing_else_has_changed(spec):
     assert drawn == (torch.rand(1).item(), np.random.rand(), random.random())
     assert weights_digest(learner.student.model) == before  # statistics of its norms too
     assert all(parameter.grad is None for parameter in learner.parameters())
-    policy = resolved(learner)
+    policy = fixed(learner.policy, learner.scales)
     assert not any(term.balanced for term in policy.terms)
     assert from_json(to_json(policy)) == policy
     shared = shared_parameters(learner.student.model)
@@ -166,9 +166,9 @@ def test_balanced_terms_train_alone_as_in_a_group_and_as_their_fixed_weights_do(
     assert alone.scales == together[1].scales
     assert alone.scales.keys() == {"distill/0_global", "distill/1_global"}
     assert weights_digest(alone.student.model) == weights_digest(together[1].student.model)
-    (fixed,) = trained(resolved(alone))
-    assert fixed.scales == {}
-    assert weights_digest(fixed.student.model) == weights_digest(alone.student.model)
+    (other,) = trained(fixed(alone.policy, alone.scales))
+    assert other.scales == {}
+    assert weights_digest(other.student.model) == weights_digest(alone.student.model)
 
 
 def test_a_balanced_distiller_trains_as_the_weight_that_was_found_does_to_the_bit(spec):
@@ -185,7 +185,7 @@ def test_a_balanced_distiller_trains_as_the_weight_that_was_found_does_to_the_bi
     assert alone.scales == grouped.scales
     assert alone.scales.keys() == {"distill/0_global", "distill/fgd", "distill/gid"}
     assert weights_digest(alone.student.model) == weights_digest(grouped.student.model)
-    found = resolved(alone)
+    found = fixed(alone.policy, alone.scales)
     assert [(one.name, one.balanced) for one in found.distillers] == [("fgd", False), ("gid", False), ("mgd", False)]
     assert parse_formula(formula(found)) == from_json(to_json(found)) == canonical(found) == found
     (again,) = trained(found)
@@ -205,7 +205,7 @@ def test_the_gradient_of_a_balanced_distiller_is_the_ratio_whatever_its_own_weig
         with undisturbed(learner.student.model):
             for index in range(2):
                 seen = view(start, learner.student, batches, index, learner.needs)
-                found = distiller_losses(resolved(learner), learner.distillers, seen.signals, seen.said, seen.scene)
+                found = distiller_losses(fixed(learner.policy, learner.scales), learner.distillers, seen.signals, seen.said, seen.scene)
                 length = flat_gradient(sum(found.values()), shared).norm()
                 lengths.append((length / flat_gradient(seen.task, shared).norm()).item())
         ratios.append(sum(lengths) / 2)

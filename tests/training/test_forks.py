@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from detkds_core.catalogue import Recipe
-from detkds_core.policy import Policy, parse_formula, to_json
+from detkds_core.policy import Policy, canonical, parse_formula, to_json
 from detkds_core.training import forks, jobs
 from detkds_core.training.forks import branch, branch_recipe, branch_seed, cached_trunk, grow_trunk
+from detkds_core.training.ground import in_proportion
 from detkds_core.training.group import TrainingError, batches_for, new_learner, prepare, state_digest, train, weights_digest
 from detkds_core.training.jobs import measure_candidates
 from detkds_core.training.steps import learning_rate
@@ -152,6 +153,38 @@ def test_a_rung_of_a_job_is_branches_from_one_trunk(spec, tmp_path, monkeypatch)
     plain = measure_candidates(job_of(spec, {2: POLICIES[1]}), SILENT)["candidates"][0]
     assert plain["look"] is None
     assert plain["policy"] != whole["policy"]
+
+
+def test_a_shorter_training_warms_up_as_much_sooner(spec, tmp_path, monkeypatch):
+    """A rung of 3 that stands for 12 is a quarter of it; what is told of the candidate is the policy that was asked about."""
+    monkeypatch.setenv("DETKDS_CACHE", str(tmp_path))
+    learnt = {}
+    final = jobs.final_weights
+
+    def noted(learner):
+        learnt[len(learnt)] = learner.policy.terms[0].warm_up, weights_digest(learner.student.model)
+        return final(learner)
+
+    monkeypatch.setattr(jobs, "final_weights", noted)
+    slow, quick = (replace(POLICIES[0], terms=(replace(POLICIES[0].terms[0], warm_up=steps),)) for steps in (8, 2))
+    (row,) = measure_candidates(job_of(spec, {0: slow}, fork=2, rung=3, stands_for=12), SILENT)["candidates"]
+    measure_candidates(job_of(spec, {0: quick}, fork=2, rung=3, stands_for=3), SILENT)
+    measure_candidates(job_of(spec, {0: slow}, fork=2, rung=3), SILENT)  # of its own recipe: half
+    measure_candidates(job_of(spec, {0: slow}, stands_for=2), SILENT)  # what stands for less is no slower
+    assert [warm_up for warm_up, _ in learnt.values()] == [2, 2, 4, 8]
+    assert learnt[0] == learnt[1]
+    assert learnt[2][1] != learnt[1][1]
+    assert row["policy"]["terms"][0]["warm_up"] == 8
+
+
+def test_warm_ups_of_a_share_of_a_training():
+    policy = parse_formula("l2[warm_up=500](global) + l1(logits) + maskd[warm_up=10] + fgd")
+    tenth = parse_formula("l2[warm_up=50](global) + l1(logits) + maskd[warm_up=1] + fgd")
+    assert canonical(in_proportion(policy, 0.1)) == canonical(tenth)
+    least = parse_formula("l2[warm_up=1](global) + l1(logits) + maskd[warm_up=1] + fgd")
+    assert canonical(in_proportion(policy, 1e-6)) == canonical(least), "what warms up begins at nothing, however short"
+    assert dict(in_proportion(parse_formula("maskd"), 0.1).distillers[0].settings)["warm_up"] == 100, "by default too"
+    assert in_proportion(policy, 1.0) == policy
 
 
 @pytest.mark.parametrize(

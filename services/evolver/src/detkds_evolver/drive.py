@@ -144,6 +144,7 @@ def enqueue_group(session: Session, search: Search, evolution: Evolution, job: J
         "number": job.index,
         "rung": rung if job.rung < evolution.spec.top else None,
         "fork": search.spec.get("fork", 0),
+        "stands_for": search.spec.get("confirmation", {}).get("iterations"),
         "gates": search.spec.get("gates", []) if new else [],
         **(known_looks(search, evolution, job) if new else {"known": []}),
     }

@@ -18,7 +18,7 @@ class Term:
     temperature: float = 1.0  # of the softmax of `kl` and `kl_edges`; the loss is times its square
     shared_attention: bool = False  # satt and catt: the teacher's attention scales both sides
     background: float = 0.5  # fgbg: weight of the background, foreground is 1
-    warm_up: int = 0  # training steps in which the weight rises from 0
+    warm_up: int = 0  # training steps in which the weight rises from 0; fewer of them where a training stands for a longer one
     stop: float = 1.0  # share of the training after which the term ends
     decay: float = 1.0  # what is left of the weight at the end of the training, along a cosine
     region: str = "all"  # where it looks; `all` is the knowledge's own place, see `vocabulary.REGIONS`

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
@@ -10,6 +10,7 @@ from detkds_core.catalogue import Recipe
 from detkds_core.datasets import default_cache
 from detkds_core.evolution.spec import GATES
 from detkds_core.policy import Policy
+from detkds_core.policy.distillers import DISTILLERS
 from detkds_core.training.batches import Batches
 from detkds_core.training.forks import Fork, branch, branch_recipe, branch_seed, cached_trunk
 from detkds_core.training.gates import Known, Rejection, acts_throughout, descent, judge
@@ -25,16 +26,18 @@ class Ground:
     """Where candidates start. fork: the trunk's end, None for the common start. recipe, seed: of their training.
 
     Where they are looked at is the fork where there is one, also if they train from the common start: a candidate weighs the same in all
-    its rungs.
+    its rungs. share: how long their training is, of the one that it stands for.
     """
 
     fork: Fork | None
     rung: int | None
     recipe: Recipe
     seed: int
+    share: float = 1.0
 
     def learner(self, start: Start, policy: Policy, on_token_step: Progress | None = None) -> Learner:
         """A candidate that is to be trained."""
+        policy = in_proportion(policy, self.share)
         if self.fork is not None and self.rung is not None:
             return branch(start, self.fork, policy, self.recipe, self.seed, on_token_step=on_token_step)
         return new_learner(start, policy, self.recipe, self.seed, on_token_step)
@@ -53,10 +56,11 @@ class Ground:
 def ground_of(spec: Mapping[str, Any], start: Start, recipe: Recipe, report: Report) -> tuple[Ground, dict[str, Any] | None]:
     """Where the job's candidates start, and what the trunk cost. Raises TrainingError when there is none to be had."""
     steps, rung, seed = spec.get("fork") or 0, spec.get("rung"), spec["seed"]
+    share = min(1.0, (rung or recipe.iterations) / (spec.get("stands_for") or recipe.iterations))
     if rung is not None and not steps:
         raise TrainingError("bad_data", f"rung: {rung} iterations from a fork, but there is no fork; give its steps")
     if not steps:
-        return Ground(None, None, recipe, seed), None
+        return Ground(None, None, recipe, seed, share), None
     if steps > recipe.iterations:
         raise TrainingError("bad_data", f"fork: {steps} steps of a training that has {recipe.iterations}")
     began = time.monotonic()
@@ -67,8 +71,29 @@ def ground_of(spec: Mapping[str, Any], start: Start, recipe: Recipe, report: Rep
         raise TrainingError("not_finite", str(error)) from error
     trunk = {"steps": steps, "grown": grown, "seconds": time.monotonic() - began}
     if rung is None:
-        return Ground(fork, None, recipe, seed), trunk
-    return Ground(fork, rung, branch_recipe(recipe, rung), branch_seed(seed)), trunk
+        return Ground(fork, None, recipe, seed, share), trunk
+    return Ground(fork, rung, branch_recipe(recipe, rung), branch_seed(seed), share), trunk
+
+
+def in_proportion(policy: Policy, share: float) -> Policy:
+    """The policy as a training learns it that is this share of the one that it stands for: warm-ups, in steps, are as much shorter.
+
+    What ends or decays does so after a share of the training in any case.
+    """
+    if share == 1:
+        return policy
+
+    def shorter(steps: float) -> int:
+        return max(1, round(steps * share)) if steps else 0
+
+    terms = tuple(replace(term, warm_up=shorter(term.warm_up)) for term in policy.terms)
+    distillers = []
+    for one in policy.distillers:
+        settings = {name: setting.default for name, setting in DISTILLERS[one.name].settings.items()} | dict(one.settings)
+        if "warm_up" in settings:
+            settings["warm_up"] = shorter(settings["warm_up"])
+        distillers.append(replace(one, settings=tuple(sorted(settings.items()))))
+    return Policy(terms, tuple(distillers))
 
 
 @dataclass

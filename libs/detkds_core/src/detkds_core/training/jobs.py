@@ -23,7 +23,8 @@ from detkds_core.training.capacity import together
 from detkds_core.training.ground import Ground, Looked, Report, ground_of, looked_at
 from detkds_core.training.group import DoesNotFitError, Progress, Start, batches_for, prepare, train
 from detkds_core.training.group import TrainingError as TrainingError
-from detkds_core.training.learner import Learner, final_weights, resolved
+from detkds_core.training.learner import Learner, final_weights
+from detkds_core.training.pull import fixed
 
 
 def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _measured(
     while passes:
         members = passes.pop(0)
         try:
-            rows |= _passed(spec, ground.recipe, start, members, make, batches, dataset, report)
+            rows |= _passed(spec, ground.recipe, start, {index: policies[index] for index in members}, make, batches, dataset, report)
         except (torch.OutOfMemoryError, DoesNotFitError):
             if len(members) == 1 or parallel.devices() > 1:
                 raise
@@ -100,7 +101,7 @@ def _passed(
     spec: Mapping[str, Any],
     recipe: Recipe,
     start: Start,
-    members: Sequence[int],
+    members: Mapping[int, Policy],
     make: Callable[[int, Progress], Learner],
     batches: Callable[[Learner], Batches],
     dataset: Dataset,
@@ -122,7 +123,7 @@ def _passed(
         lasted.update({index: done for index, learner in learners.items() if learner.failure is None})
         report(done, total, f"training {company} together")
 
-    train(list(learners.values()), start, batches(learners[members[0]]), on_step=after_step)
+    train(list(learners.values()), start, batches(next(iter(learners.values()))), on_step=after_step)
     trained = (time.monotonic() - began) / len(learners)
     confirming = spec["kind"] == "confirm"
     ids = list(report_ids(dataset)) if confirming else selection(dataset, recipe)
@@ -136,7 +137,7 @@ def _passed(
                 metrics, detections = measure_together(model, dataset, ids, recipe)
             best = metrics.ap if best is None else max(best, metrics.ap)
         cost = {"iterations": lasted[index], "train_seconds": trained, "measure_seconds": time.monotonic() - measuring}
-        rows[index] = _row(index, resolved(learner), metrics, recipe.iterations, cost, learner.failure)
+        rows[index] = _row(index, fixed(members[index], learner.scales), metrics, recipe.iterations, cost, learner.failure)
         if metrics is not None and spec.get("rung") is not None:
             rows[index]["lenient_ap"] = lenient_ap(dataset.val.load(), detections, ids)
         if metrics is not None and confirming:

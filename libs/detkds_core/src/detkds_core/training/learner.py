@@ -13,7 +13,6 @@ from detkds_core.detectors.pair import Student
 from detkds_core.losses.policy import needs
 from detkds_core.policy import Policy
 from detkds_core.training import parallel
-from detkds_core.training.pull import fixed
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -55,11 +54,6 @@ class Learner:
         named = dict(zip(self.losses, values.tolist(), strict=True))
         distill = [value for name, value in named.items() if name.startswith("distill/")]
         return named | ({"ratio": sum(distill) / named["task"]} if distill and named["task"] else {})
-
-
-def resolved(learner: Learner) -> Policy:
-    """The policy with the weights that were found: it trains the same from the same start, an `auto` term up to rounding."""
-    return fixed(learner.policy, learner.scales)
 
 
 def make_learner(student: Student, policy: Policy, recipe: Recipe, distillers: nn.ModuleList | None = None) -> Learner:
