@@ -21,7 +21,7 @@ from detkds_core.policy.vocabulary import FEATURES
 
 ATTEMPTS = 50  # draws before the island's formulas are enumerated
 OPENING = 6  # terms of seeds, hand-designed and random ones before an island evolves, at most
-OPENED = 0.25  # share of the budget that all openings together may take, at the lowest rung; two terms each they have anyway
+OPENED = 0.1  # share of the budget that all openings together may take, at the lowest rung; two terms each they have anyway
 SAMPLE, MIGRATE, SEED, WEIGHT = 0.10, 0.10, 0.05, 0.20  # shares of an island's proposals; the rest mutates transforms and distance
 DRAFTS = 8  # of which the most promising is proposed
 STALE = 40  # an island without a new best among so many proposals is finished

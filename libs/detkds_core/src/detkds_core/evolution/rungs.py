@@ -89,19 +89,30 @@ def promotion(history: History, *, closing: bool) -> tuple[int, list[int]] | Non
     """
     ladder = climbed(history)
     first = calibrating(history)
-    for place in range(len(ladder) - 2, -1, -1):
-        rung, above = ladder[place], ladder[place + 1]
-        ranked = history.order(rung)
-        gone = set().union(*history.entered[above:])
-        waiting = [index for index in ranked if index not in gone]
-        calibrators = [index for index in waiting if index < first]
-        room = max(len(ranked) // history.spec.eta, 1 if closing else 0)
-        left = max(0, room - sum(index in history.entered[above] for index in ranked))
-        best = [index for index in ranked[:room] if index not in gone][: left if CAPPED else room]
-        chosen = list(dict.fromkeys([*calibrators, *best]))[: history.spec.group]
-        if len(chosen) >= (1 if closing else max(1, history.spec.group // 2)):
-            return above, chosen
+    for everybody in (False, True) if closing else (False,):
+        for place in range(len(ladder) - 2, -1, -1):
+            rung, above = ladder[place], ladder[place + 1]
+            ranked = history.order(rung)
+            choosy = above == ladder[-1] and place > 0 and not everybody
+            able = [index for index in ranked if not waits(history, index)] if choosy else ranked
+            gone = set().union(*history.entered[above:])
+            calibrators = [index for index in ranked if index not in gone and index < first]
+            room = max(len(able) // history.spec.eta, 1 if closing else 0)
+            left = max(0, room - sum(index in history.entered[above] for index in able))
+            best = [index for index in able[:room] if index not in gone][: left if CAPPED else room]
+            chosen = list(dict.fromkeys([*calibrators, *best]))[: history.spec.group]
+            if len(chosen) >= (1 if closing else max(1, history.spec.group // 2)):
+                return above, chosen
     return None
+
+
+def waits(history: History, index: int) -> bool:
+    """Whether a candidate is a single term that others are to be combined with: it passes the full proxy once no combinations are to come.
+
+    Which term serves best is seen well enough below, and what a small search has for the full proxy decides between combinations.
+    """
+    spec = history.spec
+    return spec.algorithm == "detkds" and spec.stage2_share > 0 and len(history.candidates[index].policy.terms) == 1
 
 
 def replication(history: History) -> tuple[int, list[int]] | None:
