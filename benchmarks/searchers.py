@@ -11,6 +11,7 @@ landscapes from 1000 on, never on those that are reported.
 import argparse
 import json
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ FULL = 27  # iterations of a landscape's full proxy
 RUNGS = (1, 3, 9, FULL)
 GROUP = 4  # candidates of a job, where candidates share a teacher
 LOOK = 1 / 135  # of a full proxy: what a candidate costs that a gate refuses
+LIVE_RUNGS, LIVE_GROUP = (7, 14, FULL), 8  # as the live comparisons have it
+LIVE_TAUS = (0.44, 0.6)  # about what their rungs of a quarter and of half the proxy have with long trainings
+REFERENCES, DESIGNED = 12, 30  # how many hand-designed policies a live search knows; each is here the best of so many random ones
 BUDGETS = (10, 30, 100, 300)
 TABLE_BUDGETS = (5, 10, 20, 40, 80)
 GRID = (3, 5, 10, 20, 30, 60, 100)
@@ -82,18 +86,20 @@ def one(kind: str, algorithm: str, budget: float, seed: int, lever: str, options
     off = LEVERS[lever]
     algorithm = off.get("algorithm", algorithm)
     halves = algorithm in HALVING
-    world: World = measured_table() if kind == "table" else Landscape(seed, **dict(options))
-    ladder = world.rungs if isinstance(world, Table) else RUNGS
+    chosen = dict(options)
+    live = chosen.pop("live", False)
+    world: World = measured_table() if kind == "table" else Landscape(seed, **chosen)
+    ladder = world.rungs if isinstance(world, Table) else LIVE_RUNGS if live else RUNGS
     full = ladder[-1]
     spec = Spec(
         knowledge=tuple(world.knowledge),
         budget=int(budget * full),
         seed=seed,
-        references=(Policy(()),),
+        references=(Policy(()), *(designed(world, seed) if live else ())),
         space=world,
         rungs=ladder if halves and off.get("rungs", True) else (full,),
         algorithm=algorithm,
-        group=GROUP if halves else 1,
+        group=(LIVE_GROUP if live else GROUP) if halves else 1,
         look=LOOK * full if halves else 0.0,
         lenient=kind == "table",
         **off.get("spec", {}),
@@ -102,6 +108,19 @@ def one(kind: str, algorithm: str, budget: float, seed: int, lever: str, options
     with patched([*seeds_of_table, *off.get("patch", [])]):
         evolution = search(world, spec, gates=halves and off.get("gates", True), doubles=halves and off.get("doubles", True))
     return found(world, evolution)
+
+
+def designed(world: World, seed: int) -> list[Policy]:
+    """Policies of one term or two that are better than chance, as hand-designed ones are."""
+    rng = random.Random(f"designed {seed}")
+    found: list[Policy] = []
+    while len(found) < REFERENCES:
+        islands_of_each = [rng.sample(list(world.knowledge), rng.choice((1, 1, 2))) for _ in range(DESIGNED)]
+        drawn = [world.admits(Policy(tuple(world.sample(rng, island) for island in mine))) for mine in islands_of_each]
+        best = max((policy for policy in drawn if policy is not None), key=world.worth)
+        if best not in found:
+            found.append(best)
+    return found
 
 
 class Runs:
@@ -204,10 +223,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--budgets", type=float, nargs="+", default=None, help="in full proxies")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
-    parser.add_argument("--taus", type=float, nargs=3, default=None, help="rank correlations of the three rungs with the full proxy")
+    parser.add_argument("--taus", type=float, nargs="+", default=None, help="rank correlations of the rungs with the full proxy")
+    parser.add_argument("--live", action="store_true", help="rungs, groups and hand-designed references as a live search has them")
     parser.add_argument("--not-adding", action="store_true", help="landscapes where a combination is worth what its best term is")
     arguments = parser.parse_args()
-    options: dict[str, Any] = {"taus": tuple(arguments.taus)} if arguments.taus else {}
+    options: dict[str, Any] = {"live": True, "taus": LIVE_TAUS} if arguments.live else {}
+    if arguments.taus:
+        options["taus"] = tuple(arguments.taus)
     if arguments.not_adding:
         options["adding"] = False
     seeds = range(arguments.first, arguments.first + arguments.repeats)

@@ -89,4 +89,4 @@ def test_a_small_search_opens_with_fewer_terms_an_island():
     def openings(budget, rungs=(10, 90)) -> int:
         return opening(History(Spec(EVERY, budget, 0, (NONE,), SearchSpace(images_per_batch=8, has_edges=True), rungs)))
 
-    assert [openings(budget) for budget in (100, 700, 1000, 100_000)] == [2, 3, 5, 6]
+    assert [openings(budget) for budget in (100, 1500, 2500, 100_000)] == [2, 3, 5, 6]

@@ -6,7 +6,7 @@ import pytest
 
 from detkds_core.evolution import Candidate, Job, Outcome
 from detkds_core.evolution.history import History
-from detkds_core.evolution.rungs import agreement, calibrating, climbed, kendall_tau, promotion, replication, seed_noise, shrunken
+from detkds_core.evolution.rungs import agreement, calibrating, climbed, kendall_tau, promotions, replication, seed_noise, shrunken
 from detkds_core.policy import Policy, Term
 
 from .worlds import make_spec
@@ -16,16 +16,25 @@ def single(index):
     return Candidate(index, Policy((Term("global", ("none", "none", "none"), "l2", 1.0 + index),)), "stage1", "global", (), "sample")
 
 
-def history(rows, **changes):
-    """A history of jobs: (rung, replicate, {candidate: ap}); candidates come with their first job."""
+def pair(index):
+    terms = (*single(index).policy.terms, Term("logits", ("none",), "l2", 1.0))
+    return Candidate(index, Policy(terms), "stage2", None, (), "combine")
+
+
+def history(rows, pairs=(), **changes):
+    """A history of jobs: (rung, replicate, {candidate: ap}); candidates come with their first job. pairs: who has two terms."""
     made = History(make_spec(**{"calibration": 0, "group": 10, **changes}))
     known = 0
     for number, (rung, replicate, values) in enumerate(rows):
-        new = tuple(single(index) for index in sorted(values) if index >= known)
+        new = tuple((pair if index in pairs else single)(index) for index in sorted(values) if index >= known)
         known += len(new)
         made.asked(Job(number, rung, replicate, tuple(values), new))
         made.told(number, {index: Outcome(ap) for index, ap in values.items()})
     return made
+
+
+def promotion(made, *, closing):
+    return next(promotions(made, closing=closing), None)
 
 
 def test_the_best_third_is_promoted_best_first():
@@ -56,7 +65,24 @@ def test_two_are_too_few_until_the_search_closes():
 
 def test_the_higher_rung_climbs_first():
     rows = [(0, 0, {index: float(index) for index in range(9)}), (1, 0, {8: 8.0, 7: 9.0, 6: 7.0})]
-    assert promotion(history(rows, group=2), closing=False) == (2, [7])
+    assert promotion(history(rows, group=2, stage2_share=0.0), closing=False) == (2, [7])
+    assert promotion(history(rows, group=2, algorithm="random_halving"), closing=False) == (2, [7])
+
+
+def test_single_terms_pass_the_full_proxy_once_no_combination_has_a_way_to_go():
+    rows = [(0, 0, {index: float(index) for index in range(12)}), (1, 0, {index: float(index) for index in range(6, 12)})]
+    singles = history(rows, group=2)
+    assert promotion(singles, closing=False) is None, "they wait for what they are combined to"
+    assert promotion(singles, closing=True) == (2, [11, 10])
+    assert promotion(history(rows, group=2, pairs=(6, 7, 8)), closing=False) == (2, [8]), "the best third of the combinations"
+    fewer = [rows[0], (1, 0, {9: 9.0, 10: 10.0, 11: 11.0}), (0, 0, {12: 20.0, 13: 15.0, 14: 0.0, 15: 0.0, 16: 0.0, 17: 0.0})]
+    closed = history(fewer, group=2, pairs=range(12, 18))
+    assert promotion(closed, closing=True) == (1, [12, 13]), "at the end too what was combined goes first"
+
+
+def test_with_one_rung_below_the_full_proxy_all_climb_alike():
+    rows = [(0, 0, {index: float(index) for index in range(6)})]
+    assert promotion(history(rows, group=2, rungs=(10, 90)), closing=False) == (1, [5, 4])
 
 
 def test_no_more_than_a_group_climbs_at_once():

@@ -110,6 +110,19 @@ def test_islands_that_earn_get_more_and_every_island_its_floor():
     assert counts["fgbg"] > 2 * min(counts.values())
 
 
+def test_each_hand_designed_reference_spares_the_islands_two_candidates():
+    """Full proxies alone, 40 of them: stage 1 has 65 %."""
+
+    def first_combination(*references):
+        spec = make_spec(rungs=(10,), budget=400, group=1, references=references)
+        found = run(spec, lambda policy, job, earlier: Outcome(uniform(canonical_json(policy))))
+        return next(one.index for one in found.candidates if one.stage == "stage2")
+
+    assert first_combination(NONE) == 26
+    assert first_combination(NONE, PKD) == 24
+    assert first_combination(NONE, PKD, Policy((replace(PKD.terms[0], weight=1.0),))) == 22
+
+
 def test_a_space_without_anything_new_ends_the_search_early():
     space = SearchSpace(knowledge=("localization",), images_per_batch=8, response_weights=(1.0,))
     evolution = run(make_spec(knowledge=("localization",), space=space, references=(NONE,), budget=100_000), measure(0))

@@ -8,7 +8,7 @@ be told apart by it. And the end of the budget is kept for candidates that have 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from statistics import fmean, pstdev
 
@@ -80,12 +80,12 @@ def kendall_tau(pairs: Sequence[tuple[float, float]]) -> float:
     return agree / math.sqrt(left * right) if left and right else 0.0
 
 
-def promotion(history: History, *, closing: bool) -> tuple[int, list[int]] | None:
-    """(rung, candidates) that climb now, the best first; None if nobody does. The highest rung comes first.
+def promotions(history: History, *, closing: bool) -> Iterator[tuple[int, list[int]]]:
+    """(rung, candidates) that may climb now, the best first. The highest rung comes first.
 
     Never more than a third of a rung, also when later candidates turn out better than those that climbed: asynchronous halving otherwise
     promotes twice as many. They wait until half a group may climb, since the candidates of a job share the teacher. closing: nothing new is
-    proposed any more, so that the best of a rung climb even if they are few.
+    proposed any more, so that the best of a rung climb even if they are few, and those that have waited come last.
     """
     ladder = climbed(history)
     first = calibrating(history)
@@ -102,8 +102,7 @@ def promotion(history: History, *, closing: bool) -> tuple[int, list[int]] | Non
             best = [index for index in able[:room] if index not in gone][: left if CAPPED else room]
             chosen = list(dict.fromkeys([*calibrators, *best]))[: history.spec.group]
             if len(chosen) >= (1 if closing else max(1, history.spec.group // 2)):
-                return above, chosen
-    return None
+                yield above, chosen
 
 
 def waits(history: History, index: int) -> bool:

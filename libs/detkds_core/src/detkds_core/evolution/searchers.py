@@ -16,7 +16,7 @@ from detkds_core.evolution.combinations import propose_combination
 from detkds_core.evolution.history import History, generator, tournament
 from detkds_core.evolution.islands import propose_term
 from detkds_core.evolution.optuna_searchers import sampled_policy
-from detkds_core.evolution.rungs import CLIMB_SHARE, calibrating, climbed, promotion, replication
+from detkds_core.evolution.rungs import CLIMB_SHARE, calibrating, climbed, promotions, replication
 from detkds_core.evolution.spec import Candidate, Stage
 from detkds_core.policy import Policy
 
@@ -140,12 +140,10 @@ def new_budget(history: History) -> float:
 
 def climbing(history: History, *, closing: bool) -> Plan | None:
     """Those that are promoted and paid for, a rung higher."""
-    climb = promotion(history, closing=closing) if history.spec.halves else None
-    if climb is None:
-        return None
-    rung, members = climb
-    members = members[: affordable(history, rung)]
-    return Plan(rung, 0, tuple(members)) if members else None
+    for rung, members in promotions(history, closing=closing) if history.spec.halves else ():
+        if paid := members[: affordable(history, rung)]:
+            return Plan(rung, 0, tuple(paid))
+    return None
 
 
 def halving(propose: Propose) -> Callable[[History], Plan | None]:
