@@ -546,7 +546,7 @@ def test_a_group_that_is_split_finds_its_doubles_all_the_same(sqlite: Store) -> 
         known = [(one["index"], one["sketch"]) for one in spec.get("known", ())]
         found = result_of(spec)
         for row in found["candidates"] if spec["kind"] == "evaluate" and spec["gates"] else ():
-            row["look"]["sketch"] = [round(row["look"]["sketch"][0], 1)]
+            row["look"]["sketch"] = [round(4 * row["look"]["sketch"][0]) / 4]
             first = next((index for index, sketch in known if sketch == row["look"]["sketch"]), None)
             known.append((row["index"], row["look"]["sketch"]))
             if first is not None:
