@@ -149,6 +149,7 @@ def test_cancelling_ends_the_wait_for_artifacts(database: Store, settings: Calla
     assert run_claim(database, claim, ours) == "lost"
     after_training.join()
     assert row(database, claim)["state"] == "CANCELLED"
+    assert until(lambda: all(one.name != "artifacts" for one in threading.enumerate())), "nobody goes on trying"
 
 
 def referring(artifacts: Artifacts) -> dict[str, Any]:

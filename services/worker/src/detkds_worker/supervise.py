@@ -128,6 +128,7 @@ def publish(
     draining: Callable[[], bool],
 ) -> Outcome:
     """Bring what a trainer left among the artifacts, then let the job succeed with what they are. Raises NotOursError."""
+    given_up = threading.Event()
 
     def everything() -> dict[str, dict[str, Any]]:
         deadline = time.monotonic() + PUBLISH_SECONDS
@@ -136,10 +137,10 @@ def publish(
             try:
                 return publishing.publish_all(artifacts, claim, folder, result)
             except UnreachableError as error:
-                if draining() or time.monotonic() > deadline:
+                if draining() or given_up.is_set() or time.monotonic() > deadline:
                     raise
                 log.warning("the files of the attempt cannot be published", extra={"reason": str(error)})
-                time.sleep(AGAIN_SECONDS)
+                given_up.wait(AGAIN_SECONDS)
 
     try:
         files = holding(store, claim, settings, everything)
@@ -147,6 +148,8 @@ def publish(
         return write_outcome(store, claim, settings, ("lost", f"the files of this attempt could not be published: {error}"))
     except ArtifactError as error:
         return write_outcome(store, claim, settings, ("bug", f"a file of this attempt is not what the trainer wrote: {error}"))
+    finally:
+        given_up.set()
     ended = write_outcome(store, claim, settings, {**result, "files": files} if claim.kind == "distill" else result)
     if ended == "succeeded":
         if claim.kind == "distill":
