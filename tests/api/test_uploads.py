@@ -270,7 +270,7 @@ def test_a_file_of_the_services_machine_is_taken_from_a_registered_folder_only(s
         ({"name": "x"}, {"/size", "/sha256"}),
         ({"name": "x", "size": 0, "sha256": "AB"}, {"/size", "/sha256"}),
         ({"name": "x", "size": 3, "path": "/data/x"}, {"/path"}),
-        ({"name": "x", "url": "http://169.254.169.254/"}, {"/url"}),
+        ({"name": "x", "url": "http://169.254.169.254/"}, {"/url", "/sha256"}),
         ({"name": "x", "size": 3, "sha256": "0" * 64, "detector": "resnet"}, {"/detector"}),
     ],
 )

@@ -76,3 +76,11 @@ def test_a_file_of_the_services_machine_is_taken_in(detkds, service, teacher):
     done = detkds("checkpoints", "add", str(service.roots / "brought.safetensors"), "--json")
     assert done.returncode == 0, done.stderr
     assert (json.loads(done.stdout)["name"], json.loads(done.stdout)["state"]) == ("brought.safetensors", "READY")
+
+
+def test_an_address_is_fetched_from_allowed_hosts_alone(detkds):
+    done = detkds("checkpoints", "add", "https://elsewhere.example/weights/w.safetensors?x=1", "--sha256", "0" * 64)
+    assert done.returncode == 1
+    assert "url: 'elsewhere.example' is no host that checkpoints may come from; none is allowed (DETKDS_CHECKPOINT_HOSTS)" in " ".join(
+        done.stderr.split()
+    )

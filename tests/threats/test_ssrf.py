@@ -1,4 +1,4 @@
-"""Requests on somebody else's behalf: no field takes an address, so nothing is ever fetched, wherever it would lead."""
+"""Requests on somebody else's behalf: one field takes an address, and follows none that the operator has not allowed."""
 
 import http.server
 import json
@@ -60,6 +60,7 @@ def test_no_checkpoint_comes_from_an_address(service, wanted, refused, listener)
     distill = {name: wanted[name] for name in ("dataset", "teacher", "student", "recipe")} | {"policy": "none"}
     for address in addresses(port):
         assert "nothing is fetched" in refused(service.http.post("/checkpoints", json={"name": "far", "path": address}))
+        assert "url: " in refused(service.http.post("/checkpoints", json={"name": "far", "url": address, "sha256": "0" * 64}))
         for role in ("teacher", "student"):
             choice = {"detector": wanted[role]["detector"], "checkpoint": address}
             for path, body in (("/searches", wanted), ("/searches/preview", wanted), ("/distill", distill)):
@@ -95,8 +96,9 @@ def test_addresses_inside_annotations_are_names_of_files_that_are_not_there(serv
     assert asked == []
 
 
-def test_the_description_of_the_service_has_no_field_for_an_address(service) -> None:
-    """Whoever adds one adds its defence: https alone, allowed hosts, the resolved address checked and kept, redirects checked again."""
+def test_the_description_of_the_service_has_one_field_for_an_address(service) -> None:
+    """`test_fetching` holds its defence. Whoever adds another adds it there: https alone, allowed hosts, the resolved address
+    checked and kept, redirects checked again."""
     document = service.http.get("/openapi.json").json()
 
     def fields(node: object, name: str = "") -> Iterator[str]:
@@ -111,4 +113,5 @@ def test_the_description_of_the_service_has_no_field_for_an_address(service) -> 
             for value in node:
                 yield from fields(value, name)
 
-    assert list(fields({"paths": document["paths"], "components": document["components"]})) == []
+    address = ".components.schemas.CheckpointRequest.properties.url"
+    assert list(fields({"paths": document["paths"], "components": document["components"]})) == [address]

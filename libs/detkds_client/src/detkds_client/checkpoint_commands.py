@@ -62,16 +62,23 @@ def upload(
 
 @checkpoints_app.command("add")
 def add(
-    path: Annotated[str, typer.Argument(help="A file on the service's machine, below DETKDS_DATA_ROOTS.")],
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH|URL",
+            help="A file on the service's machine, below DETKDS_DATA_ROOTS, or an https address at one of its DETKDS_CHECKPOINT_HOSTS.",
+        ),
+    ],
+    sha256: Annotated[str | None, typer.Option(help="What the file's SHA-256 shall be; needed for an address.")] = None,
     classes: Classes = None,
     detector: Detector = None,
     name: Called = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Take in a checkpoint that lies on the service's machine."""
+    """Take in a checkpoint that lies on the service's machine, or on a host that it may fetch from."""
     with connected(url) as client:
-        done = client.add_checkpoint(path, name=name, classes=listed(classes), detector=detector)
+        done = client.add_checkpoint(place, sha256=sha256, name=name, classes=listed(classes), detector=detector)
     tell(done, as_json)
 
 

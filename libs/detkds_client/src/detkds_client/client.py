@@ -381,10 +381,20 @@ class Client(Connection):
         return cast(Checkpoint, self.request("POST", f"/checkpoints/{one['id']}/complete", timeout=CHECK_SECONDS))
 
     def add_checkpoint(
-        self, path: str, *, name: str | None = None, classes: Sequence[str] | None = None, detector: str | None = None
+        self,
+        place: str,
+        *,
+        sha256: str | None = None,
+        name: str | None = None,
+        classes: Sequence[str] | None = None,
+        detector: str | None = None,
     ) -> Checkpoint:
-        """Take in weights that lie below a registered folder of the service's machine."""
-        body = given(name=name or path.rpartition("/")[2], path=path, classes=classes, detector=detector)
+        """Take in weights that lie below a registered folder of the service's machine, or at an https address of a host that it allows.
+
+        sha256: of the file, hexadecimal; needed for an address.
+        """
+        there = {"url" if "://" in place else "path": place}
+        body = given(name=name or place.partition("?")[0].rpartition("/")[2], **there, sha256=sha256, classes=classes, detector=detector)
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         return cast(Checkpoint, self.request("POST", "/checkpoints", json=body, headers=headers, timeout=CHECK_SECONDS))
 

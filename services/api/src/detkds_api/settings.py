@@ -33,14 +33,23 @@ class Settings(BaseSettings):
     priority_max: int = Field(default=0, ge=-100, le=100)  # the highest that a key without scope `admin` may ask for
     disk_free_gib: float = Field(default=5.0, ge=0)  # where files of jobs are written; with less, no new work is taken; 0: it is anyhow
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # further Host names, comma separated; "*" for any
+    checkpoint_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # that checkpoints are fetched from: `host` or `host:port`, comma separated
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # folders of data sets and checkpoints, separated as in PATH
     cache: Path | None = None  # where built-in data sets are kept; None: XDG_CACHE_HOME/detkds, shared by every home
     artifacts: str | None = None  # where workers leave checkpoints: a folder, or s3://bucket/prefix; None: home/artifacts
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "checkpoint_hosts", mode="before")
     @classmethod
     def split_hosts(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("checkpoint_hosts")
+    @classmethod
+    def hosts_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if "/" in one or "@" in one or "*" in one:
+                raise ValueError(f"DETKDS_CHECKPOINT_HOSTS: {one!r} is no host; write download.example.org or download.example.org:8443")
+        return tuple(one.lower().removesuffix(":443") for one in value)
 
     @field_validator("data_roots", mode="before")
     @classmethod

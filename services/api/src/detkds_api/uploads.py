@@ -1,4 +1,4 @@
-"""`/checkpoints`: weights that people bring, in parts over HTTP or from a registered folder of this machine."""
+"""`/checkpoints`: weights that people bring, in parts over HTTP, from a registered folder of this machine or from an allowed host."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from detkds_api.checkpoints import none_there, weights_name
+from detkds_api.fetching import FetchError, allowed, fetch
 from detkds_api.fields import Body, Name, PathText
 from detkds_api.gate import PART_BYTES
 from detkds_api.intake import IntakeError, take_in
@@ -40,20 +41,24 @@ log = logging.getLogger("detkds.api")
 
 LARGEST = 8 << 30  # bytes of a file; a detector of 500 M parameters in float32 has 2 GiB
 UNFINISHED = 8  # uploads that one owner may have begun
+FETCHING = 2  # files that are fetched at once
+fetching = threading.BoundedSemaphore(FETCHING)
 checking: set[str] = set()  # ids whose files this process reads just now
 checking_lock = threading.Lock()
 
 
 class CheckpointRequest(Body):
-    """A checkpoint to bring: a file that will be sent in parts (`size` and `sha256`), or one of this machine (`path`).
-
-    Nothing is fetched from an address.
+    """A checkpoint to bring: a file that will be sent in parts (`size` and `sha256`), one of this machine (`path`), or one that lies
+    on a host that the operator allows (`url` and `sha256`).
     """
 
     name: Name = Field(description="to find it again by, such as the file's name")
     size: int | None = Field(default=None, ge=1, le=LARGEST, description="bytes of the file")
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="of the file, hexadecimal")
     path: PathText | None = Field(default=None, description="an absolute path below a data root, in place of size and sha256")
+    url: PathText | None = Field(
+        default=None, description="an https address at one of the hosts in DETKDS_CHECKPOINT_HOSTS, in place of size; with sha256"
+    )
     classes: Annotated[list[Name], Field(min_length=1, max_length=10_000)] | None = Field(
         default=None, description="in the order of training; needed where the file does not name them"
     )
@@ -138,15 +143,55 @@ def create_checkpoint(wanted: CheckpointRequest, service: Service, response: Res
     """Announce a file that will be sent, or take one of this machine.
 
     The same file under the same name again answers 200 with what is there, so that an upload that broke off goes on: `received` says which
-    parts need not be sent. A `path` is checked at once, and READY when the answer comes.
+    parts need not be sent. A `path` is checked at once, and READY when the answer comes; so is a `url`, once it is fetched.
     """
     path = wanted_file(wanted, service)
+    if wanted.url is None:
+        return announced(wanted, service, response, path)
+    with service.store.read() as session:
+        known = same(session, wanted, service, wanted.sha256)
+    if known is not None and known.state == "READY":
+        response.status_code = 200
+        return seen(service, known.id)
+    with fetched(wanted.url, wanted.sha256, service) as file:
+        return announced(wanted, service, response, file)
+
+
+def same(session: Session, wanted: CheckpointRequest, service: Running, sha256: str | None) -> Checkpoint | None:
+    """The checkpoint that a request has announced before."""
+    assert sha256 is not None
+    said = {"name": wanted.name, "sha256": sha256, "detector": wanted.detector, "classes": wanted.classes}
+    return stored.same(session, owner=service.caller.owner, **said)  # type: ignore[arg-type]
+
+
+@contextmanager
+def fetched(url: str, sha256: str | None, service: Running) -> Iterator[Path]:
+    """The file of an address, gone afterwards. Raises InvalidInput, Unavailable, NoRoom."""
+    if not fetching.acquire(blocking=False):
+        raise Unavailable(f"{FETCHING} files are being fetched; ask again in a while", headers={"Retry-After": "30"})
+    try:
+        with room(service, 0) as folder:
+            file = folder / "fetched"
+            most = min(LARGEST, shutil.disk_usage(folder).free - (1 << 30))
+            try:
+                fetch(url, file, hosts=service.settings.checkpoint_hosts, most=most)
+            except FetchError as error:
+                raise invalid([FieldError("/url", str(error))]) from None
+            if (found := file_sha256(file)) != sha256:
+                raise invalid([FieldError("/sha256", f"expected {sha256}; what {url!r} has now is {found}")])
+            yield file
+    finally:
+        fetching.release()
+
+
+def announced(wanted: CheckpointRequest, service: Running, response: Response, path: Path | None) -> CheckpointView:
+    """Store what is said of a checkpoint, and decide it where its file is there. Raises NoRoom, TooMany, InvalidInput, Conflict."""
     size, sha256 = (path.stat().st_size, file_sha256(path)) if path is not None else (wanted.size, wanted.sha256)
     assert size is not None
     assert sha256 is not None
     said = {"name": wanted.name, "sha256": sha256, "detector": wanted.detector, "classes": wanted.classes}
     with service.store.begin() as session:
-        one = stored.same(session, owner=service.caller.owner, **said)  # type: ignore[arg-type]
+        one = same(session, wanted, service, sha256)
         if one is None:
             with_room(service)
             begun = stored.count_unfinished(session, service.caller.owner)
@@ -167,9 +212,9 @@ def wanted_file(wanted: CheckpointRequest, service: Running) -> Path | None:
     errors: list[FieldError] = []
     path = None
     if wanted.path is not None:
-        if wanted.size is not None or wanted.sha256 is not None:
+        if wanted.size is not None or wanted.sha256 is not None or wanted.url is not None:
             errors.append(
-                FieldError("/path", "is a file of the service's machine; size and sha256 are of one that is sent: give one or the other")
+                FieldError("/path", "is a file of the service's machine; url, size and sha256 are of another: give one or the other")
             )
         try:
             path = inside(wanted.path, service.settings.data_roots)
@@ -180,9 +225,18 @@ def wanted_file(wanted: CheckpointRequest, service: Running) -> Path | None:
                 raise ValueError(f"{wanted.path!r} is no file of at most {LARGEST} bytes")
         except ValueError as error:
             errors.append(FieldError("/path", str(error)))
+    elif wanted.url is not None:
+        if wanted.size is not None:
+            errors.append(FieldError("/url", "is fetched; size is of a file that is sent: give one or the other"))
+        if wanted.sha256 is None:
+            errors.append(FieldError("/sha256", "is required for a file that is fetched: what it shall be"))
+        try:
+            allowed(wanted.url, service.settings.checkpoint_hosts)
+        except FetchError as error:
+            errors.append(FieldError("/url", str(error)))
     else:
         errors += [
-            FieldError(f"/{name}", "is required for a file that is sent (or give its path on the service's machine)")
+            FieldError(f"/{name}", "is required for a file that is sent (or give its path on the service's machine, or its url)")
             for name in ("size", "sha256")
             if getattr(wanted, name) is None
         ]
