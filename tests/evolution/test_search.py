@@ -254,7 +254,24 @@ def test_a_logged_search_never_waits_and_its_ledger_says_what_it_saw():
     evolution.tell(2, told(evolution, jobs[2], measure(0)))
     job = evolution.ask()
     assert job.seen == (2,)
+    evolution.tell(0, told(evolution, jobs[0], measure(0)))
+    assert evolution.ask().seen == (0,), "what was looked at before is not said again"
+    assert evolution.ledger[evolution.place(4)]["asked"]["index"] == 4
+    assert [event["told"] for event in evolution.ledger[: evolution.place(4)] if "told" in event] == [2, 0]
     assert decisions(replay(evolution.spec, evolution.ledger, logged=True)) == decisions(evolution)
+
+
+def test_a_ledger_that_says_all_that_had_been_looked_at_is_read_too():
+    """As those of logged searches did before only what is new was written."""
+    evolution = run(make_spec(parallelism=3, budget=900), measure(2), logged=True)
+    old, seen = [], set()
+    for event in evolution.ledger:
+        if "asked" in event:
+            seen |= set(event["asked"]["seen"])
+            event = {"asked": {**event["asked"], "seen": sorted(seen)}}
+        old.append(event)
+    assert old != list(evolution.ledger)
+    assert decisions(replay(evolution.spec, old, logged=True)) == decisions(evolution)
 
 
 def test_a_ledger_of_another_spec_is_refused():
@@ -312,12 +329,9 @@ def test_summary_is_json_and_its_funnel_adds_up():
     assert [rung["iterations"] for rung in summary["rungs"]] == list(RUNGS)
 
 
-def test_known_looks_are_those_visible_at_the_decision():
+def test_a_strict_search_sees_what_the_lag_lets_through():
     evolution = run(make_spec(parallelism=2), measure(0))
-    assert evolution.known(evolution.jobs[0]) == {}
-    assert evolution.known(evolution.jobs[1]) == {}
-    third = evolution.known(evolution.jobs[2])
-    assert set(third) <= set(evolution.jobs[0].members)
+    assert [evolution.seen_by(number) for number in range(4)] == [0, 0, 1, 2]
 
 
 def test_a_term_of_full_breadth_is_searched_too():

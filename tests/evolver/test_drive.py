@@ -120,7 +120,11 @@ def test_the_jobs_of_a_search_are_its_decisions(sqlite: Store) -> None:
     with sqlite.read() as session:
         evolution = recall(session, search)
     for job in evolution.jobs:  # and whoever claims a job reads those that the decision looked at
-        looks = evolution.known(job) if job.new else {}
+        looks: dict[int, Any] = {}
+        for number in range(evolution.seen_by(job.index)) if job.new else ():
+            for index, one in evolution.results[number].items():
+                if one.sketch and one.same_as is None:
+                    looks.setdefault(index, one)
         assert claimed[job.index] == [{"index": index, "sketch": [*one.sketch], "ratio": one.ratio} for index, one in looks.items()]
     assert any(len(known) > 20 for known in claimed.values())
 
@@ -699,11 +703,27 @@ def test_other_algorithms_go_the_same_way(sqlite: Store, algorithm: str) -> None
 
 def test_a_logged_search_ends_and_its_ledger_says_what_was_seen(sqlite: Store) -> None:
     search = create(sqlite, mode="logged", parallelism=3)
-    drive(sqlite)
+    claimed: dict[int, Any] = {}
+
+    def noted(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        if spec["kind"] == "evaluate":
+            claimed[spec["number"]] = spec["known"]
+        return measured(candidate, spec)
+
+    drive(sqlite, noted)
     found = outcome(sqlite, search)
     assert found["state"] == "SUCCEEDED"
     asked = [event["asked"] for event in found["ledger"] if "asked" in event]
     assert any(job["seen"] for job in asked)
+    assert all("known_told_before" in spec or not spec["gates"] for spec in specs(sqlite, search, "evaluate")), "looks are referred to"
+    told: dict[int, Any] = {}
+    for event in found["ledger"]:
+        if "told" in event:
+            told |= {int(index): one for index, one in event["outcomes"].items() if one["sketch"] and one["same_as"] is None}
+        elif "asked" in event and event["asked"]["new"]:
+            looks = [{"index": index, "sketch": told[index]["sketch"], "ratio": told[index]["ratio"]} for index in sorted(told)]
+            assert claimed[event["asked"]["index"]] == looks
+    assert any(claimed.values())
     with sqlite.read() as session:
         again = recall(session, search)
     assert [dict(event) for event in again.ledger] == found["ledger"]

@@ -170,11 +170,12 @@ def enqueue(session: Session, search: Search, kind: str, spec: Mapping[str, Any]
 def known_looks(search: Search, evolution: Evolution, job: Job) -> dict[str, Any]:
     """The earlier candidates that a job's `duplicate` gate compares its new ones with.
 
-    Of a strict search only how many of its decisions they come from: whoever claims the job reads them (`jobs.claim`). Written out in every
-    job, they would be most of what the database holds. Of a logged search, which may have looked at any of them, all.
+    Only where they are found, which whoever claims the job reads (`jobs.claim`): of a strict search how many of its decisions they come
+    from, of a logged one, which looks at results in any order, before which event of its ledger they were told. Written out in every job,
+    they would be most of what the database holds.
     """
     if evolution.logged:
-        return {"known": [looked(index, one.sketch, one.ratio) for index, one in evolution.known(job).items()]}
+        return {"known": [], "known_told_before": evolution.place(job.index)}
     return {"known": [], "known_before": evolution.seen_by(job.index)}
 
 

@@ -39,6 +39,8 @@ class Evolution:
         self._told = 0  # the results of jobs 0 .. _told - 1 are there
         self._open: set[int] = set()  # jobs without a result
         self._unseen: set[int] = set()  # jobs with a result that was not looked at yet
+        self._news: list[int] = []  # jobs whose results were looked at since the last decision
+        self._places: list[int] = []  # of each job in the ledger
         self._exhausted = False
 
     @property
@@ -126,9 +128,11 @@ class Evolution:
                     self._look_at(number)
                 return self.ask()
             return None  # it may only be waiting for results
-        seen_jobs = tuple(sorted(self._view.visible)) if self.logged else ()
-        job = Job(len(self._view.jobs), planned.rung, planned.replicate, planned.members, planned.new, seen_jobs)
+        news = tuple(sorted(self._news)) if self.logged else ()
+        job = Job(len(self._view.jobs), planned.rung, planned.replicate, planned.members, planned.new, news)
+        self._news.clear()
         self._view.asked(job)
+        self._places.append(len(self._ledger))
         self._ledger.append(job)
         self._open.add(job.index)
         return job
@@ -178,10 +182,14 @@ class Evolution:
         """
         for event in events:
             if "asked" in event:
-                job = self.ask(event["asked"]["seen"] if self.logged else None)
+                asked = event["asked"]
+                if self.logged:  # ledgers of before say all that had been looked at, not only what was new
+                    before = self._view.visible.difference(self._news)
+                    asked = {**asked, "seen": [number for number in asked["seen"] if number not in before]}
+                job = self.ask(asked["seen"] if self.logged else None)
                 if job is None:
                     raise ValueError(f"ledger[{len(self._ledger)}]: this spec asks for nothing more where the ledger has a job")
-                if difference := first_difference(job.to_json(), event["asked"]):
+                if difference := first_difference(job.to_json(), asked):
                     raise ValueError(f"ledger[{len(self._ledger) - 1}]: this spec asks for {difference}")
             elif "extended" in event:
                 self.extend(**event["extended"])
@@ -189,15 +197,9 @@ class Evolution:
                 self.tell(event["told"], {int(index): Outcome.from_json(one) for index, one in event["outcomes"].items()})
                 self._look_at(event["told"])
 
-    def known(self, job: Job) -> dict[int, Outcome]:
-        """The candidates whose looks a job's new ones are compared with: all that were visible when it was decided and are no doubles."""
-        visible = job.seen if self.logged else range(self.seen_by(job.index))
-        found: dict[int, Outcome] = {}
-        for number in visible:
-            for index, outcome in self._results[number].items():
-                if outcome.sketch and outcome.same_as is None:
-                    found.setdefault(index, outcome)
-        return dict(sorted(found.items()))
+    def place(self, number: int) -> int:
+        """Which event of the ledger a job is: the results that were told before it were looked at."""
+        return self._places[number]
 
     def seen_by(self, number: int) -> int:
         """How many of the first jobs a job of a strict search may look at."""
@@ -238,6 +240,7 @@ class Evolution:
         if number not in self._view.visible:
             self._view.told(number, self._results[number])
             self._unseen.discard(number)
+            self._news.append(number)
             self._ledger.append(number)
 
     def _visible(self, seen: Iterable[int] | None) -> Iterable[int] | None:

@@ -199,7 +199,8 @@ class Job:
     """One decision: these candidates are measured together at a rung, with the seed of a replicate.
 
     new: the members that nobody proposed before, in the order of members. known: earlier candidates whose looks were visible when it was
-    decided, among which a new one may turn out to have a double. seen: the jobs whose results were looked at.
+    decided, among which a new one may turn out to have a double. seen: of a logged search, the jobs whose results were looked at since the
+    decision before.
     """
 
     index: int

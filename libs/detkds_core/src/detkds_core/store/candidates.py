@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from . import labels, pages
-from .models import Candidate, Trial
+from .models import Candidate, Decision, Trial
 
 
 def list(
@@ -43,6 +44,18 @@ def looks(session: Session, search_id: str, before: int) -> builtins.list[dict[s
     for index, sketch, ratio in session.execute(query.order_by(Trial.candidate, Trial.number)):
         found.setdefault(index, looked(index, sketch, ratio))
     return builtins.list(found.values())
+
+
+def looks_told(session: Session, search_id: str, before: int) -> builtins.list[dict[str, Any]]:
+    """The same of a logged search: of those whose results were told before event `before` of its ledger."""
+    query = select(Decision.event).where(Decision.search_id == search_id, Decision.number < before)
+    told = [event for event in map(json.loads, session.scalars(query)) if "told" in event]
+    found: dict[int, dict[str, Any]] = {}
+    for event in sorted(told, key=lambda one: int(one["told"])):
+        for index, outcome in event["outcomes"].items():
+            if outcome.get("sketch") and outcome.get("same_as") is None:
+                found.setdefault(int(index), looked(int(index), outcome["sketch"], outcome.get("ratio")))
+    return [found[index] for index in sorted(found)]
 
 
 def looked(index: int, sketch: Iterable[float], ratio: float | None) -> dict[str, Any]:

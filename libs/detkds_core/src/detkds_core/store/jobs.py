@@ -146,12 +146,16 @@ def claim(
 
 
 def _whole(session: Session, job: Job) -> dict[str, Any]:
-    """The specification of a job with the looks that it refers to (`known_before`: of how many of its search's decisions)."""
+    """The specification of a job with the looks that it refers to.
+
+    known_before: of how many of its search's decisions; known_told_before: told before which event of its ledger.
+    """
     spec = dict(job.spec)
-    before = spec.pop("known_before", 0)
-    if before:
+    before, told_before = spec.pop("known_before", 0), spec.pop("known_told_before", 0)
+    if before or told_before:
         assert job.search_id is not None
-        spec["known"] = [*candidates.looks(session, job.search_id, before), *spec["known"]]
+        read = candidates.looks(session, job.search_id, before) if before else candidates.looks_told(session, job.search_id, told_before)
+        spec["known"] = [*read, *spec["known"]]
     return spec
 
 
