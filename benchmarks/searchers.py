@@ -45,7 +45,7 @@ FILE = Path(__file__).parent / "data" / "table.json"
 
 
 def nothing(*_: Any) -> None:
-    """No proposal."""
+    """No proposal; nobody waits."""
 
 
 LEVERS: dict[str, dict[str, Any]] = {
@@ -58,6 +58,8 @@ LEVERS: dict[str, dict[str, Any]] = {
     "migration": {"patch": [(islands, "MIGRATE", 0.0)]},
     "replication": {"patch": [(rungs, "REPLICATES", 1)]},
     "cap on promotions": {"patch": [(rungs, "CAPPED", False)]},
+    "single terms that wait": {"patch": [(rungs, "waits", nothing)]},
+    "references that spare": {"patch": [(searchers, "SPARED", 0)]},
 }
 
 

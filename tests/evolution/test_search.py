@@ -123,6 +123,13 @@ def test_each_hand_designed_reference_spares_the_islands_two_candidates():
     assert first_combination(NONE, PKD, Policy((replace(PKD.terms[0], weight=1.0),))) == 22
 
 
+def test_however_many_references_every_island_is_tried_once():
+    references = (NONE, *(Policy((replace(PKD.terms[0], weight=2.0**place),)) for place in range(12)))
+    found = run(make_spec(budget=400, rungs=(10,), group=1, references=references), measure(0)).candidates
+    assert [one.island for one in found[13:17]] == ["fgbg", "instance", "logits", "localization"]
+    assert found[17].stage == "stage2"
+
+
 def test_a_space_without_anything_new_ends_the_search_early():
     space = SearchSpace(knowledge=("localization",), images_per_batch=8, response_weights=(1.0,))
     evolution = run(make_spec(knowledge=("localization",), space=space, references=(NONE,), budget=100_000), measure(0))
