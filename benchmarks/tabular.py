@@ -110,6 +110,7 @@ def job(rows: list[dict[str, Any]], first: int, rung: int, seed: int) -> dict[st
         "seed": seed,
         "fork": FORK,
         "rung": rung if rung < FULL else None,
+        "stands_for": PAIR.full.iterations,
         "gates": list(GATES) if rung == RUNGS[0] else [],
         "candidates": [{"index": index, "policy": row["policy"], "audit": True} for index, row in members],
     }
