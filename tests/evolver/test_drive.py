@@ -92,8 +92,8 @@ def test_a_search_is_driven_to_its_result(store: Store, undisturbed: dict[str, A
     assert kinds.count("confirmed") == 3 * len({one["entrant"] for one in found["confirmations"]})
 
 
-def test_the_jobs_of_a_search_are_its_decisions(sqlite: Store) -> None:
-    search = create(sqlite)
+def driven_with_looks(store: Store) -> dict[int, Any]:
+    """Drive to the end; the looks that whoever claimed an evaluation was given, by its decision."""
     claimed: dict[int, Any] = {}
 
     def noted(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +101,13 @@ def test_the_jobs_of_a_search_are_its_decisions(sqlite: Store) -> None:
             claimed[spec["number"]] = spec["known"]
         return measured(candidate, spec)
 
-    drive(sqlite, noted)
+    drive(store, noted)
+    return claimed
+
+
+def test_the_jobs_of_a_search_are_its_decisions(sqlite: Store) -> None:
+    search = create(sqlite)
+    claimed = driven_with_looks(sqlite)
     evaluate = specs(sqlite, search, "evaluate")
     found = outcome(sqlite, search)
     asked = [event["asked"] for event in found["ledger"] if "asked" in event]
@@ -703,14 +709,7 @@ def test_other_algorithms_go_the_same_way(sqlite: Store, algorithm: str) -> None
 
 def test_a_logged_search_ends_and_its_ledger_says_what_was_seen(sqlite: Store) -> None:
     search = create(sqlite, mode="logged", parallelism=3)
-    claimed: dict[int, Any] = {}
-
-    def noted(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-        if spec["kind"] == "evaluate":
-            claimed[spec["number"]] = spec["known"]
-        return measured(candidate, spec)
-
-    drive(sqlite, noted)
+    claimed = driven_with_looks(sqlite)
     found = outcome(sqlite, search)
     assert found["state"] == "SUCCEEDED"
     asked = [event["asked"] for event in found["ledger"] if "asked" in event]

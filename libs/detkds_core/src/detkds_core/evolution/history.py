@@ -49,6 +49,7 @@ class History:
         self.since = 0.0
         self._keys: set[str] = set()
         self._singles: Counter[str] = Counter()
+        self._tried: set[str] = set()  # islands of which a single term was proposed, references included
         self._measured: dict[int, Measured] = {}
         self._members: dict[str, dict[int, None]] = {island: {} for island in spec.knowledge}
         self._cache: dict[Any, Any] = {}
@@ -61,6 +62,8 @@ class History:
         for one in job.new:
             self.candidates.append(one)
             self._keys.add(self.spec.space.key(one.policy))
+            if (term := only_term(one)) is not None:
+                self._tried.add(term.knowledge)
             if one.stage == "stage1" and one.island is not None:
                 self._singles[one.island] += 1
         self.entered[job.rung] |= set(job.members)
@@ -177,6 +180,12 @@ class History:
     def singles(self, island: str) -> int:
         """How many stage 1 candidates of an island have been proposed."""
         return self._singles[island] + sum(one.stage == "stage1" and one.island == island for one in self.drafts)
+
+    @property
+    def untried(self) -> list[str]:
+        """The islands of which no single term was proposed, drafts and references included."""
+        drafted = {term.knowledge for term in map(only_term, self.drafts) if term is not None}
+        return [island for island in self.spec.knowledge if island not in self._tried and island not in drafted]
 
     def is_new(self, policy: Policy) -> bool:
         """Whether no earlier candidate is canonically equal."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from detkds_core.evolution.combinations import propose_combination
-from detkds_core.evolution.history import History, generator, only_term, tournament
+from detkds_core.evolution.history import History, generator, tournament
 from detkds_core.evolution.islands import propose_on, propose_term
 from detkds_core.evolution.optuna_searchers import sampled_policy
 from detkds_core.evolution.rungs import CLIMB_SHARE, calibrating, climbed, promotions, replication
@@ -120,18 +120,11 @@ def divide_and_conquer(history: History, rng: random.Random) -> Candidate | None
     """Single terms on islands, then their combinations. A stage with nothing new left hands its budget to the other one."""
     stages = [propose_term, propose_combination]
     if history.spent >= history.since + (1 - history.spec.stage2_share) * (new_budget(history) - history.since) - spared(history):
-        for island in untried(history):
+        for island in history.untried:  # with many references, stage 1 may end before their turn
             if (candidate := propose_on(history, island, rng)) is not None:
                 return candidate
         stages.reverse()
     return stages[0](history, rng) or stages[1](history, rng)
-
-
-def untried(history: History) -> list[str]:
-    """The islands of which no single term was proposed: with many references, stage 1 may end before their turn."""
-    terms = map(only_term, (*history.candidates, *history.drafts))
-    tried = {term.knowledge for term in terms if term is not None}
-    return [island for island in history.spec.knowledge if island not in tried]
 
 
 def spared(history: History) -> float:
