@@ -27,7 +27,7 @@ from detkds_core.policy import readable
 from detkds_core.report import false_rejects
 
 FILE = Path(__file__).parent / "data" / "live.json"
-ITERATIONS = 2_400  # of the search
+ITERATIONS = 2_000  # of the search
 GROUP = 8
 FINALISTS = 5
 STATES = ("QUEUED", "RUNNING", "CONFIRMING")

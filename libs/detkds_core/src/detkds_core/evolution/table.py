@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,22 +21,27 @@ NEAR = 6  # members drawn, of which the one with most genes in common is the mut
 
 
 class Table:
-    """A space of the table's policies, and what trainings of them showed. Raises ValueError where a measurement is missing."""
+    """A space of the table's policies, and what trainings of them showed. Raises ValueError where a measurement is missing.
+
+    Without the hand-designed ones, those with a name: who knows them need not search, and no policy drawn at random may beat them.
+    """
 
     balanced = True
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.rungs: tuple[int, ...] = tuple(data["rungs"])
         self.seeds: tuple[int, ...] = tuple(data["seeds"])
-        self.policies = [canonical(from_json(row["policy"])) for row in data["policies"]]
         self.columns: Mapping[str, Sequence[Mapping[str, Any] | None]] = data["runs"]
+        self._all = [canonical(from_json(row["policy"])) for row in data["policies"]]
         for name in (f"{rung} {seed}" for rung in self.rungs for seed in self.seeds):
-            missing = sum(one is None for one in self.columns.get(name, [None] * len(self.policies)))
+            missing = sum(one is None for one in self.columns.get(name, [None] * len(self._all)))
             if missing:
-                raise ValueError(f"runs[{name!r}]: {missing} of {len(self.policies)} measurements are missing")
-        self.rows = {canonical_json(policy): row for row, policy in enumerate(self.policies)}
+                raise ValueError(f"runs[{name!r}]: {missing} of {len(self._all)} measurements are missing")
+        names = [row.get("name", "none") for row in data["policies"]]
+        self.rows = {_key(policy): row for row, policy in enumerate(self._all) if names[row] == "none"}
+        self.policies = [self._all[row] for row in self.rows.values()]
         self._islands: dict[str, list[Term]] = {}
-        for row, policy in zip(data["policies"], self.policies, strict=True):
+        for row, policy in zip(data["policies"], self._all, strict=True):
             if row.get("island"):
                 self._islands.setdefault(row["island"], []).append(policy.terms[0])
         self._known: WeakKeyDictionary[Evolution, dict[int, int]] = WeakKeyDictionary()
@@ -76,7 +81,7 @@ class Table:
 
     def has(self, term: Term) -> bool:
         """Whether the table has it alone."""
-        return canonical_json(canonical(Policy((term,)))) in self.rows
+        return _key(Policy((term,))) in self.rows
 
     def admits(self, policy: Policy) -> Policy | None:
         """The table's policy: this one, or of the combinations of the same knowledge the one with most genes in common.
@@ -85,20 +90,20 @@ class Table:
         islands = [term.knowledge for term in policy.terms]
         if len(set(islands)) < len(islands):
             return None
-        policy = canonical(policy)
-        if canonical_json(policy) in self.rows or len(islands) < 2 or policy.distillers:
-            return policy if canonical_json(policy) in self.rows else None
-        members = self.combinations.get(frozenset(islands), [])
+        if len(islands) < 2 or policy.distillers:
+            row = self.rows.get(_key(policy))
+            return None if row is None else self._all[row]
         wanted = {term.knowledge: term for term in policy.terms}
 
-        def near(member: Policy) -> int:
-            return sum(in_common(term, wanted[term.knowledge]) for term in member.terms)
+        def near(member: Policy) -> tuple[int, bool]:
+            alike = [in_common(term, wanted[term.knowledge]) for term in member.terms]
+            return sum(alike), all(term == wanted[term.knowledge] for term in member.terms)
 
-        return max(members, key=near, default=None)
+        return max(self.combinations.get(frozenset(islands), []), key=near, default=None)
 
     def key(self, policy: Policy) -> str:
         """Its canonical JSON."""
-        return canonical_json(policy)
+        return _key(policy)
 
     @cached_property
     def combinations(self) -> Mapping[frozenset[str], list[Policy]]:
@@ -114,23 +119,26 @@ class Table:
 
     def worth(self, policy: Policy) -> float:
         """Its AP at the full proxy, the mean of all seeds; 0 where it could not be trained."""
-        row = self.rows[canonical_json(canonical(policy))]
+        return self._worth(self.rows[_key(policy)])
+
+    def _worth(self, row: int) -> float:
         each = [self._cell(self.rungs[-1], seed, row)["ap"] for seed in self.seeds]
         return fmean(ap or 0.0 for ap in each)
 
     def gates(self) -> dict[str, tuple[int, int]]:
         """By gate, how many of the policies it refused, and how many of them are among the best third at the full proxy nonetheless.
 
-        The table trains what it refuses, all of it; doubles are none of this gate's business.
+        The table trains what it refuses, all of it; doubles are none of this gate's business. The hand-designed ones
+        count too.
         """
-        worths = sorted(map(self.worth, self.policies), reverse=True)
+        worths = sorted(map(self._worth, range(len(self._all))), reverse=True)
         good = worths[len(worths) // ETA]
         counts: dict[str, tuple[int, int]] = {}
-        for row, policy in enumerate(self.policies):
+        for row in range(len(self._all)):
             gate = self._cell(self.rungs[0], self.seeds[0], row).get("rejected")
             if gate and gate != "duplicate":
                 refused, falsely = counts.get(gate, (0, 0))
-                counts[gate] = (refused + 1, falsely + (self.worth(policy) >= good))
+                counts[gate] = (refused + 1, falsely + (self._worth(row) >= good))
         return dict(sorted(counts.items()))
 
     def measured(self, evolution: Evolution, job: Job, *, gates: bool, doubles: bool) -> dict[int, Outcome]:
@@ -140,7 +148,7 @@ class Table:
         known = self._known.setdefault(evolution, {})
         found = {}
         for index in job.members:
-            row = self.rows[canonical_json(evolution.candidates[index].policy)]
+            row = self.rows[_key(evolution.candidate(index).policy)]
             looked = self._cell(self.rungs[0], self.seeds[0], row)
             first = known.setdefault(row if looked.get("same_as") is None else looked["same_as"], index)
             cell = self._cell(spec.rungs[job.rung], seed, row)
@@ -149,7 +157,7 @@ class Table:
             refused = None if refused == "duplicate" else refused  # that gate is `doubles`
             if doubles and first != index:
                 found[index] = Outcome(None, same_as=first)
-            elif refused and not evolution.candidates[index].audit:
+            elif refused and not evolution.candidate(index).audit:
                 found[index] = Outcome(None, rejected=refused)
             else:
                 found[index] = Outcome(ap, failure="not_finite" if ap is None else None, rejected=refused, lenient_ap=lenient)
@@ -159,6 +167,12 @@ class Table:
         cell = self.columns[f"{rung} {seed}"][row]
         assert cell is not None
         return cell
+
+
+@lru_cache(maxsize=1 << 16)
+def _key(policy: Policy) -> str:
+    """The canonical JSON of a legal policy. A hundred searches ask for those of a few hundred policies and what is drawn beside them."""
+    return canonical_json(canonical(policy))
 
 
 def in_common(a: Term, b: Term) -> int:
