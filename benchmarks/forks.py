@@ -3,8 +3,8 @@
 `python benchmarks/forks.py --pair digits_faster_rcnn --forks 60 120 200 --rungs 15 30 60` trains every policy that `benchmarks/live.py`
 confirmed on this pair (`data/live.json`; without MasKD, whose tokens take longer than all this) as a branch from a trunk without
 distillation, on 200 selection images, and prints Kendall's tau between its AP, or its lenient AP, and the mean AP of the confirmation:
-the full schedule, five other seeds, other images. `--scratch 120` trains them for so many iterations from the common start. `--losses`
-prints the same for the detector's own loss on the way.
+the full schedule, five other seeds, other images. Warm-ups are as much shorter as in a search. `--scratch 120` trains them for so many
+iterations from the common start. `--losses` prints the same for the detector's own loss on the way.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from detkds_core.detectors.runtime import prepare_mmdet
 from detkds_core.evaluation.coco import lenient_ap
 from detkds_core.evolution.rungs import resampled_tau
 from detkds_core.policy import Policy, canonical, named_policies, parse_formula
+from detkds_core.training.ground import in_proportion
 
 IMAGES = 200
 LEARNT = ("maskd",)
@@ -111,7 +112,8 @@ def main() -> None:
     wanted = [(fork, rung) for fork in arguments.forks for rung in arguments.rungs] + [(0, iterations) for iterations in arguments.scratch]
     for fork, iterations in wanted:
         began = time.process_time()
-        aps, lenient_aps, losses = trained(arguments.pair, some, seed=arguments.seed, fork=fork, iterations=iterations)
+        shorter = [in_proportion(policy, iterations / PAIRS[arguments.pair].full.iterations) for policy in some]
+        aps, lenient_aps, losses = trained(arguments.pair, shorter, seed=arguments.seed, fork=fork, iterations=iterations)
         what = f"{iterations} iterations from a fork at {fork}" if fork else f"{iterations} iterations from the common start"
         print(said(f"{what} ({time.process_time() - began:.0f} CPU seconds)", aps, final), flush=True)
         print(said("its lenient AP", lenient_aps, final), flush=True)

@@ -183,6 +183,22 @@ def test_short_trainings_are_ordered_by_their_lenient_ap_and_the_full_proxy_by_i
     assert made.order(made.spec.top) == [0, 1]
 
 
+def test_a_rung_goes_by_its_ap_once_half_of_it_has_one_that_tells():
+    made = History(make_spec(calibration=0, lenient=True))
+    made.asked(Job(0, 0, 0, (0, 1), tuple(map(single, range(2)))))
+    made.told(0, {0: Outcome(0.2, lenient_ap=9.0), 1: Outcome(2.0, lenient_ap=8.0)})
+    assert made.values == {0: {0: [0.2]}, 1: {0: [2.0]}}, "one of two: half"
+    made.asked(Job(1, 0, 0, (2,), (single(2),)))
+    made.told(1, {2: Outcome(0.9, lenient_ap=12.0)})
+    assert made.values == {0: {0: [9.0]}, 1: {0: [8.0]}, 2: {0: [12.0]}}
+    assert [one.candidate.index for one in made.ranked] == [2, 0, 1]
+    made.asked(Job(2, 0, 0, (3, 4), (single(3), single(4))))
+    made.told(2, {3: Outcome(1.0, lenient_ap=1.0), 4: Outcome(None, failure="not_finite")})
+    assert made.order(0) == [1, 3, 2, 0]
+    assert [(one.candidate.index, one.fitness) for one in made.ranked] == [(1, 2.0), (3, 1.0), (2, 0.9), (0, 0.2)]
+    assert made.means == {0: {0: 0.2}, 1: {0: 2.0}, 2: {0: 0.9}, 3: {0: 1.0}}
+
+
 def test_without_a_lenient_ap_it_is_the_ap():
     made = History(make_spec(calibration=0, lenient=True))
     made.asked(Job(0, 0, 0, (0, 1), (single(0), single(1))))

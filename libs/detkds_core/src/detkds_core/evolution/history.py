@@ -16,6 +16,7 @@ from detkds_core.policy.vocabulary import MAX_WEIGHT
 
 T = TypeVar("T")
 CROWD = 8  # candidates at a rung before it ranks above lower ones
+TELLING = 1.0  # COCO's AP, in percent, that half of a rung has where it orders better than the lenient one (docs/benchmarks.md)
 
 
 class History:
@@ -24,8 +25,8 @@ class History:
     jobs, candidates: all so far. outcomes: by candidate, (rung, replicate, outcome) of every visible measurement. original: whose
     measurements count for a candidate that turned out to do the same as an earlier one. refused: the candidates that a gate refused, those
     that an audit measured all the same included, and those that could not be trained. values: by candidate and rung, the AP of each
-    visible replicate; of candidates that are nobody's double and that nothing refused. means: of these, by candidate and rung.
-    entered: by rung, who is or was measured there.
+    visible replicate, or the lenient AP; of candidates that are nobody's double and that nothing refused. means: of these, by candidate and
+    rung. entered: by rung, who is or was measured there.
     spent: student iterations that the jobs cost; of what was refused or a double only the look. drafts: of the job that is being decided.
     budget, limit: iterations that may be spent and candidates that may be proposed by now: those of the spec until the search is extended.
     since: what had been spent when the budget last grew.
@@ -42,6 +43,7 @@ class History:
         self.values: dict[int, dict[int, list[float]]] = {}
         self.means: dict[int, dict[int, float]] = {}
         self.entered: list[set[int]] = [set() for _ in spec.rungs]
+        self._telling = [0 for _ in spec.rungs]  # by rung, how many more measurements have an AP of TELLING than have less
         self.visible: set[int] = set()
         self.spent = 0.0
         self.budget = spec.budget
@@ -73,6 +75,7 @@ class History:
         """The result of a job becomes visible."""
         job = self.jobs[number]
         self.visible.add(number)
+        self._weigh(job.rung, outcomes)
         for index, outcome in sorted(outcomes.items()):
             self.outcomes.setdefault(index, []).append((job.rung, job.replicate, outcome))
             if outcome.ap is None and outcome.failure is None:
@@ -99,10 +102,24 @@ class History:
         self._cache.clear()
 
     def worth(self, rung: int, outcome: Outcome) -> float:
-        """What a measured candidate is ordered by at a rung: its AP, below the full proxy the lenient one where the search wants that."""
+        """What a measured candidate is ordered by at a rung: its AP; below the full proxy the lenient one, where the search wants that and
+        AP does not tell candidates apart yet."""
         assert outcome.ap is not None, "a candidate that was measured"
-        lenient = self.spec.lenient and rung < self.spec.top and outcome.lenient_ap is not None
+        lenient = self.spec.lenient and rung < self.spec.top and self._telling[rung] < 0
         return outcome.lenient_ap if lenient and outcome.lenient_ap is not None else outcome.ap
+
+    def _weigh(self, rung: int, outcomes: Mapping[int, Outcome]) -> None:
+        """Count which AP tells the measurements of a rung apart; where that has changed, all of them are ordered anew."""
+        before = self._telling[rung] < 0
+        self._telling[rung] += sum(1 if one.ap >= TELLING else -1 for one in outcomes.values() if one.ap is not None)
+        if (self._telling[rung] < 0) == before:
+            return
+        for index, mine in self.values.items():
+            if rung in mine:
+                mine[rung] = [self.worth(rung, one) for at, _, one in self.outcomes[index] if at == rung and one.ap is not None]
+                self.means[index][rung] = fmean(mine[rung])
+                if rung == max(mine):
+                    self._measured[index] = replace(self._measured[index], fitness=self.means[index][rung])
 
     def extended(self, budget: int, limit: int | None) -> None:
         """From here on the search may spend more. All results are visible."""

@@ -38,7 +38,7 @@ class Spec:
     combining terms. floor: part of stage 1 that every island gets. population: how many of its last results an island breeds from.
     tournament: how many of them compete to be a parent. audit: share of the candidates that are trained even if a gate refuses them.
     calibration: how many of the first candidates pass every rung when that costs at most a quarter of the budget.
-    lenient: candidates below the full proxy are ordered by their lenient AP, where it was measured.
+    lenient: candidates below the full proxy are ordered by their lenient AP, where it was measured, until half of a rung has an AP of 1.
     """
 
     knowledge: tuple[str, ...]
