@@ -256,6 +256,8 @@ def report(arguments: argparse.Namespace, runs: Runs) -> None:
         worths = sorted(map(table.worth, table.policies), reverse=True)
         high = ", ".join(f"{worth:.1f}" for worth in worths[:5])
         print(f"{len(worths)} policies, seeds {table.seeds}: no distillation {table.worth(Policy(())):.1f}, the best five {high}")
+        for (rung, key), tau in table.taus().items() if len(table.seeds) > 1 else ():
+            print(f"{rung} iterations by {key}: Kendall's tau {tau:.2f} with the full proxy of the other seed")
         for gate, (refused, falsely) in table.gates().items():
             print(f"{gate} refuses {refused}, {falsely} of them among the best third at the full proxy")
         compare(runs, arguments.algorithms, arguments.budgets or TABLE_BUDGETS)

@@ -135,3 +135,15 @@ def test_what_the_gates_refuse_was_trained_all_the_same():
         data["runs"][f"15 {seed}"][BEST] |= {"rejected": "descent"}
         data["runs"][f"15 {seed}"][BEST - 20] |= {"rejected": "gradient"}
     assert Table(data).gates() == {"descent": (2, 1), "gradient": (1, 0)}
+
+
+def test_how_well_a_rung_orders_is_seen_against_another_seed():
+    data = made_up()
+    assert Table(data).taus() == {(15, "ap"): 1.0, (15, "lenient_ap"): 0.0, (60, "ap"): 1.0}
+    for row, one in enumerate(data["runs"]["15 1"]):
+        one["ap"], one["lenient_ap"] = -float(row), float(row)
+    taus = Table(data).taus()
+    assert taus[15, "ap"] == 0.0, "backwards with one seed, rightly with the other"
+    assert taus[15, "lenient_ap"] == 0.5, "rightly with one seed, not there with the other"
+    with pytest.raises(ValueError, match="seeds: one is no other"):
+        Table(data | {"seeds": [1]}).taus()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import permutations
 from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from detkds_core.evolution.rungs import kendall_tau
 from detkds_core.evolution.search import Evolution
 from detkds_core.evolution.spec import ETA, Job, Outcome
 from detkds_core.policy import Policy, Term, canonical, canonical_json, from_json
@@ -140,6 +142,26 @@ class Table:
                 refused, falsely = counts.get(gate, (0, 0))
                 counts[gate] = (refused + 1, falsely + (self._worth(row) >= good))
         return dict(sorted(counts.items()))
+
+    def taus(self) -> dict[tuple[int, str], float]:
+        """By rung and by what it is ordered by, Kendall's tau with the full proxy of another seed, the mean over all pairs of seeds.
+
+        All policies count, the hand-designed ones too; one that could not be trained has an AP of 0. Raises ValueError with one seed.
+        """
+        if len(self.seeds) < 2:
+            raise ValueError("seeds: one is no other; two at least")
+
+        def aps(rung: int, seed: int, key: str) -> list[float]:
+            return [self._cell(rung, seed, row).get(key) or 0.0 for row in range(len(self._all))]
+
+        full = {seed: aps(self.rungs[-1], seed, "ap") for seed in self.seeds}
+        wanted = [(rung, key) for rung in self.rungs for key in ("ap", "lenient_ap") if rung < self.rungs[-1] or key == "ap"]
+        return {
+            (rung, key): fmean(
+                kendall_tau(list(zip(aps(rung, one, key), full[other], strict=True))) for one, other in permutations(self.seeds, 2)
+            )
+            for rung, key in wanted
+        }
 
     def measured(self, evolution: Evolution, job: Job, *, gates: bool, doubles: bool) -> dict[int, Outcome]:
         """What the table has for a job. Replicate n is the seed n places after the search's own, as often as it takes."""
