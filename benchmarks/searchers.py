@@ -259,7 +259,7 @@ def report(arguments: argparse.Namespace, runs: Runs) -> None:
         for (rung, key), tau in table.taus().items() if len(table.seeds) > 1 else ():
             print(f"{rung} iterations by {key}: Kendall's tau {tau:.2f} with the full proxy of the other seed")
         for gate, (refused, falsely) in table.gates().items():
-            print(f"{gate} refuses {refused}, {falsely} of them among the best third at the full proxy")
+            print(f"{gate} refuses {refused} times, {falsely} times one of the best third at the full proxy")
         compare(runs, arguments.algorithms, arguments.budgets or TABLE_BUDGETS)
 
 

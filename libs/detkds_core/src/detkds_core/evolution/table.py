@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from itertools import permutations
+from itertools import permutations, product
 from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -128,19 +128,18 @@ class Table:
         return fmean(ap or 0.0 for ap in each)
 
     def gates(self) -> dict[str, tuple[int, int]]:
-        """By gate, how many of the policies it refused, and how many of them are among the best third at the full proxy nonetheless.
+        """By gate, how often it refused a policy, once a seed, and how often one that is among the best third at the full proxy.
 
-        The table trains what it refuses, all of it; doubles are none of this gate's business. The hand-designed ones
-        count too.
+        The table trains what is refused, all of it; doubles are none of this gate's business. The hand-designed policies count too.
         """
-        worths = sorted(map(self._worth, range(len(self._all))), reverse=True)
-        good = worths[len(worths) // ETA]
+        worths = [self._worth(row) for row in range(len(self._all))]
+        good = sorted(worths, reverse=True)[len(worths) // ETA]
         counts: dict[str, tuple[int, int]] = {}
-        for row in range(len(self._all)):
-            gate = self._cell(self.rungs[0], self.seeds[0], row).get("rejected")
+        for seed, row in product(self.seeds, range(len(self._all))):
+            gate = self._cell(self.rungs[0], seed, row).get("rejected")
             if gate and gate != "duplicate":
                 refused, falsely = counts.get(gate, (0, 0))
-                counts[gate] = (refused + 1, falsely + (self._worth(row) >= good))
+                counts[gate] = (refused + 1, falsely + (worths[row] >= good))
         return dict(sorted(counts.items()))
 
     def taus(self) -> dict[tuple[int, str], float]:
