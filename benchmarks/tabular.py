@@ -2,7 +2,7 @@
 
 `python benchmarks/tabular.py make --workers 2` trains what is missing (many hours of one CPU core; a run that was stopped goes on, from
 its own pieces and from what is merged) and `python benchmarks/tabular.py merge` writes what there is to `benchmarks/data/table.json`, which
-`benchmarks/searchers.py` reads.
+`benchmarks/searchers.py` reads. `python benchmarks/tabular.py facts` prints what it says by itself.
 
 The policies: the named ones that the pair can run, single terms of every knowledge over a part of the vocabulary, and combinations of
 two to four of those terms. Terms are `balanced`: a weight is the ratio of gradients at the fork. A piece is a job of a search as a worker
@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from statistics import correlation, fmean, median
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -28,7 +29,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from detkds_core.catalogue import DETECTORS, PAIRS, exchange, pair_facts
 from detkds_core.datasets import default_cache, load_dataset
 from detkds_core.evolution.spec import GATES
-from detkds_core.policy import Policy, SearchSpace, canonical, canonical_json, formula, named_policies, parse_formula, to_json
+from detkds_core.evolution.table import Table
+from detkds_core.policy import (
+    Policy,
+    SearchSpace,
+    Term,
+    canonical,
+    canonical_json,
+    formula,
+    from_json,
+    named_policies,
+    parse_formula,
+    to_json,
+)
 from detkds_core.policy.named import cannot_run
 from detkds_core.policy.vocabulary import FEATURES
 
@@ -197,9 +210,55 @@ def merge(folder: Path) -> None:
     print(f"{FILE}: {len(rows)} policies, {missing} of {len(rows) * len(runs)} measurements missing")
 
 
+def facts(data: dict[str, Any]) -> None:
+    """Print what the table says of policies, rungs, gates and combinations."""
+    table, rows = Table(data), data["policies"]
+    worths = [table.worth_of_row(row) for row in range(len(rows))]
+    alone = worths[0]
+    hours = sum(cell["seconds"] for column in data["runs"].values() for cell in column) / 3600
+    print(f"{sum(map(len, data['runs'].values()))} measurements, {hours:.1f} hours of a core; seeds {table.seeds}, {data['images']} images")
+    print(f"no distillation: {alone:.1f} AP; the best:")
+    for worth, row in sorted(zip(worths, rows, strict=True), key=lambda one: -one[0])[:12]:
+        print(f"  {worth:.1f} {row.get('name', '')} {row['formula']}")
+    for kind, chosen in (
+        ("drawn", [row for row, one in enumerate(rows) if "name" not in one]),
+        ("named", [row for row, one in enumerate(rows) if one.get("name", "none") != "none"]),
+    ):
+        print(f"{kind}: {sum(worths[row] < alone for row in chosen)} of {len(chosen)} are worse than no distillation")
+    lowest = [cell["ap"] or 0.0 for seed in table.seeds for cell in data["runs"][f"{table.rungs[0]} {seed}"]]
+    print(f"AP after {table.rungs[0]} iterations: {min(lowest):.1f} to {max(lowest):.1f}, median {median(lowest):.1f}")
+    for (rung, key), tau in table.taus().items():
+        print(f"{rung} iterations by {key}: Kendall's tau {tau:.2f} with the full proxy of the other seed")
+    for gate, (refused, falsely) in table.gates().items():
+        print(f"{gate} refuses {refused} times, {falsely} times one of the best third at the full proxy")
+    pairs = combined(table, rows)
+    for name, of in (("mean", fmean), ("worst", min), ("best", max)):
+        together = correlation([worth for worth, _ in pairs], [of(each) for _, each in pairs])
+        print(f"a combination and the {name} of its terms alone: correlation {together:.2f} over {len(pairs)}")
+
+
+def combined(table: Table, rows: list[dict[str, Any]]) -> list[tuple[float, list[float]]]:
+    """The worth of each drawn combination, and those of its terms alone, whose weights it damps."""
+    singles: dict[Term, list[tuple[float, float]]] = {}
+    for number, row in enumerate(rows):
+        if row.get("island"):
+            (term,) = from_json(row["policy"]).terms
+            singles.setdefault(replace(term, weight=1.0), []).append((term.weight, table.worth_of_row(number)))
+    found = []
+    for number, row in enumerate(rows):
+        terms = from_json(row["policy"]).terms
+        if "name" not in row and len(terms) > 1:
+            each = []
+            for term in terms:
+                undamped = term.weight * len(terms) ** 0.5
+                each.append(min(singles[replace(term, weight=1.0)], key=lambda one: abs(one[0] - undamped))[1])
+            found.append((table.worth_of_row(number), each))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("make", "merge", "work"))
+    parser.add_argument("command", choices=("make", "merge", "work", "facts"))
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--seconds", type=float, default=None, help="stop after so long; what is under way is lost")
     parser.add_argument("--folder", type=Path, default=default_cache() / "table", help="where pieces are kept until they are merged")
@@ -208,6 +267,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.command == "merge":
         merge(folder)
+    elif arguments.command == "facts":
+        facts(json.loads(FILE.read_text()))
     elif arguments.command == "work":
         work(folder)
     else:

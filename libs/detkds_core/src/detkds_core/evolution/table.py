@@ -121,9 +121,10 @@ class Table:
 
     def worth(self, policy: Policy) -> float:
         """Its AP at the full proxy, the mean of all seeds; 0 where it could not be trained."""
-        return self._worth(self.rows[_key(policy)])
+        return self.worth_of_row(self.rows[_key(policy)])
 
-    def _worth(self, row: int) -> float:
+    def worth_of_row(self, row: int) -> float:
+        """The same of a row of the table, the hand-designed policies included."""
         each = [self._cell(self.rungs[-1], seed, row)["ap"] for seed in self.seeds]
         return fmean(ap or 0.0 for ap in each)
 
@@ -132,7 +133,7 @@ class Table:
 
         The table trains what is refused, all of it; doubles are none of this gate's business. The hand-designed policies count too.
         """
-        worths = [self._worth(row) for row in range(len(self._all))]
+        worths = [self.worth_of_row(row) for row in range(len(self._all))]
         good = sorted(worths, reverse=True)[len(worths) // ETA]
         counts: dict[str, tuple[int, int]] = {}
         for seed, row in product(self.seeds, range(len(self._all))):
