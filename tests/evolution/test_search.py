@@ -231,6 +231,22 @@ def test_timing_changes_no_byte_of_the_ledger(seed, parallelism, schedule):
     assert decisions(evolution) == decisions(undisturbed)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rung_that_goes_by_another_ap_on_the_way_does_so_at_the_same_decision(seed):
+    def faint(policy, job, earlier):
+        words = (canonical_json(policy), job.rung, job.replicate)
+        return Outcome(2.0 * uniform("ap", *words), lenient_ap=30.0 * uniform("lenient", *words))
+
+    spec = make_spec(seed=seed, parallelism=3, lenient=True, budget=1500)
+    one, together = run(spec, faint, in_flight=1), run(spec, faint)
+    assert decisions(one) == decisions(together)
+    assert decisions(replay(spec, one.ledger)) == decisions(one)
+    prefixes = (replay(spec, one.ledger[:length]).history().values for length in range(0, len(one.ledger), 2))
+    assert len({values[0][0][0] for values in prefixes if 0 in values}) == 2, "the first candidate goes by its AP and by the lenient one"
+    strict = run(replace(spec, lenient=False), faint)
+    assert decisions(strict) != decisions(one), "the lenient one decided something"
+
+
 def plain(world):
     """A world without doubles: whose double a candidate is depends on what was told, which a test of timing varies."""
     outcome = measure(world)
