@@ -22,14 +22,6 @@ from detkds_evolver.settings import Settings
 from .worker import DATASET, create, outcome, work
 
 
-@pytest.fixture
-def sqlite(sqlite_database: str) -> Iterator[Store]:
-    made = Store(sqlite_database)
-    made.migrate()
-    yield made
-    made.close()
-
-
 def evolver(store: Store, **settings: Any) -> Evolver:
     return Evolver(store, Settings(**{"reap_seconds": 0.001, "evolver_poll_seconds": 0.001, **settings}))
 

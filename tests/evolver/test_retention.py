@@ -1,6 +1,5 @@
 """Files of jobs without a result go after their days, and nothing else does: in a folder, and in a bucket of S3."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ from detkds_evolver.settings import Settings
 from .worker import DATASET
 
 DAY = 86_400.0
-
-
-@pytest.fixture
-def sqlite(sqlite_database: str) -> Iterator[Store]:
-    made = Store(sqlite_database)
-    made.migrate()
-    yield made
-    made.close()
 
 
 def ended(store: Store, artifacts: Artifacts, *, days: float, state: str = "FAILED", kind: str = "evaluate", **more: Any) -> str:

@@ -1,4 +1,7 @@
-"""A worker that trains nothing: it claims jobs of the real queue and finishes them with figures that follow from policy and seed alone."""
+"""A worker that trains nothing: it claims jobs of the real queue and finishes them with figures that follow from policy and seed alone.
+
+And searches that are driven to their end by it and a real evolver, by turns.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from detkds_core.policy import SearchSpace, named_policies, to_json
-from detkds_core.store import Store, jobs, results, searches
+from detkds_core.store import Store, jobs, leases, results, searches
+from detkds_core.store.vocabulary import EVOLVER
+from detkds_evolver.main import Evolver
+from detkds_evolver.settings import Settings
 
 KNOWLEDGE = ("global", "fgbg", "logits")
 DATASET = {
@@ -126,3 +132,31 @@ def outcome(store: Store, search_id: str) -> dict[str, Any]:
             "ledger": searches.ledger(session, search_id),
             "result": None if result is None else {name: getattr(result, name) for name in ("policy", "ap", "metrics", "evidence")},
         }
+
+
+def evolver(store: Store, **settings: float) -> Evolver:
+    return Evolver(store, Settings(**{"reap_seconds": 0.001, "evolver_poll_seconds": 0.001, **settings}))
+
+
+def drive(store: Store, row: Callable[..., dict[str, Any]] = measured) -> None:
+    """Evolver and worker by turns, until neither has anything to do."""
+    one = evolver(store)
+    for _ in range(300):
+        one.round()
+        with store.read() as session:
+            due = searches.due(session)
+        if not work(store, row) and not due:
+            with store.begin() as session:
+                leases.give_up(session, EVOLVER, holder=one.holder)
+            return
+    raise AssertionError("the search does not end")
+
+
+def ended(store: Store, search: str) -> bool:
+    with store.read() as session:
+        return searches.get(session, search).state not in ("QUEUED", "RUNNING", "CONFIRMING")
+
+
+def specs(store: Store, search: str, kind: str) -> list[dict[str, Any]]:
+    with store.read() as session:
+        return [job.spec for job in jobs.of_search(session, search) if job.kind == kind]
