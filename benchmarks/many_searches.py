@@ -6,7 +6,6 @@ figure is of a process of its own; `--repeats` of them are interleaved.
 """
 
 import argparse
-import hashlib
 import heapq
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import time
 from random import Random
 from statistics import median
 
+from load import share
 from tabular import PAIR, offered
 
 from detkds_core.evolution import Evolution, Job, Outcome, Spec
@@ -24,11 +24,6 @@ RUNGS = (PAIR.proxy.iterations // 4, PAIR.proxy.iterations // 2, PAIR.proxy.iter
 REFERENCES = ("pkd", "fitnets", "cwd", "cwd_logits", "defeat", "dist")
 BUDGET = 500  # full proxies: more than is spent here
 LATEST = 20  # jobs that may end before an earlier one
-
-
-def share(of: str) -> float:
-    """A number in 0-1 that depends on the text alone."""
-    return int(hashlib.sha256(of.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
 
 
 class Course:
