@@ -9,6 +9,8 @@ random policies; (d) the official scheme under the same released policies: the s
 teacher's head always, FGD's masks by loops over boxes on the CPU, and a graph of everything. Repeats are interleaved; figures are
 medians, with half the spread between quartiles in percent. Times are the process's own on a CPU, where other work does not count, and the
 clock's on a GPU.
+(c) compares what the pyramid and the dense head say before the detector's own loss, as training does; `--orders` also times it after.
+`--kernels` says, on a GPU, for how long the device was busy with (c) beyond (a) and (b), with how many launches, and with which kernels.
 Memory is the peak of (c) above that of (a) and (b) together, and above the larger of the two alone (for the teacher's forward is over
 before the student's begins), in bytes of the signals captured of both detectors.
 """
@@ -38,13 +40,13 @@ FULL = {
     "reppoints": ("reppoints_gn_x101_dcn_fpn", "reppoints_gn_r50_fpn", ("detkds_reppoints",)),
 }
 SMALL = {name: (f"{name}_r18w32_fpn32", f"{name}_r18w16_fpn32", policies) for name, (_, _, policies) in FULL.items()}
-OF_ROIS = frozenset({"rois", "roi_scores", "roi_boxes", "roi_masks"})
+MOST_KERNELS = 25  # listed of a policy
 CLASSES = tuple(f"class {i}" for i in range(80))
 
 
 @dataclass
 class Row:
-    """A policy on a pair. times: seconds of each repeat of a, b, c and d."""
+    """A policy on a pair. times: seconds of each repeat of a, b, c and d; of `after`, that is c in the other order."""
 
     pair: str
     policy: str
@@ -52,6 +54,9 @@ class Row:
     times: dict[str, list[float]] = field(default_factory=dict)
     memory: float | None = None  # of (c) above (a) + (b), in captured signals
     above_larger: float | None = None  # of (c) above the larger of (a) and (b)
+    launches: int | None = None  # of (c) beyond those of (a) and (b)
+    busy: float | None = None  # seconds of the device with (c) beyond those with (a) and (b)
+    kernels: list[tuple[str, int, float]] = field(default_factory=list)  # what is most of it: name, launches, seconds
 
     def seconds(self, name: str) -> float:
         return median(self.times[name]) if self.times[name] else nan
@@ -82,6 +87,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--no-official", action="store_true")
+    parser.add_argument("--orders", action="store_true", help="time (c) also with everything compared after the detector's own loss")
+    parser.add_argument("--kernels", action="store_true", help="what the device does for (c) beyond (a) and (b)")
     parser.add_argument("--out", type=Path, default=None, help="figures as JSON")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # read when torch is first imported
@@ -94,9 +101,9 @@ def main() -> None:
     for name in arguments.pairs:
         rows += measure(name, arguments)
         print(f"{name}: done", flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps([vars(row) for row in rows], indent=1))
     print(table(rows))
-    if arguments.out:
-        arguments.out.write_text(json.dumps([vars(row) for row in rows], indent=1))
 
 
 def _has_gpu() -> bool:
@@ -117,6 +124,8 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
     steps: dict[tuple[int, str], Callable[[], Any]] = {}
     for number, (_, policy) in enumerate(bench.policies):
         steps[number, "c"] = bench.distilling(policy)
+        if arguments.repeats and arguments.orders:
+            steps[number, "after"] = bench.distilling_after(policy)
         if arguments.repeats and not arguments.no_official and not rows[number].policy.startswith("random"):
             steps[number, "d"] = bench.official(policy)
     kinds = [bench.of_teacher(policy) for _, policy in bench.policies]
@@ -132,8 +141,9 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
     for number, (row, (_, policy)) in enumerate(zip(rows, bench.policies, strict=True)):
         b = kinds[number]
         row.times = {"a": times["a"], "b": times[b], "c": times[number, "c"]}
-        if (number, "d") in times:
-            row.times["d"] = times[number, "d"]
+        row.times |= {kind: times[number, kind] for kind in ("d", "after") if (number, kind) in times}
+        if arguments.kernels:
+            row.launches, row.busy, row.kernels = beyond(*map(bench.kernels, (steps[number, "c"], alone["a"], alone[b])))
         if peaks:
             captured = bench.captured(policy)
             row.memory = (peaks[number, "c"] - peaks["a"] - peaks[b]) / captured
@@ -203,6 +213,8 @@ class Bench:
         """(b) The teacher's forward; of its RoI head on proposals that the student made before."""
         import copy
 
+        from detkds_core.losses.signals import OF_ROIS
+
         shared = self.student.losses(self.inputs, copy.deepcopy(self.samples), needs)[1].rois if needs & OF_ROIS else None
 
         def step() -> None:
@@ -213,11 +225,27 @@ class Bench:
         return step
 
     def distilling(self, policy: Any) -> Callable[[], None]:
-        """(c) A step under the policy."""
+        """(c) A step under the policy, as in training."""
+        import copy
+
+        from detkds_core.training.steps import losses_of
+
+        learner = self._learner(policy)
+
+        def step() -> None:
+            said = self.teacher.signals(self.inputs, learner.needs)
+            task, distill = losses_of(learner, self.inputs, copy.deepcopy(self.samples), said, self.scene, self.teacher)
+            self._update(_total(task) + sum(distill.values()))
+
+        return step
+
+    def distilling_after(self, policy: Any) -> Callable[[], None]:
+        """(c) in the other order: everything is compared after the detector's own loss."""
         import copy
         from dataclasses import replace
 
         from detkds_core.losses import needs, policy_losses
+        from detkds_core.losses.signals import OF_ROIS
 
         wanted = needs(policy)
 
@@ -230,6 +258,14 @@ class Bench:
             self._update(_total(task) + sum(distill.values()))
 
         return step
+
+    def _learner(self, policy: Any) -> Any:
+        import torch
+
+        from detkds_core.losses import needs
+        from detkds_core.training.learner import Learner
+
+        return Learner(self.student, policy, self.optimizer, torch.amp.GradScaler(enabled=False), needs=needs(policy))
 
     def official(self, policy: Any) -> Callable[[], None]:
         """(d) A step of the official scheme under the policy."""
@@ -261,8 +297,9 @@ class Bench:
 
     def of_teacher(self, policy: Any) -> frozenset[str]:
         """What of the teacher's forward the policy needs."""
-        from detkds_core.detectors.pair import OF_DENSE_HEAD
+        from detkds_core.detectors.tap import OF_DENSE_HEAD
         from detkds_core.losses import needs
+        from detkds_core.losses.signals import OF_ROIS
 
         wanted = needs(policy)
         return frozenset({"features", *(["logits"] if wanted & OF_DENSE_HEAD else []), *(wanted & OF_ROIS)})
@@ -287,6 +324,22 @@ class Bench:
         began = time.process_time()
         step()
         return time.process_time() - began
+
+    def kernels(self, step: Callable[[], Any]) -> dict[str, tuple[int, float]]:
+        """Launches and seconds of each kernel, and of copies, in a step."""
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            step()
+            torch.cuda.synchronize()
+        found: dict[str, tuple[int, float]] = {}
+        for event in seen.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                count, seconds = found.get(event.name, (0, 0.0))
+                found[event.name] = count + 1, seconds + event.device_time * 1e-6
+        return found
 
     def peak(self, step: Callable[[], Any]) -> int:
         """Bytes that the step holds at most, above what there is before it."""
@@ -387,16 +440,31 @@ def official_term(term: Any, student: Any, teacher: Any, scene: Any) -> Any:
     return inside + term.background * outside
 
 
+def beyond(step: dict[str, tuple[int, float]], *parts: dict[str, tuple[int, float]]) -> tuple[int, float, list[tuple[str, int, float]]]:
+    """Launches and seconds of a step beyond those of its parts, in all and of the kernels with most of it."""
+    more = []
+    for name in {name for one in (step, *parts) for name in one}:
+        (count, seconds), below = step.get(name, (0, 0.0)), [part.get(name, (0, 0.0)) for part in parts]
+        more.append((name, count - sum(n for n, _ in below), seconds - sum(t for _, t in below)))
+    more.sort(key=lambda one: -abs(one[2]))
+    return sum(count for _, count, _ in more), sum(seconds for *_, seconds in more), more[:MOST_KERNELS]
+
+
 def table(rows: list[Row]) -> str:
     """The rows in Markdown."""
-    lines = ["| pair | policy | a, s | b, s | c, s | c/(a+b) | d, s | d/c | memory above a + b | above the larger |"]
-    lines.append("|" + "---|" * 10)
+    columns = ["pair", "policy", "a, s", "b, s", "c, s", "c/(a+b)", "d, s", "d/c", "memory above a + b", "above the larger"]
+    orders, kernels = any("after" in row.times for row in rows), any(row.launches is not None for row in rows)
+    columns += ["c/(a+b), compared after"] * orders + ["launches beyond a + b", "device, ms"] * kernels
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in rows:
         a, b, c = (f"{row.seconds(name):.3f} ± {row.spread(name):.1f} %" if row.times[name] else "-" for name in "abc")
         d = f"{row.seconds('d'):.3f} ± {row.spread('d'):.1f} % | {row.ratio('d', 'c'):.2f}" if "d" in row.times else "- | -"
         memory = "- | -" if row.memory is None else f"{row.memory:.2f} | {row.above_larger:.2f}"
         policy = row.policy if row.policy == row.formula else f"{row.policy}: `{row.formula}`"
-        lines.append(f"| {row.pair} | {policy} | {a} | {b} | {c} | {row.ratio('c', 'a', 'b'):.3f} | {d} | {memory} |")
+        more = f" {row.ratio('after', 'a', 'b'):.3f} |" if "after" in row.times else ""
+        if row.busy is not None:
+            more += f" {row.launches} | {row.busy * 1e3:.1f} |"
+        lines.append(f"| {row.pair} | {policy} | {a} | {b} | {c} | {row.ratio('c', 'a', 'b'):.3f} | {d} | {memory} |{more}")
     return "\n".join(lines)
 
 

@@ -153,3 +153,35 @@ def test_the_facts_are_those_of_the_database(store: Store) -> None:
     with store.begin() as session:
         jobs.pause(session, jobs.Job.search_id == mine)
     assert told("me")["rest"] == "paused"
+
+
+def test_a_large_fleet_is_looked_at_once_in_a_while_by_each_viewer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleets, clock = waiting.Fleets(), [100.0]
+    monkeypatch.setattr(waiting, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(waiting, "LARGE", 2)
+
+    def seen(viewer: str | None) -> int:
+        with store.read() as session:
+            return len(fleets.look(session, viewer=viewer, allowed=None).workers)
+
+    def join(name: str) -> None:
+        with store.begin() as session:
+            workers.present(session, name, seconds=60, device=TWELVE)
+
+    join("gpu-0")
+    assert seen(None) == 1
+    join("gpu-1")
+    assert seen(None) == 2  # a small fleet is looked at each time
+    join("gpu-2")
+    assert seen(None) == 2
+    assert seen("me") == 3
+    clock[0] += waiting.KEPT_SECONDS
+    assert seen(None) == 3
+
+
+def test_a_job_that_came_since_a_large_fleet_was_looked_at_is_not_called_running(store: Store) -> None:
+    with store.begin() as session:
+        search = searches.create(session, name="mine", spec={}, dataset=DATASET, owner="me").id
+        job = jobs.enqueue(session, kind="evaluate", spec={}, search_id=search, owner="me")
+    with store.read() as session:
+        assert waiting.of_job(Fleet(), jobs.get(session, job.id)) == "it has just come into the queue"

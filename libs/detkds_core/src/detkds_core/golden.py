@@ -46,7 +46,7 @@ RANDOM = ("mask", "drop")
 # What the policy language refuses on one image, because it is constant there, has a figure all the same.
 ONE_IMAGE: Mapping[str, Callable[[Tensor], Tensor]] = {
     "natt": lambda feat: torch.ones_like(feat),
-    "norm_N": lambda feat: unit(feat, 0),
+    "norm_N": lambda feat: unit(feat, (0,)),
     "softmax_N": lambda feat: torch.ones_like(feat),
     "logsoftmax_N": lambda feat: torch.zeros_like(feat),
 }

@@ -37,6 +37,7 @@ from detkds_api.description import complete
 from detkds_api.gate import Gate
 from detkds_api.settings import Settings
 from detkds_core.store import Store
+from detkds_core.store.waiting import Fleets
 
 DOMAINS = (
     *(searches, search_control, candidates, distill, live, comparison, results),
@@ -76,6 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.store = store
     app.state.settings = settings
+    app.state.fleets = Fleets()
     app.state.readiness = health.Readiness(store, settings)
     app.state.requests = requests = metrics.Requests()
     for router in ROUTERS:

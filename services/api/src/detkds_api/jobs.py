@@ -49,7 +49,8 @@ class JobsQuery(ListQuery):
 
 
 class JobView(BaseModel):
-    """Work for one trainer: some candidates of a search, a seed of its confirmation, or a distillation. waiting: why it is not running.
+    """Work for one trainer: some candidates of a search, a seed of its confirmation, or a distillation. waiting: why it is not running;
+    with hundreds of jobs and workers, as they were at most a second ago.
 
     attempt: the one that runs, or ran last; logs: the attempts whose log can be read.
     """

@@ -10,13 +10,15 @@ from detkds_api.caller import OPERATOR, Caller
 from detkds_api.settings import Settings
 from detkds_core.store import Store
 from detkds_core.store.artifacts import Artifacts, artifacts_at
+from detkds_core.store.waiting import Fleets
 
 
 class Running(NamedTuple):
-    """The store and the settings of the app that a request came to, and from whom it came."""
+    """The store and the settings of the app that a request came to, what it knows of the fleet, and from whom the request came."""
 
     store: Store
     settings: Settings
+    fleets: Fleets
     caller: Caller = OPERATOR
 
     @property
@@ -26,7 +28,8 @@ class Running(NamedTuple):
 
 
 def running(request: Request) -> Running:
-    return Running(request.app.state.store, request.app.state.settings, request.state.caller)
+    state = request.app.state
+    return Running(state.store, state.settings, state.fleets, request.state.caller)
 
 
 Service = Annotated[Running, Depends(running)]

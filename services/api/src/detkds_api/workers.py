@@ -106,7 +106,7 @@ def changed(service: Running, worker_id: str, *, draining: bool) -> WorkerView:
 
 def fleet(session: Session, service: Running) -> waiting.Fleet:
     """The fleet as this caller may see it."""
-    return waiting.gather(session, viewer=service.caller.sees, allowed=service.settings.quota_running or None)
+    return service.fleets.look(session, viewer=service.caller.sees, allowed=service.settings.quota_running or None)
 
 
 def view(one: stored.Standing, viewer: str | None) -> WorkerView:

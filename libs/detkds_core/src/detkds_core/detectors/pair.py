@@ -1,6 +1,6 @@
 """A teacher and its students: one forward each, the same images, levels matched by stride, channels by adapters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from detkds_core.catalogue import DetectorEntry, exchange
 from detkds_core.detectors import rois
 from detkds_core.detectors.tap import Tap, asks_dense_head
-from detkds_core.losses.signals import Rois, Signals
+from detkds_core.losses.signals import LATE, STUDENT_ALONE, Rois, Signals
 from detkds_core.policy import Policy
 from detkds_core.policy.distillers import pair_faults
-
-STUDENT_ALONE = frozenset({"assigned", "valuable"})  # what only a detector that learns has
 
 
 class PairError(ValueError):
@@ -123,17 +121,38 @@ class Student:
         self.adapters = adapters
         self.tap = Tap(model)
 
-    def losses(self, inputs: Tensor, samples: Sequence[Any], needs: frozenset[str]) -> tuple[Mapping[str, Tensor], Signals]:
-        """The detector's own losses and, from the same forward, its signals with features in the teacher's channels."""
+    def losses(
+        self, inputs: Tensor, samples: Sequence[Any], needs: frozenset[str], meanwhile: Callable[[Signals], None] | None = None
+    ) -> tuple[Mapping[str, Tensor], Signals]:
+        """The detector's own losses and, from the same forward, its signals with features in the teacher's channels.
+
+        meanwhile: called once with the signals that come before the detector's own loss (all but `LATE`).
+        """
+        said: list[Signals] = []
+
+        def speak() -> None:
+            said.append(self._signals(needs - LATE))
+            if meanwhile is not None:
+                meanwhile(said[0])
+
         self.tap.clear()  # a prediction in between leaves its own signals
-        self.tap.wanted = needs
-        losses = self.model.loss(inputs, samples)
-        signals = self.tap.signals(needs, self.levels) if needs else Signals(features=())
+        self.tap.wanted, self.tap.then = needs, speak if needs else None
+        try:
+            losses = self.model.loss(inputs, samples)
+        finally:
+            self.tap.then = None
+        signals = said[0] if said else Signals(features=())
+        if needs & LATE:
+            late = self.tap.signals(needs & LATE, self.levels)
+            signals = replace(signals, assigned=late.assigned, valuable=late.valuable, rois=late.rois)
         self.tap.clear()
-        if self.adapters is not None and "features" in needs:
-            adapted = tuple(adapter(level) for adapter, level in zip(self.adapters, signals.features, strict=True))
-            signals = replace(signals, features=adapted)
         return losses, signals
+
+    def _signals(self, needs: frozenset[str]) -> Signals:
+        signals = self.tap.signals(needs, self.levels)
+        if self.adapters is None or "features" not in needs:
+            return signals
+        return replace(signals, features=tuple(adapter(level) for adapter, level in zip(self.adapters, signals.features, strict=True)))
 
     def parameters(self) -> list[nn.Parameter]:
         own = [p for p in self.model.parameters() if p.requires_grad]

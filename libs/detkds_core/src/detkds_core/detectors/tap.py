@@ -1,6 +1,6 @@
 """Catch what a detector says while it computes its own loss: hooks on the neck and the heads, nothing computed twice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from detkds_core.detectors.decode import class_scores, decode_boxes, decode_points
 from detkds_core.detectors.rois import RoiTap
 from detkds_core.detectors.valuable import overlaps
-from detkds_core.losses.signals import Signals
+from detkds_core.losses.signals import OF_ROIS, Signals
 
-ROI_NEEDS = frozenset({"rois", "roi_scores", "roi_boxes", "roi_masks"})
 OF_DENSE_HEAD = frozenset({"logits", "boxes", "edges", "points", "assigned", "valuable"})
 TOWERS = "towers_"  # and the layer
 
@@ -22,13 +21,15 @@ LABELS_SECOND = ("GFLHead", "ATSSHead", "RTMDetHead", "RTMDetSepBNHead")
 class Tap:
     """Keeps the last outputs of a detector's neck, dense head and RoI head. `clear()` lets go of them and their graph.
 
-    wanted: what the next forward has to keep of what is not free to keep.
+    wanted: what the next forward has to keep of what is not free to keep. then: called once, as soon as neck and dense head have spoken and
+    before the detector's own loss.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.head = dense_head(model)
         self.rois = RoiTap(model.roi_head) if getattr(model, "roi_head", None) is not None else None
         self.wanted: frozenset[str] = frozenset()
+        self.then: Callable[[], None] | None = None
         self.clear()
         pyramid = model.neck if getattr(model, "with_neck", False) else model.backbone
         pyramid.register_forward_hook(self._keep_features)
@@ -52,12 +53,20 @@ class Tap:
 
     def _keep_features(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self.features = tuple(output) if isinstance(output, list | tuple) else (output,)
+        if self.head is None:
+            self._go_on()
 
     def _begin_head(self, _module: nn.Module, _inputs: Any) -> None:
         self.point_sets, self.towers = [], {layer: ([], []) for layer in tower_layers(self.wanted)}
 
     def _keep_outputs(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self.outputs = tuple(output)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        then, self.then = self.then, None
+        if then is not None:
+            then()
 
     def _keep_targets(self, head: nn.Module) -> None:
         """The head's own assignment, which its loss asks `get_targets` for; RepPoints asks twice, and the last counts.
@@ -146,7 +155,7 @@ class Tap:
             assigned=assigned,
             valuable=valuable,
             towers=towers,
-            rois=self.rois.caught(needs) if self.rois is not None and needs & ROI_NEEDS else None,
+            rois=self.rois.caught(needs) if self.rois is not None and needs & OF_ROIS else None,
         )
 
     def objects(self, scores: Sequence[Tensor]) -> list[Tensor]:

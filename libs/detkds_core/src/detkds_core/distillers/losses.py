@@ -1,6 +1,6 @@
 """The losses of a policy's distillers, beside which `losses.policy` has those of its terms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -21,14 +21,17 @@ def distiller_losses(
     teacher: Signals,
     scene: Scene,
     scales: Mapping[str, float] | None = None,
+    only: Callable[[Distiller], bool] = lambda _distiller: True,
 ) -> dict[str, Tensor]:
     """The weighted losses of the parts of each distiller of a policy, {"distill/fgd_focal": scalar, ...}; empty without distillers.
 
     modules: of its distillers, in their order (`build`). scales: what multiplies the weight of a `balanced` distiller, by `scale_name`; 1
-    where missing.
+    where missing. only: of the distillers for which it holds.
     """
     found: dict[str, Tensor] = {}
     for distiller, module in zip(policy.distillers, modules, strict=True):
+        if not only(distiller):
+            continue
         weight = found_weight(distiller, (scales or {}).get(scale_name(distiller)))
         losses = module(student, teacher, scene)
         found |= losses if weight == 1 else {name: weight * loss for name, loss in losses.items()}

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from detkds_core.losses.reductions import mean_of_abs, sum_of_squares
+
 # Below this length a vector counts as zero. Far above float32's smallest number even when squared, and far below what a softmax over a map
 # or an area-weighted mask leaves: the customary 1e-8 on the product of two lengths makes such a vector differ from itself.
 NO_LENGTH = 1e-12
@@ -27,8 +29,8 @@ class _MeanOf(torch.autograd.Function):
     """The mean of a function of student - teacher. Only the difference is kept for the backward, of which there is one, and overwritten.
 
     torch's own losses keep both sides and take the difference twice: half as much again in time and memory.
-    dim: that the mean is over; None for all. value: of the difference; slope: of the difference, which it may overwrite, times a number
-    a mean.
+    dim: that the mean is over; None for all. mean: of the difference over dims, which stay as 1; slope: of the difference, which it may
+    overwrite, times a number a mean.
     """
 
     @staticmethod
@@ -37,13 +39,13 @@ class _MeanOf(torch.autograd.Function):
         student: Tensor,
         teacher: Tensor,
         dim: int | None,
-        value: Callable[[Tensor], Tensor],
+        mean: Callable[[Tensor, tuple[int, ...]], Tensor],
         slope: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         apart = student - teacher
         ctx.save_for_backward(apart)
         ctx.dim, ctx.slope = dim, slope
-        return value(apart).mean() if dim is None else value(apart).mean(dim)
+        return mean(apart, tuple(range(apart.dim()))).reshape(()) if dim is None else mean(apart, (dim,)).squeeze(dim)
 
     @staticmethod
     @once_differentiable
@@ -58,22 +60,27 @@ class _MeanOf(torch.autograd.Function):
 
 def l1(student: Tensor, teacher: Tensor, dim: int | None = None) -> Tensor:
     """Mean absolute difference, over all or over dim."""
-    return _MeanOf.apply(student, teacher, dim, torch.abs, lambda apart, factor: apart.sign_().mul_(factor))
+    return _MeanOf.apply(student, teacher, dim, mean_of_abs, lambda apart, factor: apart.sign_().mul_(factor))
 
 
 def l2(student: Tensor, teacher: Tensor, dim: int | None = None) -> Tensor:
     """Mean squared difference, over all or over dim."""
-    return _MeanOf.apply(student, teacher, dim, torch.square, lambda apart, factor: apart.mul_(2 * factor))
+
+    def mean(apart: Tensor, dims: tuple[int, ...]) -> Tensor:
+        squares = sum_of_squares(apart, dims)
+        return squares.div_(apart.numel() // squares.numel())
+
+    return _MeanOf.apply(student, teacher, dim, mean, lambda apart, factor: apart.mul_(2 * factor))
 
 
 def smooth_l1(student: Tensor, teacher: Tensor, dim: int | None = None) -> Tensor:
     """Mean of d^2 / 2 where |d| < 1, of |d| - 1/2 elsewhere, over all or over dim."""
 
-    def value(apart: Tensor) -> Tensor:
+    def mean(apart: Tensor, dims: tuple[int, ...]) -> Tensor:
         near = apart.clamp(-1, 1)  # and the slope
-        return torch.sub(apart, near, alpha=0.5).mul_(near)
+        return torch.sub(apart, near, alpha=0.5).mul_(near).mean(dims, keepdim=True)
 
-    return _MeanOf.apply(student, teacher, dim, value, lambda apart, factor: apart.clamp_(-1, 1).mul_(factor))
+    return _MeanOf.apply(student, teacher, dim, mean, lambda apart, factor: apart.clamp_(-1, 1).mul_(factor))
 
 
 def cosines(student: Tensor, teacher: Tensor) -> Tensor:
@@ -100,9 +107,8 @@ class _Angles(torch.autograd.Function):
         squares, means = student.new_empty(2, *numbers), student.new_empty(2, *numbers) if centred else None
         if means is not None:
             student, teacher = (x - torch.mean(x, dims, True, out=out) for x, out in zip((student, teacher), means, strict=True))
-        # torch.linalg.vector_norm does the same in ten times the time where dim is not the last.
         for x, out in zip((student, teacher), squares, strict=True):
-            torch.sum(x.square(), dims, True, out=out)
+            sum_of_squares(x, dims, out)
         # One over an endless length is 0, and has no slope.
         if means is None:
             torch.threshold_(squares, NO_LENGTH**2, inf)

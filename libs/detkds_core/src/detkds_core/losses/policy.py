@@ -1,7 +1,7 @@
 """The loss of a policy: each of its terms compares a student's signals with a teacher's."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import cos, pi
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detkds_core.losses.comparisons import OF_STUDENT, Part, parts_of
 from detkds_core.losses.looks import Looks, read
-from detkds_core.losses.signals import Scene, Signals
+from detkds_core.losses.signals import LATE, Scene, Signals
 from detkds_core.losses.slopes import with_slopes
 from detkds_core.policy import Distiller, Policy, Term
 from detkds_core.policy.distillers import signals_of
@@ -28,6 +28,11 @@ def needs(policy: Policy) -> frozenset[str]:
     places), roi_scores, roi_boxes, roi_masks.
     """
     return frozenset().union(*map(_needed, policy.terms), *map(signals_of, policy.distillers))
+
+
+def comes_early(one: Term | Distiller) -> bool:
+    """Whether it is computed from what a student says before its own loss."""
+    return not LATE & (_needed(one) if isinstance(one, Term) else signals_of(one))
 
 
 def _needed(term: Term) -> set[str]:
@@ -56,43 +61,49 @@ def _signal(term: Term) -> str:
 
 
 def policy_losses(
-    policy: Policy, student: Signals, teacher: Signals, scene: Scene, scales: Mapping[str, float] | None = None
+    policy: Policy,
+    student: Signals,
+    teacher: Signals,
+    scene: Scene,
+    scales: Mapping[str, float] | None = None,
+    only: Callable[[Term], bool] = lambda _term: True,
 ) -> dict[str, Tensor]:
     """The weighted loss of each term of the policy, {"distill/0_global": scalar, ...}. Their sum is the distillation loss.
 
     Levels are summed within a term. Computed in float32 whatever comes in, also under autocast. The teacher gets no gradient. The gradient
     of the sum is computed here, see `slopes`. scales: what multiplies the weight of an `auto` or `balanced` term, by its loss's
-    name; 1 where missing.
+    name; 1 where missing. only: of the terms for which it holds.
     Where there is nothing to compare (no boxes, no proposals, no cell that counts) a term is 0 and still a function of the student; so it
     is at the start of its warm-up and after its stop.
     Raises ValueError, which names the term, when signals are missing or do not fit each other, or when an operation cannot act on them.
     """
-    names = [f"distill/{index}_{term.knowledge}" for index, term in enumerate(policy.terms)]
+    names = {index: f"distill/{index}_{term.knowledge}" for index, term in enumerate(policy.terms) if only(term)}
     if not names:
         return {}
     keys: dict[tuple[int | None, str], None] = {}  # of the student's tensors that the policy compares
-    weights: list[float] = []
+    weights: dict[int, float] = {}
     parts: list[Part] = []
-    for index, (name, term) in enumerate(zip(names, policy.terms, strict=True)):
+    for index, name in names.items():
+        term = policy.terms[index]
         with _naming(index, term):
             compared = _compared(term, student, teacher)
             now = schedule(term, scene.step, scene.total_steps)
             if term.weight * now > 0 and _has_something(term, student, scene):
                 parts += parts_of(index, term, compared, student, teacher, scene)
             keys |= dict.fromkeys(compared)
-            weights.append(found_weight(term, (scales or {}).get(name)) * now)
+            weights[index] = found_weight(term, (scales or {}).get(name)) * now
     sources = [read(student, *key) for key in keys]
     device = sources[0].device
 
     def work(factors: Sequence[Tensor] | None) -> tuple[list[Tensor], list[Tensor | None]]:
         learn = factors is not None or torch.is_grad_enabled()
-        each = weights if factors is None else [weight * factor for weight, factor in zip(weights, factors, strict=True)]
+        each = weights if factors is None else {index: weights[index] * factor for index, factor in zip(names, factors, strict=True)}
         with torch.autocast(device.type, enabled=False), torch.set_grad_enabled(learn):
             looks = Looks(student, teacher, scene, [path for part in parts for path in part.paths], learn)
             values = _add_up(policy, parts, looks, each)
-        return [torch.zeros((), device=device) if value is None else value for value in values], [looks.gradient(*key) for key in keys]
+        return [values.get(index, torch.zeros((), device=device)) for index in names], [looks.gradient(*key) for key in keys]
 
-    return dict(zip(names, with_slopes(work, sources), strict=True))
+    return dict(zip(names.values(), with_slopes(work, sources), strict=True))
 
 
 @contextmanager
@@ -104,8 +115,8 @@ def _naming(index: int, term: Term) -> Iterator[None]:
         raise ValueError(f"policy.terms[{index}] ({term.knowledge}): {error}") from error
 
 
-def _add_up(policy: Policy, parts: Sequence[Part], looks: Looks, weights: Sequence[float | Tensor]) -> list[Tensor | None]:
-    """The value of each term, None for one without parts. Their gradients are left in the leaves of looks, a level at a time."""
+def _add_up(policy: Policy, parts: Sequence[Part], looks: Looks, weights: Mapping[int, float | Tensor]) -> dict[int, Tensor]:
+    """The value of each term that has parts. Their gradients are left in the leaves of looks, a level at a time."""
     losses: defaultdict[tuple[int, float], list[Tensor]] = defaultdict(list)  # by term and share, before they are weighted
     factors: dict[tuple[int, float], Tensor] = {}
     for level in dict.fromkeys(part.level for part in parts):
@@ -122,11 +133,10 @@ def _add_up(policy: Policy, parts: Sequence[Part], looks: Looks, weights: Sequen
                 loss.backward(factors[key])  # weighted from here, which spares a product forth and back
             losses[key].append(loss.detach())
         looks.forget(level)
-    values: list[Tensor | None] = [None] * len(weights)
+    values: dict[int, Tensor] = {}
     for (term, share), each in losses.items():
         value = factors[term, share] * (torch.stack(each).sum() if len(each) > 1 else each[0])
-        before = values[term]
-        values[term] = value if before is None else before + value
+        values[term] = values[term] + value if term in values else value
     return values
 
 

@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+# What a student says only in its own loss: what it makes of proposals, which the teacher is asked about then, and which cells it took for
+# objects, which a detector that learns alone has.
+OF_ROIS = frozenset({"rois", "roi_scores", "roi_boxes", "roi_masks"})
+STUDENT_ALONE = frozenset({"assigned", "valuable"})
+LATE = OF_ROIS | STUDENT_ALONE
+
 
 def full(x: Tensor) -> Tensor:
     """x in float32, in which losses are computed; float64 stays, which tells rounding from a difference."""

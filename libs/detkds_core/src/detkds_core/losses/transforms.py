@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from detkds_core.losses.reductions import mean_of_abs, sum_of_squares
+
 ATTENTION_TEMPERATURE = 0.5  # DetKDS and FGD; `_Attended` counts on it
 MASK_KEEP_SHARE = 0.35  # DetKDS keeps 35 % of the positions
 DROP_SHARE = 0.1  # and drops 10 % of the channels
@@ -87,10 +89,10 @@ def _roots(logs: Tensor) -> Tensor:
     return torch.rsub(logs, log(logs.shape[-1]) / 2, alpha=-0.5).exp_()
 
 
-def _each(feats: tuple[Tensor, ...], dims: int | tuple[int, ...]) -> Tensor:
+def _each(feats: tuple[Tensor, ...], dims: tuple[int, ...]) -> Tensor:
     """Place for a number of each of several maps of one shape along dims: (maps, ...), those dims 1."""
     shape = list(feats[0].shape)
-    for dim in dims if isinstance(dims, tuple) else (dims,):
+    for dim in dims:
         shape[dim] = 1
     return feats[0].new_empty(len(feats), *shape)
 
@@ -105,7 +107,7 @@ class _Attended(torch.autograd.Function):
     def forward(ctx: Any, dims: tuple[int, ...], *feats: Tensor) -> tuple[Tensor, ...]:
         strength = _each(feats, dims)
         for feat, out in zip(feats, strength, strict=True):
-            torch.mean(feat.abs(), dims, True, out=out)
+            mean_of_abs(feat, dims, out)
         logs = strength.flatten(2).div_(ATTENTION_TEMPERATURE).log_softmax(dim=2)  # (maps, N, M)
         roots = _roots(logs).view_as(strength)
         ctx.dims = dims
@@ -217,11 +219,11 @@ def max_pool(feat: Tensor, n: int) -> Tensor:
 
 
 def local_patches(feat: Tensor, n: int) -> Tensor:
-    """Move the position inside each of n x n patches to the channels: (N, C*H/n*W/n, n, n) after zero padding."""
+    """Move the patches of n x n positions to the channels: (N, C*H/n*W/n, n, n) after zero padding; channels innermost in memory."""
     feat = pad_to_multiple(feat, n)
     N, C, H, W = feat.shape
     h, w = H // n, W // n
-    return feat.view(N, C, h, n, w, n).permute(0, 1, 2, 4, 3, 5).reshape(N, C * h * w, n, n)
+    return feat.view(N, C, h, n, w, n).permute(0, 3, 5, 1, 2, 4).reshape(N, n, n, C * h * w).permute(0, 3, 1, 2)
 
 
 def half_shift(feat: Tensor) -> Tensor:
@@ -254,32 +256,31 @@ def several_images(feat: Tensor, name: str) -> Tensor:
 
 
 class _Unit(torch.autograd.Function):
-    """Maps of one shape, each divided by its length over dim."""
+    """Maps of one shape, each divided by its length over dims."""
 
     @staticmethod
-    def forward(ctx: Any, dim: int | tuple[int, ...], *feats: Tensor) -> tuple[Tensor, ...]:
-        squares = _each(feats, dim)
+    def forward(ctx: Any, dims: tuple[int, ...], *feats: Tensor) -> tuple[Tensor, ...]:
+        squares = _each(feats, dims)
         for feat, out in zip(feats, squares, strict=True):
-            # torch.linalg.vector_norm takes ten times as long where dim is not the last.
-            torch.sum(feat.square(), dim, True, out=out)
+            sum_of_squares(feat, dims, out)
         squares = torch.threshold_(squares, UNIT_EPS**2, inf)
         inverses = squares.rsqrt()
-        ctx.dim = dim
+        ctx.dims = dims
         return _keep(ctx, feats, [feat * inverse for feat, inverse in zip(feats, inverses, strict=True)], squares, inverses)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *aboves: Tensor | None) -> tuple[Tensor | None, ...]:
         def slope(above: Tensor, feat: Tensor, squares: Tensor, inverse: Tensor) -> Tensor:
-            along = (above * feat).sum(ctx.dim, keepdim=True) / squares
+            along = (above * feat).sum(ctx.dims, keepdim=True) / squares
             return torch.addcmul(above, feat, along, value=-1).mul_(inverse)
 
         return None, *_slopes(ctx, aboves, slope)
 
 
-def unit(feat: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Divide by the Euclidean norm over dim. A zero vector stays zero and gets no gradient (F.normalize would give it 1e12)."""
-    return _Unit.apply(dim, feat)[0]
+def unit(feat: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Divide by the Euclidean norm over dims. A zero vector stays zero and gets no gradient (F.normalize would give it 1e12)."""
+    return _Unit.apply(dims, feat)[0]
 
 
 def min_max(feat: Tensor) -> Tensor:
@@ -400,8 +401,8 @@ NORMALISATION: Mapping[str, Transform] = {
     "batch": lambda feat: feat.flatten(1),
     "channel": lambda feat: feat.flatten(2),
     "norm_HW": lambda feat: unit(feat, (2, 3)),
-    "norm_C": lambda feat: unit(feat, 1),
-    "norm_N": lambda feat: unit(several_images(feat, "norm_N"), 0),
+    "norm_C": lambda feat: unit(feat, (1,)),
+    "norm_N": lambda feat: unit(several_images(feat, "norm_N"), (0,)),
     "softmax_N": lambda feat: several_images(feat, "softmax_N").softmax(0),
     "softmax_C": lambda feat: feat.softmax(1),
     "softmax_HW": lambda feat: feat.flatten(2).softmax(2),
@@ -434,6 +435,6 @@ OF_BOTH: Mapping[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "satt": lambda *feats: _Attended.apply((1,), *feats),
     "catt": lambda *feats: _Attended.apply((2, 3), *feats),
     "norm_HW": lambda *feats: _Unit.apply((2, 3), *feats),
-    "norm_C": lambda *feats: _Unit.apply(1, *feats),
-    "norm_N": lambda *feats: _Unit.apply(0, *(several_images(feat, "norm_N") for feat in feats)),
+    "norm_C": lambda *feats: _Unit.apply((1,), *feats),
+    "norm_N": lambda *feats: _Unit.apply((0,), *(several_images(feat, "norm_N") for feat in feats)),
 }

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import accumulate
+from threading import Lock
+from time import monotonic
 from typing import NamedTuple
 
 from sqlalchemy import select
@@ -18,6 +20,7 @@ from .models import Job, Lease
 from .queue import Device, in_order
 from .vocabulary import EVOLVER
 
+LARGE, KEPT_SECONDS = 500, 1.0  # jobs and workers of a fleet from which on it is looked at once a second
 NAMED = 3  # workers that a sentence names; the others are counted
 
 
@@ -118,6 +121,28 @@ def gather(session: Session, *, viewer: str | None, allowed: int | None) -> Flee
     )
 
 
+class Fleets:
+    """The fleet for each viewer: as it is, or, where it is large, as it was at most KEPT_SECONDS ago. For the threads of one process.
+
+    To read thousands of jobs and workers for every request would take most of a server.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._kept: dict[str | None, tuple[float, Fleet]] = {}
+
+    def look(self, session: Session, *, viewer: str | None, allowed: int | None) -> Fleet:
+        """As `gather` has it."""
+        with self._lock:
+            self._kept = {who: kept for who, kept in self._kept.items() if monotonic() - kept[0] < KEPT_SECONDS}
+            if viewer in self._kept:
+                return self._kept[viewer][1]
+            fleet = gather(session, viewer=viewer, allowed=allowed)
+            if len(fleet.queue) + len(fleet.workers) >= LARGE:
+                self._kept[viewer] = monotonic(), fleet
+            return fleet
+
+
 def told(held: workers.Held, viewer: str | None) -> str:
     """What a worker holds, in words that this viewer may read."""
     if viewer is not None and held.owner != viewer:
@@ -145,7 +170,9 @@ def of_job(fleet: Fleet, job: Job) -> str | None:
     if job.state == "PAUSED":
         return "paused"
     place = fleet.places.get(job.id)
-    return None if place is None else reason(fleet, place)
+    if place is not None:
+        return reason(fleet, place)
+    return "it has just come into the queue" if job.state == "QUEUED" else None
 
 
 def reason(fleet: Fleet, place: int) -> str:

@@ -48,11 +48,12 @@ def measured_need(start: Start, learner: Learner, batches: Batches) -> Need:
     """What a learner needs, seen over its first step; it must not be trained any further. Raises DoesNotFitError."""
     on_gpu = start.device.type == "cuda"
     if on_gpu:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(start.device)
     train([learner], start, batches, last_step=1)
     kept = sum(tensor.untyped_storage().nbytes() for tensor in _tensors(state_of(learner)))
-    if on_gpu:
-        return Need(kept, max(0, torch.cuda.max_memory_allocated(start.device) - torch.cuda.memory_allocated(start.device)))
+    if on_gpu:  # with what torch holds back for each of its streams
+        return Need(kept, max(0, torch.cuda.max_memory_reserved(start.device) - torch.cuda.memory_allocated(start.device)))
     # The highest mark of the whole process: where the looks before needed more, it is too high, and fewer are taken together.
     return Need(kept, max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - _resident()))
 

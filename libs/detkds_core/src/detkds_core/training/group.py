@@ -22,13 +22,13 @@ from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, m
 from detkds_core.detectors.tap import dense_head
 from detkds_core.distillers import DistillerContext
 from detkds_core.evaluation.predict import draws_masks
-from detkds_core.losses.signals import Scene, Signals
+from detkds_core.losses.signals import OF_ROIS, Scene, Signals
 from detkds_core.policy import Policy
 from detkds_core.training import parallel
 from detkds_core.training.batches import Batch, Batches, ahead
 from detkds_core.training.learner import Learner, make_learner
 from detkds_core.training.pull import BATCHES, Pull, balance, balanced_names, parts_of, pulls, undisturbed
-from detkds_core.training.steps import ROI_NEEDS, in_precision, seed_step, study, total_loss, update
+from detkds_core.training.steps import in_precision, seed_step, study, total_loss, update
 from detkds_core.training.tokens import cached_tokens, learn_tokens
 
 Progress = Callable[[int, int], None]
@@ -273,7 +273,7 @@ def view(start: Start, student: Student, batches: Batches, index: int, needs: fr
     with in_precision(batches.recipe, start.device):
         said = teacher_signals(start, preprocess, batch, inputs, needs) if needs else Signals(features=())
         task, signals = student.losses(inputs, copy.deepcopy(samples), needs)
-        if signals.rois is not None and start.teacher is not None and needs & ROI_NEEDS:
+        if signals.rois is not None and start.teacher is not None and needs & OF_ROIS:
             said = replace(said, rois=start.teacher.regard(signals.rois, needs))
     return View(inputs, samples, scene, total_loss(task), signals, said)
 

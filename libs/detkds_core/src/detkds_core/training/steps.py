@@ -1,7 +1,7 @@
 """One optimisation step of one student, and the schedules around it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.pair import Teacher
 from detkds_core.distillers import distiller_losses
-from detkds_core.losses.policy import found_weight, policy_losses, schedule
-from detkds_core.losses.signals import Scene, Signals
+from detkds_core.losses.policy import comes_early, found_weight, policy_losses, schedule
+from detkds_core.losses.signals import LATE, Scene, Signals
+from detkds_core.policy import Distiller, Term
 from detkds_core.training import parallel
 from detkds_core.training.learner import DTYPES, Learner, average
+from detkds_core.training.streams import beside
 
-ROI_NEEDS = frozenset({"rois", "roi_scores", "roi_boxes", "roi_masks"})  # what the teacher is asked after the student's forward
 WARM_UP_START = 0.001  # share of the learning rate that a warm-up starts from, MMDetection's
 
 
@@ -67,11 +68,7 @@ def study(
     """
     seed_step(scene.seed, scene.step)
     with in_precision(recipe, inputs.device):
-        task, signals = learner.student.losses(inputs, samples, learner.needs)
-        if signals.rois is not None and teacher is not None and learner.needs & ROI_NEEDS:
-            said = replace(said, rois=teacher.regard(signals.rois, learner.needs))
-        distill = policy_losses(learner.policy, signals, said, scene, learner.scales) if learner.policy.terms else {}
-        distill |= distiller_losses(learner.policy, learner.distillers, signals, said, scene, learner.scales)
+        task, distill = losses_of(learner, inputs, samples, said, scene, teacher)
     own = total_loss(task)
     distill = scaled(learner, own, distill, scene)
     total = own + sum(distill.values(), torch.zeros((), device=inputs.device))
@@ -82,6 +79,42 @@ def study(
     else:
         learner.finite = learner.finite & finite
         learner.losses = {name: learner.losses[name] + value.detach() / recipe.accumulate for name, value in losses.items()}
+
+
+def losses_of(
+    learner: Learner, inputs: Tensor, samples: list[Any], said: Signals, scene: Scene, teacher: Teacher | None
+) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+    """The detector's own losses and those of the policy, from one forward of the student.
+
+    What the policy compares of the pyramid and the dense head is launched before the detector's own loss and runs beside it: in that, small
+    operations on the boxes of each image keep the host busy and a GPU mostly idle.
+    """
+    policy = learner.policy
+    found: dict[str, Tensor] = {}
+    joins: list[Callable[[], None]] = []
+
+    def compare(signals: Signals, said: Signals, early: bool) -> None:
+        def due(one: Term | Distiller) -> bool:
+            return comes_early(one) == early
+
+        found.update(policy_losses(policy, signals, said, scene, learner.scales, due))
+        found.update(distiller_losses(policy, learner.distillers, signals, said, scene, learner.scales, due))
+
+    def meanwhile(signals: Signals) -> None:
+        with beside(inputs.device) as join:
+            joins.append(join)
+            compare(signals, said, early=True)
+
+    try:
+        task, signals = learner.student.losses(inputs, samples, learner.needs, meanwhile)
+    finally:
+        for join in joins:
+            join()
+    if learner.needs & LATE:
+        if signals.rois is not None and teacher is not None:
+            said = replace(said, rois=teacher.regard(signals.rois, learner.needs))
+        compare(signals, said, early=False)
+    return task, found
 
 
 def scaled(learner: Learner, task: Tensor, distill: Mapping[str, Tensor], scene: Scene) -> dict[str, Tensor]:
