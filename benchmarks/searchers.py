@@ -32,8 +32,9 @@ FULL = 27  # iterations of a landscape's full proxy
 RUNGS = (1, 3, 9, FULL)
 GROUP = 4  # candidates of a job, where candidates share a teacher
 LOOK = 1 / 135  # of a full proxy: what a candidate costs that a gate refuses
-LIVE_RUNGS, LIVE_GROUP = (7, 14, FULL), 8  # as the live comparisons have it
-LIVE_TAUS = (0.44, 0.6)  # about what their rungs of a quarter and of half the proxy have with long trainings
+LIVE_RUNGS, LIVE_GROUP = (7, FULL), 8  # a search's by default
+LIVE: dict[str, Any] = {"taus": (0.44,), "noise": (0.35, 0.2)}  # about what a rung of a quarter of the proxy has with long trainings
+MIDDLE_RUNGS, MIDDLE = (7, 14, FULL), {"taus": (0.44, 0.6), "noise": (0.35, 0.3, 0.2)}  # with one of half of it, too
 REFERENCES, DESIGNED = 12, 30  # how many hand-designed policies a live search knows; each is here the best of so many random ones
 BUDGETS = (10, 30, 100, 300)
 TABLE_BUDGETS = (5, 10, 20, 40)
@@ -89,9 +90,12 @@ def one(kind: str, algorithm: str, budget: float, seed: int, lever: str, options
     algorithm = off.get("algorithm", algorithm)
     halves = algorithm in HALVING
     chosen = dict(options)
-    live = chosen.pop("live", False)
+    live, middle = chosen.pop("live", False), chosen.pop("middle", False)
     world: World = measured_table() if kind == "table" else Landscape(seed, **chosen)
-    ladder = world.rungs if isinstance(world, Table) else LIVE_RUNGS if live else RUNGS
+    if isinstance(world, Table):
+        ladder = world.rungs if middle else (world.rungs[0], world.rungs[-1])
+    else:
+        ladder = (MIDDLE_RUNGS if middle else LIVE_RUNGS) if live else RUNGS
     full = ladder[-1]
     spec = Spec(
         knowledge=tuple(world.knowledge),
@@ -227,9 +231,12 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--taus", type=float, nargs="+", default=None, help="rank correlations of the rungs with the full proxy")
     parser.add_argument("--live", action="store_true", help="rungs, groups and hand-designed references as a live search has them")
+    parser.add_argument("--middle", action="store_true", help="with --live, and on the table: a rung of half the full proxy, too")
     parser.add_argument("--not-adding", action="store_true", help="landscapes where a combination is worth what its best term is")
     arguments = parser.parse_args()
-    options: dict[str, Any] = {"live": True, "taus": LIVE_TAUS} if arguments.live else {}
+    options: dict[str, Any] = {"live": True, **(MIDDLE if arguments.middle else LIVE)} if arguments.live else {}
+    if arguments.middle:
+        options["middle"] = True
     if arguments.taus:
         options["taus"] = tuple(arguments.taus)
     if arguments.not_adding:

@@ -49,7 +49,7 @@ def test_what_is_given_is_different_and_the_rest_stays(service, source):
     assert {name for name in one["spec"] if one["spec"][name] != other["spec"][name]} == {"seed"}
     assert (one["name"], other["name"]) == ("shapes seed 3", "shapes seed 4")
     spec = clone(service, path, recipe={"iterations": 4}, confirmation={"finalists": 1}, name="mine", tags=[])["spec"]
-    assert (spec["recipe"]["iterations"], spec["recipe"]["batch"], spec["rungs"]) == (4, 2, [1, 2, 4])
+    assert (spec["recipe"]["iterations"], spec["recipe"]["batch"], spec["rungs"]) == (4, 2, [1, 4])
     assert (spec["confirmation"]["finalists"], spec["confirmation"]["seeds"]) == (1, 3)
     budget = clone(service, path, iterations=5000, candidates=None)["spec"]
     assert (budget["budget"], budget["candidates"]) == (5000, None)

@@ -80,9 +80,12 @@ def test_single_terms_pass_the_full_proxy_once_no_combination_has_a_way_to_go():
     assert promotion(closed, closing=True) == (1, [12, 13]), "at the end too what was combined goes first"
 
 
-def test_with_one_rung_below_the_full_proxy_all_climb_alike():
+def test_with_one_rung_below_the_full_proxy_single_terms_wait_there():
     rows = [(0, 0, {index: float(index) for index in range(6)})]
-    assert promotion(history(rows, group=2, rungs=(10, 90)), closing=False) == (1, [5, 4])
+    singles = history(rows, group=2, rungs=(10, 90))
+    assert promotion(singles, closing=False) is None
+    assert promotion(singles, closing=True) == (1, [5, 4])
+    assert promotion(history(rows, group=2, rungs=(10, 90), pairs=(0, 1, 2, 3)), closing=False) == (1, [3])
 
 
 def test_no_more_than_a_group_climbs_at_once():

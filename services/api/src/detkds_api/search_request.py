@@ -30,7 +30,9 @@ Knowledge = Literal["global", "fgbg", "instance", "logits", "localization"]
 # fork of small pairs (docs/benchmarks.md, "Live comparisons"): a student that has learnt little is led by its teacher first.
 FEATURE_RATIOS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 RESPONSE_RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)
-RUNGS = (4, 2)  # parts of the full proxy; an eighth does not order policies (docs/benchmarks.md, "Rungs and forks")
+# Parts of the full proxy. An eighth does not order policies, half of it costs more than it tells (docs/benchmarks.md, "Rungs and forks" and
+# "On measured policies").
+RUNGS = (4,)
 REFERENCE_SHARE = 0.2  # of the budget, and of the candidates, for the default references at the lowest rung
 
 
@@ -105,7 +107,7 @@ class SearchRequest(Body):
     rungs: list[int] | None = Field(
         default=None,
         max_length=10,
-        description="student iterations of short trainings below the full proxy, rising; default: a quarter and half of it",
+        description="student iterations of short trainings below the full proxy, rising; default: a quarter of it",
     )
     mode: Literal["strict", "logged"] = Field(
         default="strict", description="`strict`: depends on the specification alone; `logged`: never waits for a slow job, can be replayed"

@@ -93,7 +93,7 @@ def promotions(history: History, *, closing: bool) -> Iterator[tuple[int, list[i
         for place in range(len(ladder) - 2, -1, -1):
             rung, above = ladder[place], ladder[place + 1]
             ranked = history.order(rung)
-            choosy = above == ladder[-1] and place > 0 and not everybody
+            choosy = above == ladder[-1] and not everybody
             able = [index for index in ranked if not waits(history, index)] if choosy else ranked
             gone = set().union(*history.entered[above:])
             calibrators = [index for index in ranked if index not in gone and index < first]

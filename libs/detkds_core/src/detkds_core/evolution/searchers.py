@@ -22,6 +22,7 @@ from detkds_core.policy import Policy
 
 Propose = Callable[[History, random.Random], Candidate | None]
 ATTEMPTS = 50
+FEW, EVOLVING = 80, 290  # candidates at the lowest rung that a budget pays for: no stage 1 for so few; all of it for so many more
 SPARED = 2  # candidates that stage 1 proposes less for each hand-designed policy among the references
 STARTUP = 10  # random policies before the Parzen estimator, Optuna's own number
 
@@ -119,12 +120,22 @@ def island_of(policy: Policy) -> str | None:
 def divide_and_conquer(history: History, rng: random.Random) -> Candidate | None:
     """Single terms on islands, then their combinations. A stage with nothing new left hands its budget to the other one."""
     stages = [propose_term, propose_combination]
-    if history.spent >= history.since + (1 - history.spec.stage2_share) * (new_budget(history) - history.since) - spared(history):
+    if history.spent >= history.since + stage1_share(history) * (new_budget(history) - history.since) - spared(history):
         for island in history.untried:  # with many references, stage 1 may end before their turn
             if (candidate := propose_on(history, island, rng)) is not None:
                 return candidate
         stages.reverse()
     return stages[0](history, rng) or stages[1](history, rng)
+
+
+def stage1_share(history: History) -> float:
+    """Part of the budget for new candidates that stage 1 may spend, beyond the term or two with which every island begins.
+
+    Nothing where the budget pays for few candidates: they hardly evolve, and combinations of what is there are better (docs/benchmarks.md).
+    """
+    spec = history.spec
+    paid = history.budget / spec.rungs[0]
+    return max(0.0, min(1 - spec.stage2_share, (paid - FEW) / EVOLVING)) if spec.stage2_share else 1
 
 
 def spared(history: History) -> float:
