@@ -20,7 +20,7 @@ from detkds_core.evolution import Evolution, Job, Outcome, Spec
 from detkds_core.policy import Policy, SearchSpace, canonical_json, named_policies
 from detkds_evolver.main import collect_rarely
 
-RUNGS = (PAIR.proxy.iterations // 4, PAIR.proxy.iterations // 2, PAIR.proxy.iterations)
+RUNGS = (PAIR.proxy.iterations // 4, PAIR.proxy.iterations)
 REFERENCES = ("pkd", "fitnets", "cwd", "cwd_logits", "defeat", "dist")
 BUDGET = 500  # full proxies: more than is spent here
 LATEST = 20  # jobs that may end before an earlier one
