@@ -28,6 +28,7 @@ SEARCH = {
     "dataset": "shapes",
     "student": {"detector": "gfl_r18w8_fpn32"},
     "candidates": 14,
+    "rungs": [2, 4],
     "parallelism": 2,
     "group": 3,
     "seed": 11,
