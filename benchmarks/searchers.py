@@ -90,7 +90,7 @@ def one(kind: str, algorithm: str, budget: float, seed: int, lever: str, options
     algorithm = off.get("algorithm", algorithm)
     halves = algorithm in HALVING
     chosen = dict(options)
-    live, middle = chosen.pop("live", False), chosen.pop("middle", False)
+    live, middle, parallelism = chosen.pop("live", False), chosen.pop("middle", False), chosen.pop("parallelism", 1)
     world: World = measured_table() if kind == "table" else Landscape(seed, **chosen)
     if isinstance(world, Table):
         ladder = world.rungs if middle else (world.rungs[0], world.rungs[-1])
@@ -106,6 +106,7 @@ def one(kind: str, algorithm: str, budget: float, seed: int, lever: str, options
         rungs=ladder if halves and off.get("rungs", True) else (full,),
         algorithm=algorithm,
         group=(LIVE_GROUP if live or kind == "table" else GROUP) if halves else 1,
+        parallelism=parallelism,
         look=LOOK * full if halves else 0.0,
         lenient=kind == "table",
         **off.get("spec", {}),
@@ -232,11 +233,14 @@ def main() -> None:
     parser.add_argument("--taus", type=float, nargs="+", default=None, help="rank correlations of the rungs with the full proxy")
     parser.add_argument("--live", action="store_true", help="rungs, groups and hand-designed references as a live search has them")
     parser.add_argument("--middle", action="store_true", help="with --live, and on the table: a rung of half the full proxy, too")
+    parser.add_argument("--parallelism", type=int, default=1, help="jobs under way at once; each sees the results of so many fewer")
     parser.add_argument("--not-adding", action="store_true", help="landscapes where a combination is worth what its best term is")
     arguments = parser.parse_args()
     options: dict[str, Any] = {"live": True, **(MIDDLE if arguments.middle else LIVE)} if arguments.live else {}
     if arguments.middle:
         options["middle"] = True
+    if arguments.parallelism > 1:
+        options["parallelism"] = arguments.parallelism
     if arguments.taus:
         options["taus"] = tuple(arguments.taus)
     if arguments.not_adding:

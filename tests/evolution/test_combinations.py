@@ -1,11 +1,13 @@
 """Stage 2: what hand-designed policies add to it, and that its weights can be read."""
 
+from dataclasses import replace
+
 from detkds_core.evolution import Outcome, Spec
-from detkds_core.evolution.combinations import mutation, together
+from detkds_core.evolution.combinations import grafted, mutation, together
 from detkds_core.evolution.history import History, generator, rounded
 from detkds_core.evolution.islands import draw, opening
 from detkds_core.evolution.spec import Candidate, Job
-from detkds_core.policy import SearchSpace, Term, canonical, check, parse_formula
+from detkds_core.policy import Policy, SearchSpace, Term, canonical, check, parse_formula
 
 from .worlds import EVERY, NONE, PKD, make_spec, run, uniform
 
@@ -90,3 +92,17 @@ def test_a_small_search_opens_with_fewer_terms_an_island():
         return opening(History(Spec(EVERY, budget, 0, (NONE,), SearchSpace(images_per_batch=8, has_edges=True), rungs)))
 
     assert [openings(budget) for budget in (100, 1500, 2500, 100_000)] == [2, 3, 5, 6]
+
+
+def test_the_best_terms_are_grafted_onto_the_best_policy_of_several():
+    kl = Term("logits", ("softmax_HW",), "kl", 5.0)
+    boxes = Term("localization", ("none",), "l1", 1.0)
+    better = canonical(parse_formula("l2[region=teacher_score, warm_up=500](global) + 0.04·kl_sigmoid(logits)"))
+    history = seen(make_spec(), (NONE, 10, None), (FRS, 15, None), (better, 20, None), (PKD, 25, None))
+    moves = list(grafted(history, [(kl, 4), (boxes, 5)]))
+    global_term, logits_term = better.terms
+    assert moves == [
+        (Policy((global_term, replace(kl, weight=2.5))), (2, 4)),
+        (Policy((global_term, logits_term, replace(boxes, weight=0.5))), (2, 5)),
+    ]
+    assert not list(grafted(seen(make_spec(), (NONE, 10, None), (PKD, 25, None)), [(kl, 4)])), "nobody has several terms"

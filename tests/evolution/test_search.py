@@ -88,6 +88,17 @@ def test_somebody_reaches_the_full_proxy_however_small_the_budget(budget):
     assert evolution.history().spent <= budget
 
 
+@pytest.mark.parametrize("parallelism", [1, 2, 4])
+def test_a_last_group_leaves_what_is_kept_for_those_that_climb(parallelism):
+    spec = make_spec(budget=12 * 120, group=8, parallelism=parallelism, rungs=(30, 120))
+    evolution = run(spec, lambda policy, job, earlier: Outcome(uniform(canonical_json(policy)) + job.rung))
+    spent, kept = 0, 0.75 * spec.budget  # until so much is spent, new candidates begin
+    for job in evolution.jobs:
+        before, spent = spent, spent + spec.rungs[job.rung] * len(job.members)
+        assert not job.new or spent < kept + 30 or before >= kept
+    assert sum(len(job.members) for job in evolution.jobs if job.rung == 1) >= 3
+
+
 def test_the_number_of_candidates_may_be_limited():
     evolution = run(make_spec(candidates=20), measure(0))
     assert len(evolution.candidates) == 20

@@ -94,7 +94,8 @@ def opening_moves(history: History, choices: dict[str, list[Choice]]) -> Iterato
     """The combinations worth trying before any mutation, in the order of their promise.
 
     First what an additive model has for the best: every island that gains over no distillation, with weights that keep the length of
-    all gradients together near that of one. Then the best with each other island, and fewer and more of all.
+    all gradients together near that of one. Then the best with each other island, the best of each on what has several terms already (a
+    hand-designed policy, at first), and fewer and more of all.
     """
     best = [formulas[0] for formulas in choices.values()]  # one of each island, the best first
     helping = [choice for choice in best if gains(history, choice[1])]
@@ -103,6 +104,7 @@ def opening_moves(history: History, choices: dict[str, list[Choice]]) -> Iterato
         yield together(group, len(group) ** -0.5)
     for other in best[1:]:
         yield together([best[0], other], 2**-0.5)
+    yield from grafted(history, best)
     for size in range(3, len(best)):
         yield together(best[:size], size**-0.5)
     for other in best[1:]:
@@ -111,6 +113,17 @@ def opening_moves(history: History, choices: dict[str, list[Choice]]) -> Iterato
         yield together(group, 1.0)
     for weight in halved_and_doubled(best[0][0].weight):
         yield Policy((replace(best[0][0], weight=weight),)), (best[0][1],)
+
+
+def grafted(history: History, best: Sequence[Choice]) -> Iterator[Move]:
+    """The best candidate of several terms, with the best term of each island in place of its own, or beside it."""
+    whole = next((one for one in history.ranked if len(one.candidate.policy.terms) > 1), None)
+    if whole is None:
+        return
+    policy, index = whole.candidate.policy, whole.candidate.index
+    for term, origin in best:
+        others = tuple(mine for mine in policy.terms if mine.knowledge != term.knowledge)
+        yield replace(policy, terms=(*others, scaled(term, DAMPING))), (index, origin)
 
 
 def gains(history: History, index: int) -> bool:

@@ -7,6 +7,7 @@ anew in every iteration. Optuna's samplers are in `optuna_searchers`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -152,6 +153,13 @@ def new_budget(history: History) -> float:
     return history.since + (history.budget - history.since) * share
 
 
+def begun(history: History, rung: int) -> int:
+    """How many a group begins with: no more than what is left for new candidates pays for, at least one, and a calibration whole."""
+    spec = history.spec
+    paid = math.ceil((new_budget(history) - history.spent) / (spec.rungs[rung] + spec.look))
+    return min(spec.group, max(1, paid, calibrating(history) - history.count))
+
+
 def climbing(history: History, *, closing: bool) -> Plan | None:
     """Those that are promoted and paid for, a rung higher."""
     for rung, members in promotions(history, closing=closing) if history.spec.halves else ():
@@ -170,7 +178,8 @@ def halving(propose: Propose) -> Callable[[History], Plan | None]:
         if (climb := climbing(history, closing=closing)) is not None:
             return climb
         if not closing or history.count < calibrating(history):
-            if (new := newcomers(history, propose, climbed(history)[0])) is not None:
+            rung = climbed(history)[0]
+            if (new := newcomers(history, propose, rung, begun(history, rung))) is not None:
                 return new
             if (climb := climbing(history, closing=True)) is not None:  # nothing new is left: too few to share a job climb now
                 return climb
