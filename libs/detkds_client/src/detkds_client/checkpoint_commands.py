@@ -11,12 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from detkds_client import show
-from detkds_client.options import Json, Refusal, Url, connected
+from detkds_client.options import Classes, Json, Refusal, Url, connected
+from detkds_client.spelling import names
 from detkds_client.types import Checkpoint
 
-Classes = Annotated[
-    str | None, typer.Option(help="Class names in the order of training, comma separated, when the file does not name them.")
-]
 Detector = Annotated[str | None, typer.Option(help="Whose weights they are (`detkds pairs`); a request for another is then refused.")]
 Called = Annotated[str | None, typer.Option("--name", help="What to call it; default: the file's name.")]
 
@@ -55,7 +53,7 @@ def upload(
     with connected(url) as client, bar:
         task = bar.add_task("upload", total=file.stat().st_size)
         done = client.upload_checkpoint(
-            file, name=name, classes=listed(classes), detector=detector, on_progress=lambda sent, _: bar.update(task, completed=sent)
+            file, name=name, classes=names(classes), detector=detector, on_progress=lambda sent, _: bar.update(task, completed=sent)
         )
     tell(done, as_json)
 
@@ -78,7 +76,7 @@ def add(
 ) -> None:
     """Take in a checkpoint that lies on the service's machine, or on a host that it may fetch from."""
     with connected(url) as client:
-        done = client.add_checkpoint(place, sha256=sha256, name=name, classes=listed(classes), detector=detector)
+        done = client.add_checkpoint(place, sha256=sha256, name=name, classes=names(classes), detector=detector)
     tell(done, as_json)
 
 
@@ -90,10 +88,6 @@ def delete(
     with connected(url) as client:
         done = client.delete_checkpoint(checkpoint_id)
     show.as_json(done) if as_json else print(f"{done['name']} ({done['id']}) is deleted")
-
-
-def listed(text: str | None) -> list[str] | None:
-    return [part.strip() for part in text.split(",")] if text else None
 
 
 def tell(done: Checkpoint, as_json: bool) -> None:

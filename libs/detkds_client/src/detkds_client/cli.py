@@ -14,7 +14,8 @@ from detkds_client import result_commands, run_commands, show, start_commands
 from detkds_client.checkpoint_commands import checkpoints_app
 from detkds_client.connection import DigestError, ProblemError, ServiceUnreachable
 from detkds_client.key_commands import keys_app
-from detkds_client.options import Json, Refusal, Url, connected
+from detkds_client.options import Classes, Json, Refusal, Url, connected
+from detkds_client.spelling import names
 from detkds_client.worker_commands import job, logs, workers_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -173,17 +174,17 @@ def demo(
 def convert(
     source: Annotated[Path, typer.Argument(help="A PyTorch checkpoint (.pth) of a detector.")],
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    classes: Annotated[str | None, typer.Option(help="Class names, comma separated, when the checkpoint does not name them.")] = None,
+    classes: Classes = None,
 ) -> None:
     """Make a teacher's checkpoint ready for the service: tensors only, with its class names in the header."""
     from detkds_client.convert import ConvertError
     from detkds_client.convert import convert as run
 
     try:
-        names = run(source, target, tuple(part.strip() for part in classes.split(",")) if classes else None)
+        found = run(source, target, names(classes))
     except ConvertError as error:
         raise Refusal(str(error)) from error
-    print(f"{target}: {len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
+    print(f"{target}: {len(found)} classes ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})")
 
 
 def explain(text: str) -> None:

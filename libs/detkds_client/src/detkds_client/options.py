@@ -36,6 +36,12 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress unti
 Name = Annotated[str | None, typer.Option(help="A name to find it again by.")]
 Notes = Annotated[str | None, typer.Option(help="What is worth remembering of it.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="A word to find it again by; repeatable.")]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Class names in the order of training, when the checkpoint does not name them, with commas between or repeated.",
+    ),
+]
 RunId = Annotated[str, typer.Argument(metavar="ID", help="A search or a distillation.")]
 Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
 

@@ -44,8 +44,20 @@ def fields(texts: list[str] | None, option: str = "--recipe") -> dict[str, Any] 
     return found
 
 
-def numbers(option: str, text: str | None) -> list[int] | None:
+def joined(texts: list[str] | None) -> str | None:
+    """An option that was given several times, as if it had been given once, with commas between."""
+    return None if texts is None else ",".join(texts)
+
+
+def names(texts: list[str] | None) -> tuple[str, ...] | None:
+    """`cat,dog` as names; None where the option is not given, or empty."""
+    text = joined(texts)
+    return tuple(part.strip() for part in text.split(",")) if text else None
+
+
+def numbers(option: str, texts: list[str] | None) -> list[int] | None:
     """`15,30,60` as numbers; none for an empty text."""
+    text = joined(texts)
     if text is None:
         return None
     try:
@@ -54,8 +66,9 @@ def numbers(option: str, text: str | None) -> list[int] | None:
         raise Refusal(f"{option} {text}: write it as numbers with commas between, for example {option} 15,30,60") from None
 
 
-def distillers_of(text: str | None) -> str | list[str] | None:
+def distillers_of(texts: list[str] | None) -> str | list[str] | None:
     """`all`, or names and formulas with commas between; a formula's own commas stand in brackets."""
+    text = joined(texts)
     if text is None or text == "all":
         return text
     return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]

@@ -53,14 +53,17 @@ def search(
     knowledge: Annotated[list[str] | None, typer.Option(help="Search only these kinds of knowledge; repeatable.")] = None,
     space: Annotated[str, typer.Option(help="published: the names that DetKDS can reach; full: all that the language has.")] = "published",
     reference: Annotated[list[str] | None, typer.Option(help="Named policies to begin with; repeatable. Default: those that suit.")] = None,
-    rungs: Annotated[str | None, typer.Option(help="Iterations of the short trainings, comma separated, rising.")] = None,
+    rungs: Annotated[
+        list[str] | None, typer.Option(help="Iterations of the short trainings, rising, with commas between or repeated.")
+    ] = None,
     group: Annotated[int | None, typer.Option(help="Candidates that are trained together.")] = None,
     parallelism: Annotated[int | None, typer.Option(help="Jobs that may be under way at once.")] = None,
     finalists: Annotated[int | None, typer.Option(help="Candidates that are confirmed.")] = None,
     confirm_seeds: Annotated[int | None, typer.Option(help="Fresh seeds of the confirmation.")] = None,
     confirm_iterations: Annotated[int | None, typer.Option(help="Its iterations; default: those of the recipe.")] = None,
     distillers: Annotated[
-        str | None, typer.Option(help="Hand-designed policies to compare with, comma separated; all: every one that suits the pair.")
+        list[str] | None,
+        typer.Option(help="Hand-designed policies to compare with, with commas between or repeated; all: every one that suits the pair."),
     ] = None,
     warm_start: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Begin with the best policies of an earlier search; repeatable.")
