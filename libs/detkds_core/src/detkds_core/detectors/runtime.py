@@ -16,7 +16,7 @@ from detkds_core.detectors import ops
 def prepare_mmdet() -> bool:
     """Make MMDetection usable in this process; first call of everything that uses it. Later calls do nothing.
 
-    Bridges mmcv's compiled ops to torchvision (unless mmcv was compiled), registers MMDetection's modules and makes its scope the
+    Bridges mmcv's compiled ops to torchvision (unless mmcv was compiled), registers MMDetection's models and makes its scope the
     default one, and lets checkpoints load as tensors only, never as pickled objects. Nothing is printed and nothing warned: the
     libraries' messages at import (packages that they would like, names that moved) concern nobody who can act on them.
     Afterwards MMEngine's own logger speaks from warnings on, to stderr: by default it lists every weight it sets, on stdout, which
@@ -29,15 +29,22 @@ def prepare_mmdet() -> bool:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         bridged = ops.install()
-        from mmdet.utils import register_all_modules
+        import mmdet.models  # noqa: F401  # its registries; nothing here loads data or runs hooks by MMDetection
 
-        register_all_modules(init_default_scope=True)
+        _default_scope()
         _assign_on_the_device()
     _quiet_logger()
     # what their code says about itself while it trains: deprecations that a user cannot mend
     warnings.filterwarnings("ignore", module=r"mm(det|cv|engine)\.")
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")  # told by torch, of MMDetection
     return bridged
+
+
+def _default_scope() -> None:
+    """Let names without a scope be MMDetection's."""
+    from mmengine.registry import DefaultScope
+
+    DefaultScope.get_instance("detkds", scope_name="mmdet")  # the newest is the current one
 
 
 def _assign_on_the_device() -> None:
