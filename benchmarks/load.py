@@ -13,7 +13,8 @@ Measured, in windows of candidates (`--windows` equal ones), because a machine t
 - the wait of a worker from the end of a job to its next one;
 - at the end, `--clients` HTTP clients ask at random for `/health`, the lists (searches, jobs, candidates, results) and the details of a
   search and of a job: p50 and p99 of each, and by how much they are above those of `/health`;
-- resident memory of API and evolver, every few seconds.
+- resident memory of API, evolver and the process of all workers, every few seconds. With `--again` a new search begins for each that has
+  ended, until `--seconds` are over: `--searches 10 --candidates 200 --workers 50 --again --seconds 3600` is an hour as a team has it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import argparse
 import hashlib
 import heapq
 import http.client
+import itertools
 import json
 import multiprocessing
 import os
@@ -360,6 +362,7 @@ class Services:
                 "evolver_postgres": sum(map(processor_seconds, self.backends())),
                 "evolver_mib": resident_mib(self.evolver),
                 "api_mib": resident_mib(self.api),
+                "workers_mib": resident_mib(workers_pid),
                 "api": processor_seconds(self.api),
                 "workers": processor_seconds(workers_pid),
             }
@@ -411,9 +414,14 @@ def services(home: Path, profile: str | None) -> Iterator[Services]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="detkds-load-") as folder, services(Path(folder), options.profile) as all_of_it:
         began = time.time()
-        for seed in range(options.searches):
-            wanted = {"candidates": options.candidates, "group": options.group, "parallelism": options.parallelism, "seed": seed}
+        seeds = itertools.count()
+
+        def begin() -> None:
+            wanted = {"candidates": options.candidates, "group": options.group, "parallelism": options.parallelism, "seed": next(seeds)}
             all_of_it.call("POST", "/searches", SEARCH | wanted)
+
+        for _ in range(options.searches):
+            begin()
         print(f"{options.searches} searches begun in {time.time() - began:.0f} s", flush=True)
         waits = Path(folder) / "waits.json"
         context = multiprocessing.get_context("spawn")
@@ -427,7 +435,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             while True:
                 now = all_of_it.sample(fleet.pid or 0)
                 print(json.dumps({name: round(value, 1) for name, value in now.items()} | {"at": round(now["at"] - began)}), flush=True)
-                over = not now["open"] or time.time() - began > options.seconds or not fleet.is_alive()
+                for _ in range(options.searches - int(now["open"]) if options.again else 0):
+                    begin()
+                over = (not now["open"] and not options.again) or time.time() - began > options.seconds or not fleet.is_alive()
                 for part in options.ask_at:
                     if part not in asked and (now["measured"] >= part * total or over):
                         asked[part] = {"candidates": now["measured"], **latencies_of(options, all_of_it)}
@@ -454,7 +464,7 @@ def summary(
     options: argparse.Namespace, samples: Sequence[Mapping[str, float]], told: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The figures: by windows of candidates, and of the whole."""
-    total = options.searches * options.candidates
+    total = max(options.searches * options.candidates, samples[-1]["measured"])
     step = total / options.windows
     windows = []
     for place in range(options.windows):
@@ -480,15 +490,14 @@ def summary(
             }
         )
     every = [seconds for _, seconds in told["waits"]]
-    half = len(samples) // 2
+    sixths = [samples[len(samples) * k // 6 : len(samples) * (k + 1) // 6] for k in range(6)]
     memory = {
         name: {
-            "first_half_mib": round(statistics.fmean(one[name] for one in samples[:half]), 1),
-            "second_half_mib": round(statistics.fmean(one[name] for one in samples[half:]), 1),
-            "last_mib": round(samples[-1][name], 1),
-            "most_mib": round(max(one[name] for one in samples), 1),
+            "sixths": [round(statistics.fmean(one[name] for one in part), 1) for part in sixths if part],
+            "last": round(samples[-1][name], 1),
+            "most": round(max(one[name] for one in samples), 1),
         }
-        for name in ("api_mib", "evolver_mib")
+        for name in ("api_mib", "evolver_mib", "workers_mib")
     }
     return {
         "options": {name: value for name, value in vars(options).items() if name not in ("json", "profile")},
@@ -518,6 +527,7 @@ def main() -> None:
     )
     parser.add_argument("--lease-seconds", type=float, default=120.0, help="of the workers (DETKDS_LEASE_SECONDS)")
     parser.add_argument("--threads", type=int, default=12, help="that do what the workers do")
+    parser.add_argument("--again", action="store_true", help="a new search begins for each that has ended, until --seconds are over")
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--clients", type=int, default=4, help="that ask the API")
     parser.add_argument("--pause", type=float, default=0.1, help="mean seconds between two requests of a client")

@@ -1,0 +1,120 @@
+"""Whether the gates refuse what would have been good, where they refuse most: random policies with the paper's own weights.
+
+`python benchmarks/gates.py --pair digits_gfl --policies 64` searches at random (`"algorithm": "random"`, `"weights": "published"`), lets
+every gate but the one against doubles look at each policy, trains all at the full proxy whatever was said, and prints the funnel as a
+search's report has it. A search audits one refused policy in twenty; here all are. Nothing is kept: the last lines are the figures.
+"""
+
+import argparse
+import os
+from collections import Counter
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+from detkds_core.catalogue import DETECTORS, PAIRS, Pair, exchange, pair_facts
+from detkds_core.datasets import default_cache, load_dataset
+from detkds_core.evolution import Evolution, Job, Outcome, Spec
+from detkds_core.evolution.spec import GATES
+from detkds_core.policy import Policy, SearchSpace, formula, to_json
+from detkds_core.report import false_rejects
+
+GROUP = 8
+
+
+def specification(pair: Pair, policies: int, seed: int) -> Spec:
+    """A random search over the pair's space that trains every candidate in full; no distillation is its first."""
+    teacher, student = DETECTORS[pair.teacher], DETECTORS[pair.student]
+    offer = exchange(teacher, student)
+    facts = pair_facts(offer, student, len(load_dataset(pair.dataset, default_cache()).classes), pair.proxy.batch)
+    full = pair.proxy.iterations
+    return Spec(
+        knowledge=offer.knowledge,
+        budget=full * (policies + 1),
+        candidates=policies + 1,
+        seed=seed,
+        references=(Policy(()),),
+        space=SearchSpace.of(facts, knowledge=offer.knowledge),
+        rungs=(full,),
+        algorithm="random",
+        group=GROUP,
+    )
+
+
+def work(pair: Pair, job: Job, seed: int) -> dict[str, Any]:
+    """What a worker would be told of a job; every refused candidate is to be trained."""
+    return {
+        "kind": "evaluate",
+        "dataset": load_dataset(pair.dataset, default_cache()).to_json(),
+        "teacher": {"detector": pair.teacher, "checkpoint": pair.teacher_checkpoint},
+        "student": {"detector": pair.student},
+        "inherit": pair.inherit,
+        "recipe": pair.proxy.to_json(),
+        "seed": seed,
+        "fork": pair.proxy.iterations // 2,
+        "rung": None,
+        "stands_for": pair.full.iterations,
+        "gates": [gate for gate in GATES if gate != "duplicate"],
+        "candidates": [{"index": one.index, "policy": to_json(one.policy), "audit": True} for one in job.new],
+    }
+
+
+def outcome(row: dict[str, Any]) -> Outcome:
+    """A row of a job's result as the search is told it."""
+    failure = row["failure"] and row["failure"]["kind"]
+    return Outcome(row["ap"], failure, row["rejected"] and row["rejected"]["gate"])
+
+
+def run(pair: Pair, policies: int, seed: int) -> Evolution:
+    """Train them all; one line a policy."""
+    from detkds_core.training.jobs import measure_candidates
+
+    evolution = Evolution(specification(pair, policies, seed))
+    while (job := evolution.ask()) is not None:
+        rows = measure_candidates(work(pair, job, seed), lambda *_args, **_more: None)["candidates"]
+        for row in rows:
+            said = row["rejected"] or row["failure"] or {}
+            why = f"{said.get('gate') or said.get('kind')}: {said['detail']}" if said else ""
+            ap = "failed" if row["ap"] is None else f"{row['ap']:.1f}"
+            print(f"{row['index']:3} {ap:>6} {formula(evolution.candidate(row['index']).policy)}  {why}", flush=True)
+        evolution.tell(job.index, {row["index"]: outcome(row) for row in rows})
+    return evolution
+
+
+def report(pair: Pair, evolution: Evolution) -> None:
+    """How many were refused by what, how these do beside the others, and how many were refused wrongly."""
+    outcomes = {index: one for told in evolution.results.values() for index, one in told.items()}
+    alone, *others = (outcomes[index] for index in range(evolution.count))
+    by_gate = Counter(one.rejected for one in others if one.rejected is not None)
+    refused = [one.ap for one in others if one.rejected is not None and one.ap is not None]
+    passed = [one.ap for one in others if one.rejected is None and one.ap is not None]
+    print(f"\n{pair.name}: {len(others)} policies at {pair.proxy.iterations} iterations, seed {evolution.spec.seed}, ", end="")
+    print(f"{pair.proxy.eval_images} images; no distillation {alone.ap or 0:.1f} AP")
+    print("refused: " + (", ".join(f"{count} by {gate}" for gate, count in by_gate.most_common()) or "none"))
+    for name, values in (("refused", refused), ("passed", passed)):
+        if values:
+            print(f"{name}: {len(values)} trained, AP {min(values):.1f} to {max(values):.1f}, median {median(values):.1f}")
+    print(f"could not be trained: {sum(one.ap is None for one in others)}, of which refused {sum(by_gate.values()) - len(refused)}")
+    print(f"false-reject rate of the gates: {false_rejects(evolution.summary()['funnel'])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", default="digits_gfl", choices=[name for name, pair in PAIRS.items() if pair.dataset != "coco"])
+    parser.add_argument("--policies", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    from detkds_core.detectors.runtime import prepare_mmdet
+
+    prepare_mmdet()
+    pair = PAIRS[arguments.pair]
+    report(pair, run(pair, arguments.policies, arguments.seed))
+
+
+if __name__ == "__main__":
+    main()
