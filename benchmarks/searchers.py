@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--live", action="store_true", help="rungs, groups and hand-designed references as a live search has them")
     parser.add_argument("--middle", action="store_true", help="with --live, and on the table: a rung of half the full proxy, too")
     parser.add_argument("--parallelism", type=int, default=1, help="jobs under way at once; each sees the results of so many fewer")
-    parser.add_argument("--not-adding", action="store_true", help="landscapes where a combination is worth what its best term is")
+    parser.add_argument("--together", choices=("sum", "best", "mean"), default="sum", help="what a combination is worth, of its terms")
     arguments = parser.parse_args()
     options: dict[str, Any] = {"live": True, **(MIDDLE if arguments.middle else LIVE)} if arguments.live else {}
     if arguments.middle:
@@ -243,8 +243,8 @@ def main() -> None:
         options["parallelism"] = arguments.parallelism
     if arguments.taus:
         options["taus"] = tuple(arguments.taus)
-    if arguments.not_adding:
-        options["adding"] = False
+    if arguments.together != "sum":
+        options["together"] = arguments.together
     seeds = range(arguments.first, arguments.first + arguments.repeats)
     runs = Runs("table" if arguments.command == "table" else "landscape", seeds, arguments.workers, options)
     try:

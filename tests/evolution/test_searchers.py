@@ -82,3 +82,15 @@ def test_a_measurement_follows_from_policy_rung_and_seed():
     assert first == Landscape(3).measurement(policy, 0, 4, 0)
     assert first != landscape.measurement(policy, 0, 4, 1)
     assert first != landscape.measurement(policy, 1, 4, 0)
+
+
+def test_what_a_combination_is_worth_of_its_terms():
+    rng = random.Random(2)
+    landscapes = {together: Landscape(5, together=together) for together in ("sum", "best", "mean")}
+    terms = tuple(landscapes["sum"].sample(rng, island) for island in ("global", "logits"))
+    first, second = sorted((landscapes["sum"].gain(term) for term in terms), reverse=True)
+    worths = {together: landscape.worth(Policy(terms)) for together, landscape in landscapes.items()}
+    assert worths["best"] == first
+    assert worths["mean"] == pytest.approx((first + second) / 2)
+    assert abs(worths["sum"] - (first + (second / 2 if second > 0 else second))) < 1  # and luck of 0.15
+    assert all(landscape.worth(Policy(terms[:1])) == landscapes["sum"].gain(terms[0]) for landscape in landscapes.values())

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
-from typing import Protocol
+from statistics import fmean
+from typing import Literal, Protocol
 from weakref import WeakKeyDictionary
 
 from detkds_core.evolution.search import Evolution
@@ -34,7 +35,8 @@ class Landscape:
     """What each policy is worth, and what a training of it would show. A `Space` as well.
 
     taus: about the rank correlation of each rung below the full proxy with it. noise: standard deviation between seeds, by rung.
-    adding: whether terms add up; if not, a combination is worth what its best term is.
+    together: what a combination is worth: "sum" (terms add up, the next best by half), its "best" term, or the "mean" of its terms, which
+    is what those of the measured table follow.
     """
 
     seed: int
@@ -42,7 +44,7 @@ class Landscape:
     noise: tuple[float, ...] = (0.4, 0.35, 0.3, 0.2)
     knowledge: tuple[str, ...] = tuple(SIZES)
     balanced: bool = False
-    adding: bool = True
+    together: Literal["sum", "best", "mean"] = "sum"
     _worth: dict[Term, float] = field(default_factory=dict, compare=False, repr=False)
     _seen: WeakKeyDictionary[Evolution, dict[str, int]] = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
 
@@ -115,10 +117,12 @@ class Landscape:
         return {knowledge: rng.gauss(0.0, 0.4) for knowledge in self.knowledge}
 
     def worth(self, policy: Policy) -> float:
-        """The true gain of a policy over no distillation: its best term, half of the next, and so on; what harms counts in full."""
+        """The true gain of a policy over no distillation; of a sum its best term, half of the next, ..., and in full what harms."""
         gains = sorted((self.gain(term) for term in policy.terms), reverse=True)
-        if not self.adding:
+        if self.together == "best":
             return max(gains, default=0.0)
+        if self.together == "mean":
+            return fmean(gains) if gains else 0.0
         total = sum(gain * 0.5**place if gain > 0 else gain for place, gain in enumerate(gains))
         return total + (self._normal(policy, "together") * 0.15 if len(gains) > 1 else 0.0)
 
