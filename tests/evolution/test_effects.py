@@ -5,9 +5,11 @@ import pytest
 from detkds_core.evolution import Candidate, Job, Outcome, effects
 from detkds_core.evolution.effects import expected, genes
 from detkds_core.evolution.history import History
+from detkds_core.evolution.islands import first_values
+from detkds_core.evolution.rungs import climbed
 from detkds_core.policy import Policy, Term
 
-from .worlds import make_spec
+from .worlds import EVERY, make_spec
 
 
 def term(norm, distance="l2", weight=1.0, knowledge="global"):
@@ -60,3 +62,18 @@ def test_effects_by_hand(monkeypatch):
 def test_a_feature_island_learns_from_another():
     made = history([(term("norm_C"), 30.0), (term("norm_HW"), 20.0)])
     assert expected(made, term("norm_C", knowledge="fgbg")) > expected(made, term("norm_HW", knowledge="fgbg"))
+
+
+def test_a_rung_that_misleads_does_not_steer_stage_1_any_more():
+    """Thirty candidates pass all rungs; what leads at the lowest is worst at the others, which agree."""
+    made = History(make_spec(budget=100_000, calibration=30, group=30))
+    terms = [term(norm, distance, weight) for norm in ("norm_C", "norm_HW") for distance in ("l1", "l2", "pear") for weight in range(1, 6)]
+    new = tuple(Candidate(index, Policy((one,)), "stage1", "global", (), "sample") for index, one in enumerate(terms))
+    for rung in range(3):
+        made.asked(Job(rung, rung, 0, tuple(range(30)), new if rung == 0 else ()))
+        worth = {index: float(index if rung else 30 - index) + 40 * (rung == 0) for index in range(30)}
+        made.told(rung, {index: Outcome(ap) for index, ap in worth.items()})
+    assert climbed(made) == [1, 2]
+    assert expected(made, term("norm_HW")) > expected(made, term("norm_C"))
+    assert first_values(made, "global") == [float(index) for index in range(30)]
+    assert first_values(made, EVERY[1]) == []

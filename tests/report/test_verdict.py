@@ -86,6 +86,15 @@ def test_the_best_of_equals_needs_more_than_one_that_was_not_chosen():
     assert among.returned == "reference"
 
 
+def test_that_it_was_chosen_counts_against_all_distillers():
+    """Against another distiller as against the best one: a - cwd is 2.4, 2.2, 2.3, so t = 2.3 * sqrt(3) / 0.1 = 39.8, p = 0.00063 alone."""
+    equals = [row(name, "searched", (28.4, 29.3, 30.2 - by)) for name, by in (("a", 0.0), ("b", 0.1), ("c", 0.2))]
+    cwd = row("cwd", "reference", (26.0, 27.1, 27.9))
+    judged = {(one.first, one.second): one for one in verdict([PKD, cwd, *equals]).comparisons}
+    assert judged["a", "cwd"].choices == 3
+    assert judged["a", "cwd"].p == pytest.approx(3 * 0.00063, abs=1e-4)
+
+
 def test_who_is_far_behind_was_no_choice():
     behind = row("behind", "searched", (10.0, 11.01, 11.99))
     judged = verdict([PKD, row("a", "searched", (28.4, 29.3, 30.2)), behind])

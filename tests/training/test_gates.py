@@ -196,6 +196,15 @@ def test_refused_candidates_are_not_trained_and_cost_the_others_nothing(spec):
     assert all(row["look"] is row["rejected"] is None for row in plain)
 
 
+def test_who_acts_for_a_part_of_the_training_is_nobodys_double(spec):
+    scheduled, throughout = ("0.3·l2[balanced, stop=0.5](global)", {}), ("0.3·l2[balanced](global)", {})
+    (first,) = measure_candidates(job_of(spec, [scheduled], gates=[]), SILENT)["candidates"]
+    assert (first["look"]["sketch"], first["look"]["ratio"] > 0) == ([], True)
+    known = [{"index": 7, "sketch": first["look"]["sketch"], "ratio": first["look"]["ratio"]}]
+    (second,) = measure_candidates(job_of(spec, [throughout], gates=list(GATES), known=known), SILENT)["candidates"]
+    assert (second["rejected"], len(second["look"]["sketch"])) == (None, 16)
+
+
 def test_candidates_of_earlier_groups_are_known(spec):
     (first,) = measure_candidates(job_of(spec, CANDIDATES[2:3], gates=[]), SILENT)["candidates"]
     known = [{"index": 40, "sketch": first["look"]["sketch"], "ratio": first["look"]["ratio"]}]

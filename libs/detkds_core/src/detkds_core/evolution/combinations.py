@@ -1,7 +1,7 @@
 """Stage 2: which terms together, and with which weights (a term that is left out has weight 0).
 
 The choices are the best two formulas of every island, and the hand-designed distillers with learned parts that were measured as
-references. It opens with the combinations among the seeds, then with hand-made ones (all terms with damped weights, the best pairs, ...),
+references. It opens with hand-made combinations (all terms with damped weights, the best pairs, ...),
 and then mutates the best candidates seen, hand-designed policies among them: the weight of a term or of a distiller, either on or off, the
 other formula of an island, where and from when a term looks, all weights together.
 """
@@ -28,9 +28,6 @@ DAMPING = 0.5  # two to five terms add up: their gradients together stay near th
 
 def propose_combination(history: History, rng: random.Random) -> Candidate | None:
     """The next candidate of stage 2, or None when every combination of the choices has been proposed."""
-    for seed in history.spec.seeds:
-        if len(seed.terms) > 1 and (candidate := combination(history, (seed, ()), "warm")) is not None:
-            return candidate
     choices = best_formulas(history)
     if not choices:
         return None

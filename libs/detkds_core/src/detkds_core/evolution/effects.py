@@ -1,8 +1,8 @@
 """What each gene of a term seems to add, from the results so far: advice on which of a few drafts is worth a training.
 
-An additive model of the lowest rung, which every candidate passes whatever it is worth: the AP of a one-term policy is that of its island
-and a sum of what its transforms, its distance and its weight add. Effects are shrunken to 0 by PRIOR results without any, so that a gene
-seen once says little. Feature islands share a vocabulary, hence part of an effect; where genes tell nothing, so does the advice.
+An additive model of the lowest rung in use, which every candidate passes whatever it is worth: the AP of a one-term policy is that of its
+island and a sum of what its transforms, its distance and its weight add. Effects are shrunken to 0 by PRIOR results without any, so that a
+gene seen once says little. Feature islands share a vocabulary, hence part of an effect; where genes tell nothing, so does the advice.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import lru_cache
 from statistics import fmean
 
 from detkds_core.evolution.history import History
+from detkds_core.evolution.rungs import climbed
 from detkds_core.policy import Term
 from detkds_core.policy.vocabulary import FEATURES
 
@@ -31,14 +32,15 @@ def genes(term: Term) -> tuple[Hashable, ...]:
 
 
 def effects(history: History) -> Mapping[Hashable, float]:
-    """What each gene seems to add to AP at the lowest rung."""
+    """What each gene seems to add to AP at the lowest rung that is in use."""
 
     def found() -> Mapping[Hashable, float]:
+        lowest = climbed(history)[0]
         rows = [
-            (genes(one.candidate.policy.terms[0]), history.means[one.candidate.index][0])
+            (genes(one.candidate.policy.terms[0]), history.means[one.candidate.index][lowest])
             for island in history.spec.knowledge
             for one in history.members(island)
-            if 0 in history.means[one.candidate.index]
+            if lowest in history.means[one.candidate.index]
         ]
         if not rows:
             return {}

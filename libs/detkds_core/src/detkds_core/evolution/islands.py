@@ -15,6 +15,7 @@ from statistics import fmean, pstdev
 
 from detkds_core.evolution.effects import expected
 from detkds_core.evolution.history import History, Measured, halved_and_doubled, tournament
+from detkds_core.evolution.rungs import climbed
 from detkds_core.evolution.spec import Candidate
 from detkds_core.policy import Policy, Term, named_policies
 from detkds_core.policy.vocabulary import FEATURES
@@ -27,22 +28,22 @@ DRAFTS = 8  # of which the most promising is proposed
 STALE = 40  # an island without a new best among so many proposals is finished
 
 
-def propose_term(history: History, rng: random.Random) -> Candidate | None:
-    """The next one-term candidate, or None when every formula of every island has been proposed."""
-    for island in islands_by_claim(history):
+def propose_term(history: History, rng: random.Random, *, finished: bool = False) -> Candidate | None:
+    """The next one-term candidate of an island that goes on, or of one that is finished; None where all formulas have been proposed."""
+    for island in islands_by_claim(history, finished=finished):
         candidate = propose_on(history, island, rng)
         if candidate is not None:
             return candidate
     return None
 
 
-def islands_by_claim(history: History) -> list[str]:
+def islands_by_claim(history: History, *, finished: bool = False) -> list[str]:
     """The islands, the one with the best claim to the next candidate first; equal claims keep the order of spec.knowledge.
 
     Islands below their opening or their floor come first, the smallest before the others. Then the upper confidence bound of what an
-    island earns: the mean of its best three + the spread of all results * sqrt(ln(total) / count), both at the lowest rung, which all
-    candidates share. Counts include candidates whose results are still out, so that parallel proposals do not all go to one island.
-    Islands that have not improved for long come last.
+    island earns: the mean of its best three + the spread of all results * sqrt(ln(total) / count), both at the lowest rung that is in
+    use. Counts include candidates whose results are still out, so that parallel proposals do not all go to one island.
+    finished: those that stop, since they have not improved for long and are not below their floor; else those that go on.
     """
     spec = history.spec
     counts = {island: history.singles(island) for island in spec.knowledge}
@@ -61,7 +62,8 @@ def islands_by_claim(history: History) -> list[str]:
         bound = earned + spread * math.sqrt(math.log(total + 1) / (counts[island] + 1))
         return (2 if is_finished(history, island) else 1, -bound)
 
-    return sorted(spec.knowledge, key=claim)
+    claims = {island: claim(island) for island in spec.knowledge}
+    return sorted((island for island in claims if (claims[island][0] == 2) == finished), key=lambda island: claims[island])
 
 
 def opening(history: History) -> int:
@@ -72,11 +74,12 @@ def opening(history: History) -> int:
 
 
 def first_values(history: History, island: str) -> list[float]:
-    """AP of an island's candidates at the lowest rung that each was seen at."""
+    """AP of an island's candidates at the lowest rung that is in use; of those that passed it."""
 
     def found() -> list[float]:
+        lowest = climbed(history)[0]
         each = (history.means[one.candidate.index] for one in history.members(island))
-        return [rungs[min(rungs)] for rungs in each]
+        return [rungs[lowest] for rungs in each if lowest in rungs]
 
     return history.remembered(("first values", island), found)
 
@@ -113,12 +116,11 @@ def draw(history: History, island: str, rng: random.Random) -> tuple[Term, tuple
     if count < opening(history):
         known = unproposed(history, island) if count % 2 == 0 else None
         return (known[0], (), known[1]) if known else (spec.space.sample(rng, island), (), "sample")
-    wished = rng.random() < 4 * SEED
     population = history.members(island)[-spec.population :]
     luck = rng.random()
     if luck < SAMPLE or not population:
         return spec.space.sample(rng, island), (), "sample"
-    if luck < SAMPLE + SEED and wished and (known := unproposed(history, island)):
+    if luck < SAMPLE + SEED and (known := unproposed(history, island)):
         return known[0], (), known[1]
     parent = tournament(rng, population, spec.tournament)
     term = history.own_term(parent)

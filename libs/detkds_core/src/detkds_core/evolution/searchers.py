@@ -119,14 +119,15 @@ def island_of(policy: Policy) -> str | None:
 
 
 def divide_and_conquer(history: History, rng: random.Random) -> Candidate | None:
-    """Single terms on islands, then their combinations. A stage with nothing new left hands its budget to the other one."""
+    """Single terms on islands, then their combinations. A stage with nothing new left hands its budget to the other one, and so does the
+    first once all islands are finished; these are searched on when nothing else is left."""
     stages = [propose_term, propose_combination]
     if history.spent >= history.since + stage1_share(history) * (new_budget(history) - history.since) - spared(history):
         for island in history.untried:  # with many references, stage 1 may end before their turn
             if (candidate := propose_on(history, island, rng)) is not None:
                 return candidate
         stages.reverse()
-    return stages[0](history, rng) or stages[1](history, rng)
+    return stages[0](history, rng) or stages[1](history, rng) or propose_term(history, rng, finished=True)
 
 
 def stage1_share(history: History) -> float:
@@ -303,7 +304,7 @@ def crossed(history: History, a: int, b: int, rng: random.Random) -> Candidate |
 
 
 ALGORITHMS: Mapping[str, Callable[[History], Plan | None]] = {
-    "detkds": halving(divide_and_conquer),
+    "detkds": halving(seeds_first(divide_and_conquer)),
     "random": full_proxies(seeds_first(random_policy)),
     "random_halving": halving(seeds_first(random_policy)),
     "evolution": full_proxies(seeds_first(regularized)),

@@ -237,7 +237,7 @@ def verdict(rows: Sequence[Row]) -> Verdict:
     ]
     found = {(one.first, one.second): one for one in judge([pair for pair in headline if pair.seeds])}
     others = [Pair(row, alone) for row in [*finalists, *references] if alone and row is not searched and row is not reference]
-    others += [Pair(searched, row) for row in references if searched and row is not reference]
+    others += [Pair(searched, row, of_finalists) for row in references if searched and row is not reference]
 
     def between(first: Row | None, second: Row | None) -> Comparison | None:
         return found.get((first.name, second.name)) if first and second else None

@@ -113,7 +113,10 @@ class Looked:
         row["seconds"] += seconds
         row["cost"]["probe_seconds"] = seconds
         if index in self.findings:
-            row["look"] = self.findings[index].look.to_json()
+            finding = self.findings[index]
+            # A look leaves schedules out: whoever acts for a part of the training only is nobody's double.
+            sketch = finding.look.sketch if acts_throughout(finding.policy) else ()
+            row["look"] = replace(finding.look, sketch=sketch).to_json()
         if index in self.refused:
             refusal = self.refused[index]
             row["rejected"] = refusal.to_json()
