@@ -173,14 +173,14 @@ def test_a_stale_token_loses(store: Store) -> None:
 
 
 def test_a_token_is_good_for_its_attempt_only(store: Store) -> None:
-    """A job that was given back runs again under the same number: the number alone would let the first worker write."""
+    """A job that was given back runs again under another number, for the files of the first attempt lie under its own."""
     first = held(store)
     with store.begin() as session:
         assert jobs.release(session, first)
-    assert row(store, first.job_id, "state", "attempt", "lease_token") == ("QUEUED", 0, None)
+    assert row(store, first.job_id, "state", "attempt", "released", "max_attempts", "lease_token") == ("QUEUED", 1, 1, 4, None)
     second = claim(store, first.job_id)
     assert second is not None
-    assert second.attempt == first.attempt == 1
+    assert (first.attempt, second.attempt) == (1, 2)
     with store.begin() as session:
         assert not jobs.finish(session, first, {})
         assert jobs.finish(session, second, {})

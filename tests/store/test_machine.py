@@ -27,18 +27,20 @@ class Expected:
     of: str | None = None  # the search or distillation that it belongs to
     state: str = "QUEUED"
     attempt: int = 0
+    released: int = 0
     most: int = 3
     token: str | None = None
     expired: bool = False
     result: dict[str, int] | None = None
     results: list[int] = field(default_factory=list)  # every result that was accepted
 
-    def free(self, state: str, *, attempt: int = 0) -> None:
-        self.state, self.token, self.expired, self.attempt = state, None, False, self.attempt + attempt
+    def free(self, state: str, *, uncounted: bool = False) -> None:
+        self.state, self.token, self.expired = state, None, False
+        self.released, self.most = self.released + uncounted, self.most + uncounted
 
     def again(self, *, lost: bool) -> None:
         """After an attempt that may be repeated."""
-        left = self.attempt < (MOST_ATTEMPTS if lost else self.most)
+        left = self.attempt - self.released < MOST_ATTEMPTS if lost else self.attempt < self.most
         self.most += lost and left
         self.free("QUEUED" if left else "DEAD")
 
@@ -244,7 +246,7 @@ class Service(RuleBasedStateMachine):
         with self.store.begin() as session:
             assert jobs.release(session, claim) is self._holds(claim)
         if self._holds(claim):
-            self.jobs[claim.job_id].free("QUEUED", attempt=-1)
+            self.jobs[claim.job_id].free("QUEUED", uncounted=True)
 
     # --- what must hold
 
@@ -254,8 +256,8 @@ class Service(RuleBasedStateMachine):
             for name, model in self.jobs.items():
                 job = jobs.get(session, name)
                 assert job is not None
-                found = (job.state, job.attempt, job.max_attempts, job.lease_token, job.result)
-                assert found == (model.state, model.attempt, model.most, model.token, model.result)
+                found = (job.state, job.attempt, job.released, job.max_attempts, job.lease_token, job.result)
+                assert found == (model.state, model.attempt, model.released, model.most, model.token, model.result)
                 assert (job.lease_expires_at is not None) is (model.token is not None)
                 told = [one.kind for one in events.after(session, name)]
                 assert told.count("succeeded") == len(model.results) <= 1
@@ -301,7 +303,7 @@ class Service(RuleBasedStateMachine):
     def _paused(self, model: Expected) -> bool:
         if model.state not in ("QUEUED", "RUNNING"):
             return False
-        model.free("PAUSED", attempt=-1 if model.state == "RUNNING" else 0)
+        model.free("PAUSED", uncounted=model.state == "RUNNING")
         return True
 
     def _resumed(self, model: Expected) -> bool:

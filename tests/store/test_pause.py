@@ -47,7 +47,7 @@ def test_a_paused_search_gives_its_devices_back_and_goes_on_where_it_was(store: 
         assert searches.get(session, search).state == "RUNNING"
         assert searches.due(session) == [search], "a job has ended that nobody has counted"
         again = jobs.claim(session, worker="w", lease_seconds=60, job_id=running)
-    assert (again.attempt, state(store, jobs, waiting)) == (1, "QUEUED")
+    assert (again.attempt, state(store, jobs, waiting)) == (2, "QUEUED")
 
 
 @pytest.mark.parametrize("before", ["QUEUED", "RUNNING", "CONFIRMING"])
@@ -97,7 +97,8 @@ def test_a_paused_distillation_loses_no_attempt(store: Store) -> None:
         assert distillations.resume(session, one)
     with store.read() as session:
         assert distillations.get(session, one).state == "QUEUED"
-        assert session.get(Job, job).attempt == 0
+        found = session.get(Job, job)
+        assert (found.attempt, found.released, found.max_attempts) == (1, 1, 4)
 
 
 def test_what_belongs_to_somebody_else_is_neither_paused_nor_resumed(store: Store) -> None:

@@ -205,8 +205,8 @@ class Stop:
 def collect_rarely() -> None:
     """Let Python look for garbage in cycles a hundred times more rarely, and never among what is there now.
 
-    The histories of open searches are millions of objects that live for hours. Looking through them again and again made a candidate of
-    fifty searches cost 1.3 times one of ten.
+    The histories of open searches are millions of objects that live for hours. Looking through them again and again made a candidate cost
+    the more, the more searches were open.
     """
     gc.collect()
     gc.freeze()

@@ -285,11 +285,9 @@ def progress_of(line: bytes) -> dict[str, Any] | None:
 
 
 def attempt_folder(settings: Settings, claim: Claim) -> Path:
-    """`<scratch>/<job>/<attempt>`, without the outcome of an attempt that was released and now runs again under its number."""
+    """`<scratch>/<job>/<attempt>`."""
     folder = publishing.scratch_of(settings, claim.job_id) / str(claim.attempt)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("result.json", "failure.json"):
-        (folder / name).unlink(missing_ok=True)
     return folder
 
 

@@ -26,6 +26,8 @@ FAILED = "failed_attempts"  # the tally of attempts whose worker saw them fail, 
 LOST = "lost_attempts"  # the tally of attempts whose worker was not heard of any more, by the kind of the job
 SHORT = (defer(Job.spec, raiseload=True), defer(Job.result, raiseload=True))  # kilobytes of each job, which lists do not show
 NO_LEASE: Mapping[str, None] = {"lease_token": None, "lease_expires_at": None}
+# Given back: the number of the attempt is used up, for its files and its log lie under it, and another one may be tried in its place.
+UNCOUNTED: Mapping[str, Any] = {"released": Job.released + 1, "max_attempts": Job.max_attempts + 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +173,23 @@ def renew(session: Session, claim: Claim, *, lease_seconds: float, progress: Map
     if session.scalar(statement) is None:
         return False
     if progress is not None:
-        # Of whom people watch. Written under the job's lock, not its search's, so that a watcher may miss one of several at once.
-        watched = [("distillation", claim.distillation_id), ("search", claim.search_id), ("job", claim.job_id)]
-        topic, subject = next((topic, subject) for topic, subject in watched if subject is not None)
-        events.append(session, topic, subject, "progress", {"job": claim.job_id, **progress})
+        _tell(session, claim, progress)
     return True
+
+
+def _tell(session: Session, claim: Claim, progress: Mapping[str, Any]) -> None:
+    """Write a progress event of whom people watch.
+
+    A search's events are written under its lock, for a watcher takes them in the order of their numbers: one that got its number first and
+    was committed last would never be seen. Whoever holds the search now shall not be waited for: this progress is then told by the next.
+    """
+    told = {"job": claim.job_id, **progress}
+    if claim.distillation_id is not None:
+        events.append(session, "distillation", claim.distillation_id, "progress", told)
+    elif claim.search_id is None:
+        events.append(session, "job", claim.job_id, "progress", told)
+    elif session.scalar(select(Search.id).where(Search.id == claim.search_id).with_for_update(skip_locked=True)) is not None:
+        events.append(session, "search", claim.search_id, "progress", told)
 
 
 def finish(session: Session, claim: Claim, result: Mapping[str, Any]) -> bool:
@@ -221,7 +235,7 @@ def fail(session: Session, claim: Claim, *, kind: str, detail: str) -> bool:
 
 def release(session: Session, claim: Claim) -> bool:
     """Give a claimed job back uncounted, because its worker has to stop. False: it was not this claim's any more."""
-    moved = move(session, Job, *_held(claim), source="RUNNING", target="QUEUED", attempt=Job.attempt - 1, **NO_LEASE)
+    moved = move(session, Job, *_held(claim), source="RUNNING", target="QUEUED", **UNCOUNTED, **NO_LEASE)
     if moved:
         _mirror(session, _read(session, claim.job_id))
         events.append(session, "job", claim.job_id, "released", {"attempt": claim.attempt})
@@ -240,8 +254,9 @@ def cancel_search(session: Session, search_id: str) -> builtins.list[str]:
 
 def pause(session: Session, where: ColumnElement[bool]) -> builtins.list[str]:
     """Take jobs out of the queue, or from their workers, whose next write is refused, without counting the attempt; their ids."""
-    waiting = move(session, Job, where, source="QUEUED", target="PAUSED")
-    running = move(session, Job, where, source="RUNNING", target="PAUSED", attempt=Job.attempt - 1, **NO_LEASE)
+    locked = _locked(session, where)
+    waiting = move(session, Job, locked, source="QUEUED", target="PAUSED")
+    running = move(session, Job, locked, source="RUNNING", target="PAUSED", **UNCOUNTED, **NO_LEASE)
     return _told(session, [*waiting, *running], "paused")
 
 
@@ -420,7 +435,7 @@ def _held(claim: Claim) -> builtins.list[ColumnElement[bool]]:
 def _retry_or_bury(session: Session, where: Sequence[ColumnElement[bool]], *, source: str, failure: dict[str, str]) -> builtins.list[str]:
     """To the queue while attempts are left, else DEAD: the same row cannot match both."""
     if failure["kind"] == "lost":
-        left, uncounted = Job.attempt < MOST_ATTEMPTS, {"max_attempts": Job.max_attempts + 1}
+        left, uncounted = Job.attempt - Job.released < MOST_ATTEMPTS, {"max_attempts": Job.max_attempts + 1}
     else:
         left, uncounted = Job.attempt < Job.max_attempts, {}
     again = move(session, Job, *where, left, source=source, target="QUEUED", failure=failure, **uncounted, **NO_LEASE)
@@ -429,10 +444,17 @@ def _retry_or_bury(session: Session, where: Sequence[ColumnElement[bool]], *, so
     return move(session, Job, *where, source=source, target="DEAD", failure=failure, finished_at=db_time(), **NO_LEASE)
 
 
+def _locked(session: Session, where: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Those of these jobs that have not ended, kept from everybody else: none passes from one state to another between two looks."""
+    query = select(Job.id).where(where, Job.state.in_(active(Job))).order_by(Job.id).with_for_update()
+    return Job.id.in_(builtins.list(session.scalars(query)))
+
+
 def _cancel(session: Session, where: ColumnElement[bool]) -> builtins.list[str]:
     cancelled = []
+    locked = _locked(session, where)
     for state in sorted(active(Job) - {"LOST"}):  # LOST is never visible outside the reaper's transaction
-        moved = move(session, Job, where, source=state, target="CANCELLED", finished_at=db_time(), **NO_LEASE)
+        moved = move(session, Job, locked, source=state, target="CANCELLED", finished_at=db_time(), **NO_LEASE)
         for job_id in moved:
             _mirror(session, _read(session, job_id))
             events.append(session, "job", job_id, "cancelled", {"from": state})

@@ -161,6 +161,8 @@ class Distillation(Labelled, Times, Base):
 class Job(Times, Base):
     """Work for one trainer. A worker holds it by (id, attempt, lease_token); collected: its outcome has been counted, once.
 
+    attempt: the number of the one that runs, or ran last; no two have the same. released: those that were given back, or paused.
+
     owner: of its search or distillation. devices, device_memory_gib: GPUs that it needs, and the memory that each must have (NULL: any
     device will do). device: what its worker trains it on, the UUID of a GPU (several joined by "+") or "cpu".
     """
@@ -191,6 +193,7 @@ class Job(Times, Base):
     distillation_id: Mapped[str | None] = mapped_column(ID, ForeignKey("distillations.id", ondelete="CASCADE"))
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     max_attempts: Mapped[int] = mapped_column(Integer, default=3)
+    released: Mapped[int] = mapped_column(Integer, default=0)
     owner: Mapped[str] = mapped_column(NAME, default="")
     devices: Mapped[int] = mapped_column(Integer, default=1)
     device_memory_gib: Mapped[int | None]
