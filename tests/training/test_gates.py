@@ -9,7 +9,7 @@ from detkds_core.catalogue import PAIRS, Recipe
 from detkds_core.evolution.spec import GATES
 from detkds_core.policy import Policy, parse_formula, to_json
 from detkds_core.training import gates, pull
-from detkds_core.training.gates import Descent, Known, _apart, _unlike, descended, descent, duplicate_of, judge, leads_away
+from detkds_core.training.gates import CASCADE, Descent, Known, _apart, _unlike, descended, descent, duplicate_of, judge, leads_away
 from detkds_core.training.group import batches_for, new_learner, prepare
 from detkds_core.training.jobs import measure_candidates
 from detkds_core.training.probe import Finding, Look, probe
@@ -21,11 +21,11 @@ AWAY = Descent((0.8, 0.9), (1.0, 1.7), (2.0, 3.0))
 
 
 def found(formula="l2(global)", sketch=(0.6, 0.8), ratio=1.0, first_loss=1.0, failure=None):
-    return Finding(parse_formula(formula), Look(1.0, ratio, 0.1, sketch, failure), {}, first_loss, 0.0)
+    return Finding(parse_formula(formula), Look(1.0, ratio, 0.1, sketch, failure), {}, first_loss)
 
 
 def gate_of(finding, known=(), descents=(FINE, FINE), names=GATES):
-    refusal = judge(finding, names, known, iter(descents))
+    refusal, _ = judge(finding, names, known, iter(descents))
     return None if refusal is None else refusal.gate
 
 
@@ -48,6 +48,31 @@ def test_a_gate_that_is_not_asked_for_refuses_nothing_and_the_second_descent_is_
     made = []
     judge(found(), GATES, (), (made.append(one) or FINE for one in range(2)))
     assert made == [0]
+
+
+def test_each_gate_that_is_met_has_its_time(monkeypatch):
+    """By a clock that goes on by a second a look at it, and by ten a descent."""
+    seconds = [0.0]
+
+    def tick():
+        seconds[0] += 1
+        return seconds[0]
+
+    def slow(*descents):
+        for one in descents:
+            seconds[0] += 10
+            yield one
+
+    monkeypatch.setattr(gates.time, "perf_counter", tick)
+    times = {"finite": 1.0, "gradient": 1.0, "duplicate": 1.0, "first_loss": 1.0}
+    assert tuple(CASCADE) == GATES
+    assert judge(found(), GATES, (), slow(FINE, FINE)) == (None, {**times, "descent": 11.0})
+    assert judge(found(), GATES, (), slow(AWAY, AWAY))[1] == {**times, "descent": 21.0}
+    refusal, took = judge(found(first_loss=101.0), GATES, (), slow(AWAY, AWAY))
+    assert (refusal.gate, took) == ("first_loss", times)
+    assert judge(found(), ["descent", "finite"], (), slow(FINE))[1] == {"finite": 1.0, "descent": 11.0}
+    still = found(failure={"kind": "no_gradient", "detail": ""}, first_loss=101.0)
+    assert judge(still, ["finite", "first_loss", "descent"], (), slow(AWAY, AWAY)) == (None, {"finite": 1.0}), "it has nothing to judge by"
 
 
 def test_duplicates_have_a_direction_and_a_strength():
@@ -182,7 +207,11 @@ def test_refused_candidates_are_not_trained_and_cost_the_others_nothing(spec):
     assert [index for index, row in enumerate(rows) if "same_as" in row] == [4]
     assert rows[0]["look"] is rows[1]["look"] is None
     assert all(len(row["look"]["sketch"]) == 16 for row in rows[2:])
-    assert all(row["cost"]["probe_seconds"] > 0 for row in rows[2:])
+    assert all(row["cost"]["probe_seconds"] > sum(row["cost"]["gate_seconds"].values()) > 0 for row in rows[2:])
+    assert list(rows[2]["cost"]["gate_seconds"]) == list(GATES)
+    assert list(rows[3]["cost"]["gate_seconds"]) == ["finite", "gradient", "duplicate", "first_loss"], "who is refused meets no other"
+    assert list(rows[4]["cost"]["gate_seconds"]) == ["finite", "gradient", "duplicate"]
+    assert [row["cost"]["gate_seconds"] for row in rows[:2]] == [{}, {}], "nobody looked at them"
     assert "above 100" in rows[3]["rejected"]["detail"]
     for index in (2, 3, 6):
         (alone,) = measure_candidates(

@@ -14,7 +14,7 @@ from .test_balanced import pulled
 
 def finding(formula: str, *teachers: list[float]):
     policy = parse_formula(formula)
-    return _finding(policy, parts_of(policy), [pulled(policy, teacher)[1] for teacher in teachers], 0.0)
+    return _finding(policy, parts_of(policy), [pulled(policy, teacher)[1] for teacher in teachers])
 
 
 def test_a_look_adds_up_the_parts():

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -65,23 +66,65 @@ class Descent:
     task: tuple[float, float] | None
 
 
-def judge(finding: Finding, gates: Sequence[str], known: Sequence[Known], descents: Iterable[Descent]) -> Rejection | None:
-    """The first of the gates that a policy does not pass. descents: of each batch, made as they are asked for; all have to lead away."""
-    look = finding.look
-    if look.failure is not None:
-        gate = "gradient" if look.failure["kind"] == "no_gradient" else "finite"
-        return Rejection(gate, look.failure["detail"]) if gate in gates else None
-    if "duplicate" in gates and (same := duplicate_of(finding, known)) is not None:
-        return Rejection("duplicate", f"its gradient is that of candidate {same}", same)
+def judge(
+    finding: Finding, gates: Sequence[str], known: Sequence[Known], descents: Iterable[Descent]
+) -> tuple[Rejection | None, dict[str, float]]:
+    """The first of the gates that a policy does not pass, and the seconds that each gate took which it met.
+
+    descents: of each batch, made as they are asked for, so that `descent` takes their time; all have to lead away.
+    """
+    took: dict[str, float] = {}
+    for gate, refusal_by in CASCADE.items():
+        if gate not in gates or (finding.look.failure is not None and gate not in OF_FAILED):
+            continue
+        began = time.perf_counter()
+        refusal = refusal_by(finding, known, descents)
+        took[gate] = time.perf_counter() - began
+        if refusal is not None:
+            return refusal, took
+    return None, took
+
+
+def not_finite(finding: Finding, _known: Sequence[Known], _descents: Iterable[Descent]) -> Rejection | None:
+    failure = finding.look.failure
+    return Rejection("finite", failure["detail"]) if failure is not None and failure["kind"] != "no_gradient" else None
+
+
+def without_gradient(finding: Finding, _known: Sequence[Known], _descents: Iterable[Descent]) -> Rejection | None:
+    failure = finding.look.failure
+    return Rejection("gradient", failure["detail"]) if failure is not None and failure["kind"] == "no_gradient" else None
+
+
+def repeated(finding: Finding, known: Sequence[Known], _descents: Iterable[Descent]) -> Rejection | None:
+    same = duplicate_of(finding, known)
+    return Rejection("duplicate", f"its gradient is that of candidate {same}", same) if same is not None else None
+
+
+def too_large(finding: Finding, _known: Sequence[Known], _descents: Iterable[Descent]) -> Rejection | None:
     warms_up = any(term.warm_up for term in finding.policy.terms)  # from 0: the first batch of the training does not see the look's loss
-    if "first_loss" in gates and finding.first_loss > MAX_FIRST_LOSS and not warms_up:
+    if finding.first_loss > MAX_FIRST_LOSS and not warms_up:
         return Rejection("first_loss", f"its loss on the first batch is {finding.first_loss:g}, above {MAX_FIRST_LOSS:g}")
+    return None
+
+
+def misleading(_finding: Finding, _known: Sequence[Known], descents: Iterable[Descent]) -> Rejection | None:
     why = None
-    for one in descents if "descent" in gates else ():
+    for one in descents:
         why = leads_away(one)
         if why is None:  # hardly a policy needs the second
             break
     return Rejection("descent", why) if why is not None else None
+
+
+Gate = Callable[[Finding, Sequence[Known], Iterable[Descent]], Rejection | None]
+CASCADE: Mapping[str, Gate] = {  # in the order of `evolution.spec.GATES`: what costs most comes last
+    "finite": not_finite,
+    "gradient": without_gradient,
+    "duplicate": repeated,
+    "first_loss": too_large,
+    "descent": misleading,
+}
+OF_FAILED = ("finite", "gradient")  # gates that a look which failed can meet; the others have nothing to judge by
 
 
 def acts_throughout(policy: Policy) -> bool:

@@ -98,11 +98,15 @@ def in_proportion(policy: Policy, share: float) -> Policy:
 
 @dataclass
 class Looked:
-    """What was found out of the candidates before any was trained: of those that were looked at, by index."""
+    """What was found out of the candidates before any was trained: of those that were looked at, by index.
+
+    seconds: what that took, an equal share of what all did together and the candidate's own gates. gate_seconds: of these each one's.
+    """
 
     findings: dict[int, Finding] = field(default_factory=dict)
     refused: dict[int, Rejection] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
+    gate_seconds: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def resolved(self, index: int, policy: Policy) -> Policy:
         return self.findings[index].resolved if index in self.findings else policy
@@ -111,7 +115,7 @@ class Looked:
         """Write it into the candidate's row."""
         seconds = self.seconds.get(index, 0.0)
         row["seconds"] += seconds
-        row["cost"]["probe_seconds"] = seconds
+        row["cost"] |= {"probe_seconds": seconds, "gate_seconds": self.gate_seconds.get(index, {})}
         if index in self.findings:
             finding = self.findings[index]
             # A look leaves schedules out: whoever acts for a part of the training only is nobody's double.
@@ -137,19 +141,21 @@ def looked_at(spec: Mapping[str, Any], start: Start, ground: Ground, policies: M
     if not looking or not (ground.fork or "gates" in spec or "known" in spec):
         return found
     report(0, ground.recipe.iterations + len(policies), f"looking at {len(looking)} candidates")
+    began = time.perf_counter()
     with fitting():
         at, batches = ground.standpoint(start, spec["seed"])
         findings, stills = probe(start, at, batches, list(looking.values()))
+        share = (time.perf_counter() - began) / len(looking)
         known = [Known(one["index"], tuple(one["sketch"]), one.get("ratio")) for one in spec.get("known") or ()]
         for index, finding in zip(looking, findings, strict=True):
-            began = time.monotonic()
             others = [one for one in known if one.index != index]
             descents = map(descent, repeat(finding.resolved), repeat(at.student), stills, repeat(ground.recipe))
-            refusal = judge(finding, gates, others, descents)
+            refusal, took = judge(finding, gates, others, descents)
             found.findings[index] = finding
             if refusal is not None:
                 found.refused[index] = refusal
             if acts_throughout(finding.policy) and finding.look.failure is None:
                 known.append(Known(index, finding.look.sketch, finding.look.ratio))
-            found.seconds[index] = finding.seconds + time.monotonic() - began
+            found.seconds[index] = share + sum(took.values())
+            found.gate_seconds[index] = took
     return found

@@ -191,12 +191,12 @@ def _row(
     policy: Policy,
     metrics: Metrics | None = None,
     iterations: int = 0,
-    cost: Mapping[str, float] | None = None,
+    cost: Mapping[str, Any] | None = None,
     failure: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """A candidate's row. policy: with the weights that were found. cost: what its training and its measurement took."""
     found = figures(metrics) if metrics is not None else dict.fromkeys(("ap", "ap50", "ap75", "images"))
-    costs = {"iterations": 0, "probe_seconds": 0.0, "train_seconds": 0.0, "measure_seconds": 0.0} | dict(cost or {})
+    costs = {"iterations": 0, "probe_seconds": 0.0, "gate_seconds": {}, "train_seconds": 0.0, "measure_seconds": 0.0} | dict(cost or {})
     return {
         "index": index,
         **found,

@@ -4,7 +4,6 @@ All policies are looked at on the same few batches from one forward a batch, so 
 """
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
@@ -47,16 +46,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Finding:
-    """A look at a policy and what followed from it. scales: of its `balanced` terms. first_loss: its loss on the first batch.
-
-    seconds: what the look cost, an equal share of what the looks at all policies did.
-    """
+    """A look at a policy and what followed from it. scales: of its `balanced` terms. first_loss: its loss on the first batch."""
 
     policy: Policy
     look: Look
     scales: Mapping[str, float]
     first_loss: float
-    seconds: float
 
     @property
     def resolved(self) -> Policy:
@@ -81,7 +76,6 @@ def probe(start: Start, learner: Learner, batches: Batches, policies: Sequence[P
 
     Terms count with their weights and without their schedules. The student runs in training mode, as it will.
     """
-    began = time.monotonic()
     wanted = frozenset().union(*map(needs, policies))
     parts = [parts_of(policy) for policy in policies]
     found: list[list[Pull]] = [[] for _ in policies]
@@ -101,28 +95,27 @@ def probe(start: Start, learner: Learner, batches: Batches, policies: Sequence[P
                     pulled.append(pull)
     finally:
         hook.remove()
-    seconds = (time.monotonic() - began) / max(1, len(policies))
-    return [_finding(policy, one, pulled, seconds) for policy, one, pulled in zip(policies, parts, found, strict=True)], stills
+    return [_finding(policy, one, pulled) for policy, one, pulled in zip(policies, parts, found, strict=True)], stills
 
 
-def _finding(policy: Policy, parts: Sequence[tuple[str | None, Policy]], pulled: Sequence[Pull], seconds: float) -> Finding:
+def _finding(policy: Policy, parts: Sequence[tuple[str | None, Policy]], pulled: Sequence[Pull]) -> Finding:
     terms = dict(zip(names_of(policy), policy.terms, strict=True))
     scales = {name: scale for name, scale in balance(parts, pulled).items() if terms[name].balanced}
     failure = _failure([name for name, _ in parts], [name for name, term in terms.items() if term.balanced and name not in scales], pulled)
     if failure is not None:
-        return Finding(policy, Look(0.0, 0.0, 0.0, (), failure), scales, 0.0, seconds)
+        return Finding(policy, Look(0.0, 0.0, 0.0, (), failure), scales, 0.0)
     weights = torch.tensor([_weight(name, place, terms, scales, pulled) for place, (name, _) in enumerate(parts)], dtype=torch.float64)
     rows = [_summed(weights, pull) for pull in pulled]
     loss, ratio, agreement = (fmean(row[place] for row in rows) for place in range(3))  # type: ignore[misc]
     if not (math.isfinite(loss) and math.isfinite(ratio)):
         detail = f"the loss is {loss} and its gradient {ratio} times the task's at the first batches"
-        return Finding(policy, Look(0.0, 0.0, 0.0, (), {"kind": "not_finite", "detail": detail}), scales, 0.0, seconds)
+        return Finding(policy, Look(0.0, 0.0, 0.0, (), {"kind": "not_finite", "detail": detail}), scales, 0.0)
     if ratio < NO_GRADIENT:
         no_gradient = {"kind": "no_gradient", "detail": "the policy does not move the student"}
-        return Finding(policy, Look(loss, ratio, agreement, (), no_gradient), scales, rows[0][0], seconds)
+        return Finding(policy, Look(loss, ratio, agreement, (), no_gradient), scales, rows[0][0])
     whole = torch.stack([row[3] / row[3].norm() for row in rows if row[3].norm() > 0]).sum(0)
     direction = tuple(round(x, 6) for x in (whole / whole.norm()).tolist())
-    return Finding(policy, Look(loss, ratio, agreement, direction), scales, rows[0][0], seconds)
+    return Finding(policy, Look(loss, ratio, agreement, direction), scales, rows[0][0])
 
 
 def _failure(names: Sequence[str | None], missing: Sequence[str], pulled: Sequence[Pull]) -> dict[str, str] | None:
