@@ -220,6 +220,9 @@ def test_a_search_that_goes_on_measures_nothing_again_and_is_confirmed_anew(stor
     assert {one["seed"] for one in found["confirmations"]} == {9, 10, 11}, "not 6, 7, 8"
     assert (result.evidence["continues"], result.evidence["summary"]["budget"]) == (first, 2800)
     assert result.evidence["cost"]["search_seconds"] == 2.0 * len(trials)
+    funnel = result.evidence["summary"]["funnel"]
+    assert funnel["look_seconds"] == 0.5 * len(trials) + 0.25 * len(found["candidates"]), "those of the first too"
+    assert funnel["gates"]["descent"]["seconds"] == 0.125 * len(found["candidates"])
 
 
 def test_a_restart_at_every_step_changes_nothing_of_a_search_that_goes_on(sqlite: Store) -> None:

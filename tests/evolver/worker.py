@@ -76,7 +76,8 @@ def share(of: str) -> float:
 
 
 def measured(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a job's result. Of the candidates that are measured for the first time one in ten is refused."""
+    """A row of a job's result. Of the candidates that are measured for the first time one in ten is refused. A look takes half a second,
+    and an eighth for each gate."""
     rung = spec.get("rung") or spec["recipe"]["iterations"]
     ap = ap_of(candidate["policy"], spec["seed"], f"{spec['kind']} {rung}")
     text = json.dumps(candidate["policy"], sort_keys=True)
@@ -94,6 +95,7 @@ def measured(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str,
         return row | {"resampled_ap": [round(ap + by, 4) for by in LUCK]}
     look = {"loss": 1.0, "ratio": 0.5, "agreement": 0.1, "sketch": [round(share(f"{text} sketch"), 6)], "failure": None}
     row |= {"look": look, "policy": candidate["policy"], "rejected": None, "same_as": None}
+    row["cost"] = {"probe_seconds": 0.5 + 0.125 * len(spec["gates"]), "gate_seconds": dict.fromkeys(spec["gates"], 0.125)}
     if spec["gates"] and candidate["policy"]["terms"] and share(f"{text} gate") < 0.1:
         row["rejected"] = {"gate": "descent", "detail": "the gap grows"}
         if not candidate.get("audit"):

@@ -27,6 +27,34 @@ def propose(store: Store, search: str, *indices: int) -> None:
         searches.propose(session, search, [proposal(index) for index in indices], [f"policy {index}" for index in indices])
 
 
+def test_what_measurements_took_is_kept_in_the_results_of_jobs(store: Store) -> None:
+    """Of a search and of those that it continues; not of confirmations, of what failed, nor of rows of before, which do not say."""
+
+    def done(search: str, kind: str, *rows: dict[str, object], failed: bool = False) -> None:
+        with store.begin() as session:
+            job = jobs.enqueue(session, kind=kind, spec={}, search_id=search).id
+            claim = jobs.claim(session, worker="w", lease_seconds=60, job_id=job)
+            if failed:
+                assert jobs.fail(session, claim, kind="bad_data", detail="no")
+            else:
+                assert jobs.finish(session, claim, {"candidates": list(rows)})
+
+    first, other = create(store), create(store)
+    with store.begin() as session:
+        spec = {"seed": 1, "continues": first}
+        more = searches.create(session, name="more", spec=spec, dataset=DATASET).id
+    done(first, "evaluate", {"cost": {"probe_seconds": 1.0}}, {"index": 1})
+    done(first, "evaluate", failed=True)
+    done(more, "evaluate", {"cost": {"probe_seconds": 2.0}}, {"cost": {"probe_seconds": 3.0}})
+    done(more, "confirm", {"cost": {"probe_seconds": 10.0}})
+    done(other, "evaluate", {"cost": {"probe_seconds": 20.0}})
+    with store.read() as session:
+        found = {
+            one: sorted(cost["probe_seconds"] for cost in searches.costs(session, searches.get(session, one))) for one in (first, more)
+        }
+    assert found == {first: [1.0], more: [1.0, 2.0, 3.0]}
+
+
 def test_a_search_is_found_by_id_and_by_key(store: Store) -> None:
     one = create(store, idempotency_key="k1")
     with store.read() as session:

@@ -268,7 +268,7 @@ def end(session: Session, search: Search, evolution: Evolution) -> None:
             searches.all_candidates(session, search.id),
             searches.trials(session, search.id),
             searches.confirmations(session, search.id),
-            evolution.summary(),
+            evolution.summary(searches.costs(session, search)),
             environments,
             drawn,
         )

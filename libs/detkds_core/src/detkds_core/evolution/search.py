@@ -231,9 +231,9 @@ class Evolution:
         mine = history.values.get(history.original.get(candidate, candidate))
         return fmean(mine[max(mine)]) if mine else None
 
-    def summary(self) -> dict[str, Any]:
-        """What has happened so far, as JSON; see `summarize`."""
-        return summarize(self.history()) | {"finished": self.finished}
+    def summary(self, costs: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        """What has happened so far, as JSON; costs: what each measurement took. See `summarize`."""
+        return summarize(self.history(), costs) | {"finished": self.finished}
 
     def _look_at(self, number: int) -> None:
         """Let a result into the view, and into the ledger, once."""

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist, fmean
 from typing import Any, Literal
 
 from detkds_core.evolution.history import History
 from detkds_core.evolution.rungs import agreement, calibrating, climbed, seed_noise
-from detkds_core.evolution.spec import Candidate, Outcome
+from detkds_core.evolution.spec import GATES, Candidate, Outcome
 from detkds_core.policy import formula
 
 Fate = Literal["measured", "rejected", "duplicate", "infeasible"]
 
 
-def summarize(history: History) -> dict[str, Any]:
+def summarize(history: History, costs: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Counts, best and mean AP of all candidates, of each stage and of each island's stage 1; None where nothing is known.
 
-    `funnel`: how many were proposed, refused by each gate, doubles, trained at each rung, and how the audit judges the gates.
+    costs: of each measurement, what it took by the trainer that made it (`training.jobs`), in any order.
+    `funnel`: how many were proposed, refused by each gate, doubles, trained at each rung, and what the gates are worth and cost.
     `rungs`: iterations, how many were measured there, and how it orders candidates beside the full proxy.
     """
     groups: dict[str, list[Candidate]] = {"reference": [], "stage1": [], "stage2": []}
@@ -36,41 +37,85 @@ def summarize(history: History) -> dict[str, Any]:
         "stages": {stage: _figures(history, members) for stage, members in groups.items()},
         "islands": {island: _figures(history, members) for island, members in islands.items()},
         "operators": _operators(history),
-        "funnel": funnel(history),
+        "funnel": funnel(history, costs),
         "rungs": _rungs(history),
     }
 
 
-def funnel(history: History) -> dict[str, Any]:
+def funnel(history: History, costs: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Proposed, refused by gate, doubles, infeasible, trained at each rung; and the audit. A candidate counts once, as the ledger has it.
 
     An audited candidate, refused and trained all the same, was falsely refused if it is among the best 1 / eta of those at the last rung
     that it was measured at; one that could not be trained was refused rightly, and is infeasible. `false_reject_rate` has its 95 %
     interval beside it; both are None where none was audited.
+
+    `gates`: the same of each gate that was met, in the order of the cascade, and the `seconds` that it took. Here `refused` are all that
+    the gate stopped, the doubles and the infeasible among them, which `rejected` leaves to their own counts. `look_seconds`: of looking
+    at candidates, all gates included. None where the trainers did not say.
     """
     fates = {index: fate(history, index) for index in history.outcomes}
+    refused: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
-    audited = false = 0
+    audited: Counter[str] = Counter()
+    false: Counter[str] = Counter()
     for index, rows in history.outcomes.items():
         gate = next((outcome.rejected for _, _, outcome in rows if outcome.rejected is not None), None)
-        if gate is None or fates[index] == "duplicate":
+        if gate is None:
+            continue
+        refused[gate] += 1
+        if fates[index] == "duplicate":  # what an audit measures counts for the earlier candidate, and says nothing of the gate
             continue
         rejected[gate] += fates[index] == "rejected"
         measured = [(rung, outcome) for rung, _, outcome in rows if outcome.ap is not None]
-        audited += fates[index] == "infeasible" or bool(measured)
-        false += fates[index] == "rejected" and bool(measured) and _among_the_best(history, *measured[-1])
-    rate, interval = proportion(false, audited) or (None, None)
+        audited[gate] += fates[index] == "infeasible" or bool(measured)
+        false[gate] += fates[index] == "rejected" and bool(measured) and _among_the_best(history, *measured[-1])
+    look_seconds, gate_seconds = seconds_of(costs)
+    met = {*refused, *(gate_seconds or ())}
     return {
         "proposed": len(history.candidates),
         "rejected": {gate: count for gate, count in sorted(rejected.items()) if count},
         "duplicates": sum(one == "duplicate" for one in fates.values()),
         "infeasible": sum(one == "infeasible" for one in fates.values()),
         "trained": [len({index for index, mine in history.values.items() if rung in mine}) for rung in range(len(history.spec.rungs))],
-        "audited": audited,
-        "falsely_rejected": false,
-        "false_reject_rate": rate,
-        "false_reject_interval": interval,
+        **_audit(audited.total(), false.total()),
+        "gates": {
+            gate: {
+                "refused": refused[gate],
+                **_audit(audited[gate], false[gate]),
+                "seconds": None if gate_seconds is None else gate_seconds.get(gate, 0.0),
+            }
+            for gate in sorted(met, key=lambda gate: (GATES.index(gate) if gate in GATES else len(GATES), gate))
+        },
+        "look_seconds": look_seconds,
     }
+
+
+def _audit(audited: int, false: int) -> dict[str, Any]:
+    rate, interval = proportion(false, audited) or (None, None)
+    return {"audited": audited, "falsely_rejected": false, "false_reject_rate": rate, "false_reject_interval": interval}
+
+
+def seconds_of(costs: Iterable[Mapping[str, Any]]) -> tuple[float | None, dict[str, float] | None]:
+    """Seconds of a trainer for looking at candidates: in all, and of these by gate; None where they were not measured.
+
+    Trainers of before did not measure the gates one by one: a sum over some of the looks would be too small.
+
+    >>> seconds_of([{"probe_seconds": 2.0, "gate_seconds": {"finite": 0.25}}, {"probe_seconds": 1.0, "gate_seconds": {"finite": 0.5}}])
+    (3.0, {'finite': 0.75})
+    >>> seconds_of([{"probe_seconds": 2.0, "gate_seconds": {"finite": 0.25}}, {"probe_seconds": 1.0}])
+    (3.0, None)
+    """
+    told = [one for one in costs if one.get("probe_seconds") is not None]
+    if not told:
+        return None, None
+    whole = math.fsum(one["probe_seconds"] for one in told)
+    if any(one["probe_seconds"] and "gate_seconds" not in one for one in told):
+        return whole, None
+    by_gate: dict[str, list[float]] = {}
+    for one in told:
+        for gate, seconds in one.get("gate_seconds", {}).items():
+            by_gate.setdefault(gate, []).append(seconds)
+    return whole, {gate: math.fsum(seconds) for gate, seconds in by_gate.items()}
 
 
 def fate(history: History, index: int) -> Fate:

@@ -6,7 +6,7 @@ import builtins
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, case, exists, func, insert, or_, select, update
@@ -350,6 +350,18 @@ def trials(session: Session, search_id: str) -> builtins.list[Trial]:
     """Every measurement of a search by decision and candidate."""
     query = select(Trial).where(Trial.search_id == search_id).order_by(Trial.number, Trial.candidate)
     return builtins.list(session.scalars(query))
+
+
+def costs(session: Session, search: Search) -> Iterator[dict[str, Any]]:
+    """What each measurement of a search took, by the trainer that made it (`cost` of its row), in no order; with those of the searches that
+    it continues, whose jobs made the measurements that it has of them. A trainer of before may not have said."""
+    lineage = [search.id]
+    while search.spec.get("continues") and (before := session.get(Search, search.spec["continues"])) is not None:
+        search = before
+        lineage.append(search.id)
+    query = select(Job.result).where(Job.search_id.in_(lineage), Job.kind == "evaluate", Job.state == "SUCCEEDED")
+    for result in session.scalars(query):
+        yield from (row["cost"] for row in (result or {}).get("candidates", ()) if row.get("cost"))
 
 
 def trials_of(session: Session, search_id: str, numbers: Sequence[int]) -> builtins.list[Trial]:
