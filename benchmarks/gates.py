@@ -19,7 +19,7 @@ from detkds_core.datasets import default_cache, load_dataset
 from detkds_core.evolution import Evolution, Job, Outcome, Spec
 from detkds_core.evolution.spec import GATES
 from detkds_core.policy import Policy, SearchSpace, formula, to_json
-from detkds_core.report import false_rejects
+from detkds_core.report import GATE_HEADINGS, false_rejects, gate_lines
 
 GROUP = 8
 
@@ -67,11 +67,11 @@ def outcome(row: dict[str, Any]) -> Outcome:
     return Outcome(row["ap"], failure, row["rejected"] and row["rejected"]["gate"])
 
 
-def run(pair: Pair, policies: int, seed: int) -> Evolution:
-    """Train them all; one line a policy."""
+def run(pair: Pair, policies: int, seed: int) -> tuple[Evolution, list[dict[str, Any]]]:
+    """Train them all; one line a policy. And what each of them took."""
     from detkds_core.training.jobs import measure_candidates
 
-    evolution = Evolution(specification(pair, policies, seed))
+    evolution, costs = Evolution(specification(pair, policies, seed)), []
     while (job := evolution.ask()) is not None:
         rows = measure_candidates(work(pair, job, seed), lambda *_args, **_more: None)["candidates"]
         for row in rows:
@@ -80,10 +80,11 @@ def run(pair: Pair, policies: int, seed: int) -> Evolution:
             ap = "failed" if row["ap"] is None else f"{row['ap']:.1f}"
             print(f"{row['index']:3} {ap:>6} {formula(evolution.candidate(row['index']).policy)}  {why}", flush=True)
         evolution.tell(job.index, {row["index"]: outcome(row) for row in rows})
-    return evolution
+        costs += [row["cost"] for row in rows]
+    return evolution, costs
 
 
-def report(pair: Pair, evolution: Evolution) -> None:
+def report(pair: Pair, evolution: Evolution, costs: list[dict[str, Any]]) -> None:
     """How many were refused by what, how these do beside the others, and how many were refused wrongly."""
     outcomes = {index: one for told in evolution.results.values() for index, one in told.items()}
     alone, *others = (outcomes[index] for index in range(evolution.count))
@@ -97,7 +98,10 @@ def report(pair: Pair, evolution: Evolution) -> None:
         if values:
             print(f"{name}: {len(values)} trained, AP {min(values):.1f} to {max(values):.1f}, median {median(values):.1f}")
     print(f"could not be trained: {sum(one.ap is None for one in others)}, of which refused {sum(by_gate.values()) - len(refused)}")
-    print(f"false-reject rate of the gates: {false_rejects(evolution.summary()['funnel'])}")
+    funnel = evolution.summary(costs)["funnel"]
+    print(f"false-reject rate of the gates: {false_rejects(funnel)}")
+    for line in (GATE_HEADINGS, *gate_lines(funnel)):
+        print("{:16} {:>8} {:>8} {:>22} {:>8}".format(*line))
 
 
 def main() -> None:
@@ -113,7 +117,7 @@ def main() -> None:
 
     prepare_mmdet()
     pair = PAIRS[arguments.pair]
-    report(pair, run(pair, arguments.policies, arguments.seed))
+    report(pair, *run(pair, arguments.policies, arguments.seed))
 
 
 if __name__ == "__main__":

@@ -180,7 +180,22 @@ def test_a_result_says_what_its_figures_rest_on_and_how_far_its_gates_can_be_tru
     ]
     unknown = {"audited": 0, "falsely_rejected": 0, "false_reject_rate": None, "false_reject_interval": None}
     other = of_search(summary={"funnel": {**funnel, **unknown}, "rungs": rungs})
-    see(f"/results/{other}", "not known: none was audited")
+    browser = see(f"/results/{other}", "not known: none was audited")
+    assert "The gates" not in browser.text, "searches of before did not tell them apart"
+    gates = {"duplicate": {"refused": 1, **unknown, "seconds": 0.002}, "descent": {"refused": 1205, **audit, "seconds": 12.4}}
+    newer = of_search(summary={"funnel": {**funnel, **audit, "gates": gates, "look_seconds": 20.0}, "rungs": rungs})
+    rate = "1: 25 % (5 to 70 %)"
+    assert cells(see(f"/results/{newer}", "The gates"), 1) == [
+        ["duplicate", "1", "0", "–", "< 0.01"],
+        ["descent", "1,205", "4", rate, "12"],
+        ["the look itself", "", "", "", "7.60"],
+        ["all", "1,206", "4", rate, "20"],
+    ]
+    silent = {gate: {**one, "seconds": None} for gate, one in gates.items()}
+    unmeasured = of_search(summary={"funnel": {**funnel, **audit, "gates": silent, "look_seconds": None}, "rungs": rungs})
+    lines = cells(see(f"/results/{unmeasured}", "The gates"), 1)
+    assert [line[0] for line in lines] == ["duplicate", "descent", "all"]
+    assert [line[-1] for line in lines] == ["–"] * 3
 
 
 def test_a_formula_has_four_digits_here_as_on_the_command_line(service, of_search, see):

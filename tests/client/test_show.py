@@ -61,6 +61,17 @@ def test_a_result_says_what_its_ap_rests_on_and_how_far_its_gates_can_be_trusted
     assert "AP 34.6 (mean of seeds 1, 2, 3 on 300 report images; 95 % interval 22.6 to 43.1)" in lines
     rate = "25 % (95 % interval 5 to 70 %): 1 of 4 that were refused and trained all the same is among the best third"
     assert f"false-reject rate of the gates {rate}" in lines
+    assert not any(line.startswith("gate ") for line in lines), "of a search that did not tell its gates apart"
+    unknown = {"audited": 0, "falsely_rejected": 0, "false_reject_rate": None, "false_reject_interval": None}
+    gates = {"duplicate": {"refused": 3, **unknown, "seconds": 0.05}, "descent": {"refused": 9, **funnel, "seconds": 12.4}}
+    show.result(result(evidence={**evidence, "summary": {"funnel": {**funnel, "gates": gates, "look_seconds": 20.0}}}))
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()][-5:] == [
+        "gate refused audited falsely refused seconds",
+        "duplicate 3 0 - 0.05",
+        "descent 9 4 1: 25 % (5 to 70 %) 12",
+        "the look itself 7.55",
+        "all 12 4 1: 25 % (5 to 70 %) 20",
+    ]
     show.result(result(evidence={"seed": 4, "images": {"report": 1}}))
     assert "34.6 (seed 4 on 1 report image)" in capsys.readouterr().out
     show.result(result())

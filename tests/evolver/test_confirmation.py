@@ -143,6 +143,15 @@ def test_the_result_carries_its_evidence(sqlite: Store) -> None:
     assert result.evidence["summary"]["funnel"]["proposed"] == len(candidates)
     assert sum(result.evidence["summary"]["funnel"]["rejected"].values()) == counts["REJECTED"]
     assert result.evidence["summary"]["funnel"]["false_reject_rate"] is None, "none was audited"
+    # Each candidate meets both gates, an eighth of a second each; every measurement begins with a look of half a second.
+    nobody = {"audited": 0, "falsely_rejected": 0, "false_reject_rate": None, "false_reject_interval": None}
+    assert result.evidence["summary"]["funnel"]["gates"] == {
+        "duplicate": {"refused": 0, **nobody, "seconds": 0.125 * len(candidates)},
+        "descent": {"refused": counts["REJECTED"], **nobody, "seconds": 0.125 * len(candidates)},
+    }
+    assert result.evidence["summary"]["funnel"]["look_seconds"] == 0.5 * len(trials) + 0.25 * len(candidates)
+    told = result.evidence["insight"]["gates"]
+    assert told == [{"gate": gate, **one} for gate, one in result.evidence["summary"]["funnel"]["gates"].items()]
     assert set(result.evidence["versions"]) == {"detkds_core", "detkds_evolver"}
     rows = {row["name"]: row for row in result.metrics["rows"]}
     assert rows["none"]["ap"] == [ap_of({"terms": []}, seed, "confirm 300") for seed in (6, 7, 8)]
@@ -155,6 +164,37 @@ def test_the_result_carries_its_evidence(sqlite: Store) -> None:
     assert taught["candidates"] == len(candidates)
     assert {line["knowledge"] for line in taught["knowledge"]} <= {"global", "fgbg", "logits"}
     assert sum(line["cost"]["seconds"] for line in taught["cost"]) == cost["search_seconds"]
+
+
+def test_the_audit_of_each_gate_is_that_of_the_stored_measurements(sqlite: Store) -> None:
+    """Half of the refusals are of another gate, which refuses poor policies alone; all are trained all the same."""
+
+    def row(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        one = measured(candidate, spec)
+        if one.get("rejected") and candidate["index"] % 2:
+            one |= {"rejected": {"gate": "first_loss", "detail": "above 100"}, "ap": 1.0}
+        return one
+
+    search = create(sqlite, audit=1.0, budget=4000)
+    drive(sqlite, row)
+    with sqlite.read() as session:
+        trials = searches.trials(session, search)
+        funnel = results.of_search(session, search).evidence["summary"]["funnel"]
+    refused = {one.candidate: one for one in trials if one.rejected}
+    at: dict[int, dict[int, list[float]]] = {}
+    for one in trials:
+        if one.candidate not in refused:
+            at.setdefault(one.rung, {}).setdefault(one.candidate, []).append(one.ap)
+    best = {rung: sorted((sum(aps) / len(aps) for aps in of.values()), reverse=True) for rung, of in at.items()}
+    for gate in ("first_loss", "descent"):
+        mine = [one for one in refused.values() if one.rejected["gate"] == gate]
+        false = sum(one.ap >= best[one.rung][len(best[one.rung]) // 3] for one in mine)
+        found = funnel["gates"][gate]
+        assert (found["refused"], found["audited"], found["falsely_rejected"]) == (len(mine), len(mine), false)
+        assert found["false_reject_rate"] == pytest.approx(false / len(mine))
+    assert funnel["gates"]["first_loss"]["falsely_rejected"] == 0 < funnel["gates"]["descent"]["falsely_rejected"]
+    for name in ("audited", "falsely_rejected"):
+        assert funnel[name] == sum(one[name] for one in funnel["gates"].values())
 
 
 def test_a_winner_that_is_no_better_is_called_so(sqlite: Store) -> None:

@@ -89,6 +89,19 @@ def test_what_was_rejected_and_what_it_cost():
     ]
 
 
+def test_how_far_each_gate_can_be_trusted_is_of_the_funnel():
+    figures = {
+        "refused": 2,
+        "audited": 1,
+        "falsely_rejected": 0,
+        "false_reject_rate": 0.0,
+        "false_reject_interval": [0, 0.8],
+        "seconds": 1.5,
+    }
+    assert insight([], funnel={"gates": {"descent": figures}})["gates"] == [{"gate": "descent", **figures}]
+    assert insight([])["gates"] == insight([], funnel={"audited": 0})["gates"] == []
+
+
 def test_rungs_do_not_mix():
     """Two of six came to rung 1, where AP is higher for everybody; effects are of rung 0, the top is of rung 1."""
     rows = []

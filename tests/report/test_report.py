@@ -18,6 +18,7 @@ from detkds_core.report import (
     Row,
     Verdict,
     false_rejects,
+    gate_lines,
     insight,
     text_table,
     write_report,
@@ -146,6 +147,38 @@ def test_the_audit_of_the_gates_is_a_rate_with_its_interval():
     older = {"audited": 1, "falsely_rejected": 0}
     assert false_rejects(older) == "0 of 1 that was refused and trained all the same is among the best third"
     assert "False-reject" not in Page(render(report())).text
+    assert "The gates" not in Page(render(report(funnel=funnel))).text, "not of searches that did not tell them apart"
+
+
+AUDIT = {"audited": 4, "falsely_rejected": 1, "false_reject_rate": 0.25, "false_reject_interval": [0.0456, 0.6994]}
+UNKNOWN = {"audited": 0, "falsely_rejected": 0, "false_reject_rate": None, "false_reject_interval": None}
+GATES = {
+    "finite": {"refused": 0, **UNKNOWN, "seconds": 0.002},
+    "duplicate": {"refused": 3, **UNKNOWN, "seconds": 0.048},
+    "descent": {"refused": 1200, **AUDIT, "seconds": 130.4},
+}
+
+
+def test_each_gate_has_its_count_its_audit_and_its_cost():
+    """The look itself: 139.95 less 0.002, 0.048 and 130.4 s."""
+    funnel = {**AUDIT, "gates": GATES, "look_seconds": 139.95}
+    lines = [
+        ("finite", "0", "0", "–", "< 0.01"),
+        ("duplicate", "3", "0", "–", "0.05"),
+        ("descent", "1,200", "4", "1: 25 % (5 to 70 %)", "130"),
+        ("the look itself", "", "", "", "9.50"),
+        ("all", "1,203", "4", "1: 25 % (5 to 70 %)", "140"),
+    ]
+    assert gate_lines(funnel) == lines
+    text = Page(render(report(funnel=funnel))).text
+    assert "descent 1,200 4 1: 25 % (5 to 70 %) 130" in text
+    assert "the look itself 9.50" in text
+    without = {gate: {**one, "seconds": None} for gate, one in GATES.items()}
+    assert gate_lines({**AUDIT, "gates": without, "look_seconds": None}) == [
+        (*line[:4], "–") for line in lines if line[0] != "the look itself"
+    ]
+    assert gate_lines({**AUDIT, "gates": without, "look_seconds": 139.95})[-1][-1] == "140", "in all it is known"
+    assert gate_lines(AUDIT) == []
 
 
 def test_a_distiller_of_the_policy_is_told_as_a_term_is():

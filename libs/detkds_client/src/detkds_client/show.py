@@ -369,6 +369,8 @@ def result(one: Result) -> None:
     if metrics.get("rows"):
         print()
         entrants(metrics)
+    if (one["evidence"].get("summary") or {}).get("funnel"):
+        gates(one["evidence"]["summary"]["funnel"])
 
 
 def measured_on(one: Result) -> str:
@@ -388,6 +390,16 @@ def audit(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     from detkds_core.report import false_rejects
 
     return [("false-reject rate of the gates", false_rejects(summary["funnel"]))] if summary.get("funnel") else []
+
+
+def gates(funnel: Mapping[str, Any]) -> None:
+    """Each gate of a search with its count, its audit and its cost; nothing of searches from before they were told apart."""
+    from detkds_core.report import GATE_HEADINGS, gate_lines  # as in `audit`
+
+    if lines := gate_lines(funnel):
+        print()
+        columns = [(heading, "right" if place else "") for place, heading in enumerate(GATE_HEADINGS)]
+        put(table(columns, [["-" if cell == "–" else cell for cell in line] for line in lines]))
 
 
 def entrants(metrics: Mapping[str, Any]) -> None:

@@ -87,7 +87,9 @@ class ResultView(BaseModel):
     did not beat it beyond noise, with `metrics.why`; the best of either stands in `metrics.searched` and `metrics.reference` all the same.
     `evidence.summary.funnel` counts its candidates: proposed, `rejected` by each gate, `duplicates`, `infeasible`, trained at each rung.
     `audited` of the refused were trained all the same, and `falsely_rejected` of these are among the best third where they were measured:
-    `false_reject_rate` (0 to 1) with its 95 % `false_reject_interval`, null where none was audited.
+    `false_reject_rate` (0 to 1) with its 95 % `false_reject_interval`, null where none was audited. `gates` has these four of each gate,
+    with how many it `refused` (doubles and infeasible ones among them) and the `seconds` that it took; `look_seconds`: of all looks at
+    candidates, gates included. Seconds of a trainer; null where it did not say.
     """
 
     id: str

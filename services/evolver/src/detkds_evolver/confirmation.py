@@ -175,7 +175,13 @@ def conclude(
         ap=best["mean_ap"],
         metrics=metrics,
         evidence=evidence(search, candidates, confirmations, summary)
-        | {"draws": draws, "insight": insight([insight_row(one, of_candidate.get(one.index, [])) for one in candidates])},
+        | {
+            "draws": draws,
+            "insight": insight(
+                [insight_row(one, of_candidate.get(one.index, [])) for one in candidates],
+                funnel=summary["funnel"],
+            ),
+        },
         environment=dict(environments[0]) if environments else {},
     )
 

@@ -4,10 +4,11 @@ from detkds_core.report.data import Box, CandidatePoint, ImagePanel, ReportData,
 from detkds_core.report.insight import insight
 from detkds_core.report.page import write_report
 from detkds_core.report.statistics import Interval, mean_interval, paired_difference
-from detkds_core.report.text import false_rejects, text_table
+from detkds_core.report.text import GATE_HEADINGS, false_rejects, gate_lines, text_table
 from detkds_core.report.verdict import Comparison, Verdict, ap_interval, compare, verdict
 
 __all__ = [
+    "GATE_HEADINGS",
     "Box",
     "CandidatePoint",
     "Comparison",
@@ -19,6 +20,7 @@ __all__ = [
     "ap_interval",
     "compare",
     "false_rejects",
+    "gate_lines",
     "insight",
     "mean_interval",
     "paired_difference",

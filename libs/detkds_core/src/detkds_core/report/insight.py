@@ -1,5 +1,5 @@
 """What a search teaches beside its winner: what the top formulas share, what each knowledge earns, what each operation adds, what was
-rejected and why, and what every stage cost.
+rejected and why, how far each gate can be trusted, and what every stage cost.
 
 A row is a candidate: `{"index", "policy" (JSON), "stage", "island", "operator", "trials": [{"rung", "replicate", "ap"}], "rejected":
 {"gate", "detail"} | None, "cost": {name: number} | None}`. In place of trials it may have one `"ap"` (and its `"rung"`), and in place of
@@ -42,8 +42,11 @@ class Measured(NamedTuple):
         return rung, self.rungs[rung]
 
 
-def insight(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
-    """All five parts as JSON: `shared`, `knowledge`, `effects`, `rejected`, `cost`; the first three empty where nothing was measured."""
+def insight(rows: Sequence[Row], seed: int = 0, funnel: Row | None = None) -> dict[str, Any]:
+    """All six parts as JSON: `shared`, `knowledge`, `effects`, `rejected`, `gates`, `cost`.
+
+    The first three are empty where nothing was measured. funnel: of the search's summary; without one nothing is said of the gates.
+    """
     measured = [Measured(row, genes(row["policy"]), rungs) for row in rows if (rungs := by_rung(row))]
     counts = Counter(rung for one in measured for rung in one.rungs)
     # The rung that most candidates have: the only one where those that were stopped early still count.
@@ -56,6 +59,7 @@ def insight(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
         "knowledge": knowledge(measured, rung),
         "effects": effects([one for one in measured if one.genes and rung in one.rungs], rung, seed),
         "rejected": rejected(rows),
+        "gates": [{"gate": gate, **figures} for gate, figures in ((funnel or {}).get("gates") or {}).items()],
         "cost": cost(rows),
     }
 

@@ -17,7 +17,7 @@ from detkds_core.report.charts import MARKERS, PALETTES, effects_chart, fitness_
 from detkds_core.report.data import CandidatePoint, ReportData, Row
 from detkds_core.report.pictures import draw_detections, draw_truth
 from detkds_core.report.statistics import mean_interval
-from detkds_core.report.text import false_rejects, millions, seeds, spread, tally
+from detkds_core.report.text import GATE_HEADINGS, false_rejects, gate_lines, millions, seeds, spread, tally
 from detkds_core.report.verdict import Comparison, ap_intervals, verdict
 
 TOP = 10
@@ -61,6 +61,7 @@ def render(data: ReportData) -> str:
         },
         rungs={"low": low, "top": top},
         false_rejects=false_rejects(data.funnel) if data.funnel else None,
+        gates=[dict(zip(GATE_HEADINGS, line, strict=True)) for line in gate_lines(data.funnel)],
         panels=panel_cells(data),
         insight=insight_cells(data.insight) if data.insight else None,
     )
@@ -195,7 +196,7 @@ def island_cells(candidates: Sequence[CandidatePoint]) -> list[dict[str, str]]:
 
 
 def insight_cells(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The five parts of `insight` as text, and the picture of the effects."""
+    """The parts of `insight` as text, and the picture of the effects."""
 
     def signed(value: float | None) -> str:
         return "–" if value is None else f"{value:+.2f}"

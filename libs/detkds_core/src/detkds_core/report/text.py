@@ -84,6 +84,44 @@ def false_rejects(funnel: Mapping[str, Any]) -> str:
     return f"{100 * funnel['false_reject_rate']:.0f} % (95 % interval {100 * low:.0f} to {100 * high:.0f} %): {counts}"
 
 
+GATE_HEADINGS = ("gate", "refused", "audited", "falsely refused", "seconds")
+
+
+def gate_lines(funnel: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A line under `GATE_HEADINGS` for each gate of a search's funnel, for the look that they share, and for all together.
+
+    None for searches from before the gates were told apart. `falsely refused`: of the audited, with a 95 % interval.
+    """
+    gates = funnel.get("gates")
+    if not gates:
+        return []
+    lines = [(gate, *_refusals(one), seconds(one["seconds"])) for gate, one in gates.items()]
+    own = [one["seconds"] for one in gates.values() if one["seconds"] is not None]
+    whole = funnel.get("look_seconds")
+    if whole is not None and own:
+        lines.append(("the look itself", "", "", "", seconds(max(0.0, whole - math.fsum(own)))))
+    together = {**funnel, "refused": sum(one["refused"] for one in gates.values())}
+    return [*lines, ("all", *_refusals(together), seconds(whole))]
+
+
+def _refusals(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    """`4, 2, 1: 50 % (9 to 91 %)`: how many were refused, audited and falsely refused."""
+    falsely = "–"
+    if one["false_reject_rate"] is not None:
+        low, high = one["false_reject_interval"]
+        falsely = f"{one['falsely_rejected']}: {100 * one['false_reject_rate']:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)"
+    return f"{one['refused']:,}", f"{one['audited']:,}", falsely
+
+
+def seconds(value: float | None) -> str:
+    """`130`, `4.20`, `< 0.01`; a dash where it is not known."""
+    if value is None:
+        return "–"
+    if 0 < value < 0.01:
+        return "< 0.01"
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+
+
 def millions(count: int) -> str:
     """`3.21 M`: a number of parameters; below a thousand in full."""
     if count >= 1_000_000:

@@ -100,7 +100,35 @@ function funnel(summary) {
     ...found.trained.map((number, place) => [`trained for ${count(summary.rungs[place].iterations)} iterations`, count(number)]),
     ["false-reject rate of the gates", falseRejects(found)]];
   return [make("h2", {}, "What became of the candidates"),
-    table([{ title: "", of: ([what]) => what }, { title: "candidates", label: "", kind: "text", of: ([, number]) => number }], rows)];
+    table([{ title: "", of: ([what]) => what }, { title: "candidates", label: "", kind: "text", of: ([, number]) => number }], rows),
+    ...gates(found)];
+}
+
+// Each gate with its count, its audit and its cost, then the look that all share, and all together.
+function gates(found) {
+  const each = Object.entries(found.gates || {}).map(([gate, figures]) => ({ gate, ...figures }));
+  if (!each.length) return []; // searches of before did not tell them apart
+  const sum = (name) => each.reduce((total, one) => total + one[name], 0);
+  const known = (value) => value !== null && value !== undefined;
+  const look = known(found.look_seconds) && each.every((one) => known(one.seconds))
+    ? [{ gate: "the look itself", seconds: Math.max(0, found.look_seconds - sum("seconds")) }] : [];
+  return [make("h2", {}, "The gates"),
+    quiet("In the order in which a candidate meets them. Audited: refused and trained all the same, to judge the gate; a double is not, since its measurement counts for the candidate that it repeats. Seconds of a trainer; the look itself serves all gates and finds the weights of the terms."),
+    table(gateColumns, [...each, ...look, { ...found, gate: "all", refused: sum("refused"), seconds: found.look_seconds }])];
+}
+
+const gateColumns = [
+  { title: "gate", label: "", of: (one) => one.gate },
+  { title: "refused", kind: "number", of: (one) => (one.refused === undefined ? "" : count(one.refused)) },
+  { title: "audited", kind: "number", of: (one) => (one.audited === undefined ? "" : count(one.audited)) },
+  { title: "falsely refused (95 % interval)", kind: "number", of: falselyRefused },
+  { title: "seconds", kind: "number", of: ({ seconds }) => (seconds === null || seconds === undefined ? "–" : seconds > 0 && seconds < 0.01 ? "< 0.01" : seconds < 10 ? seconds.toFixed(2) : count(Math.round(seconds))) },
+];
+
+function falselyRefused({ audited, falsely_rejected: wrong, false_reject_rate: rate, false_reject_interval: interval }) {
+  if (audited === undefined) return "";
+  const share = (value) => `${Math.round(100 * value)}`;
+  return rate === null || rate === undefined ? "–" : `${wrong}: ${share(rate)} % (${between(interval, share)} %)`;
 }
 
 function falseRejects({ audited, falsely_rejected: wrong, false_reject_rate: rate, false_reject_interval: interval }) {
