@@ -139,7 +139,7 @@ def proportion(hits: int, of: int) -> tuple[float, list[float]] | None:
     """A share in 0-1 and its 95 % interval (Wilson, 1927, which has a width even where all or none hit); None of nothing.
 
     >>> [round(bound, 3) for bound in proportion(0, 3)[1]]
-    [0.0, 0.562]
+    [0.0, 0.561]
     """
     if of == 0:
         return None
