@@ -31,6 +31,8 @@ OPERATIONS = {
     ("get", "/results/{result_id}"),
     ("get", "/results/{result_id}/checkpoint"),
     ("get", "/results/{result_id}/detections"),
+    ("get", "/results/{result_id}/policy"),
+    ("get", "/results/{result_id}/report"),
     ("get", "/checkpoints"),
     ("post", "/checkpoints"),
     ("get", "/checkpoints/{checkpoint_id}"),
@@ -41,6 +43,7 @@ OPERATIONS = {
     ("post", "/datasets"),
     ("get", "/detectors"),
     ("get", "/policies"),
+    ("get", "/search-space"),
     ("get", "/workers"),
     ("post", "/workers/{worker_id}/drain"),
     ("post", "/workers/{worker_id}/undrain"),
@@ -81,6 +84,10 @@ def test_every_operation_has_an_example_that_fits_its_schema(document):
                 continue
             if path.endswith("/events"):
                 assert success["content"]["text/event-stream"]["example"].startswith("id: ")
+                continue
+            if path.endswith("/report"):
+                assert success["content"]["text/html"]["example"].startswith("<!doctype html>")
+                assert success["content"].keys() == {"text/html"}
                 continue
             if path == "/metrics":
                 assert success["content"]["text/plain"]["example"].startswith("# TYPE detkds_")

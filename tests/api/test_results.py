@@ -124,6 +124,19 @@ def test_a_damaged_and_a_lost_checkpoint_are_told_with_both_digests(service, fin
         path.write_bytes(WEIGHTS)
 
 
+def test_the_policy_comes_with_the_configuration_of_its_student(service, finished):
+    path = Path(service.settings.artifacts_place) / "job" / "1" / "student_config.py"
+    document = service.http.get(f"/results/{finished[0][1]}/policy").json()
+    assert document == {"policy": PKD, "formula": "5·l2(standardize(global))", "config": "model = {}"}
+    assert service.http.get(f"/results/{finished[1][1]}/policy").json() == {**document, "config": None}, "its trainer left none"
+    try:
+        path.unlink()
+        answer = service.http.get(f"/results/{finished[0][1]}/policy")
+        assert (answer.status_code, answer.json()["type"]) == (500, "urn:detkds:problem:artifact-damaged")
+    finally:
+        path.write_bytes(b"model = {}")
+
+
 def test_detections_are_a_document(service, finished):
     answer = service.http.get(f"/results/{finished[0][1]}/detections")
     assert answer.json() == {"student": [], "teacher": []}
@@ -157,10 +170,13 @@ def test_the_result_of_a_search_has_no_checkpoint_and_says_how_to_get_one(servic
     answer = service.http.get(f"/results/{result.id}/checkpoint")
     assert answer.status_code == 404
     assert "POST /distill" in answer.json()["detail"]
+    document = service.http.get(f"/results/{result.id}/policy").json()
+    assert document == {"policy": PKD, "formula": "5·l2(standardize(global))", "config": None}, "it has no student of its own"
     kinds = {item["kind"] for item in service.http.get("/results", params={"kind": "search"}).json()["items"]}
     assert kinds == {"search"}
 
 
-@pytest.mark.parametrize("path", ["/results/none", "/results/none/checkpoint", "/results/..%2F..%2Fetc%2Fpasswd/checkpoint"])
+@pytest.mark.parametrize("path", ["", "/checkpoint", "/policy", "/report"])
 def test_a_result_that_is_not_there_is_404(service, path):
-    assert service.http.get(path).status_code == 404
+    for result in ("none", "0198a3c2-7d1e-7c43-9a51-2f60c1c3d9aa", "..%2F..%2Fetc%2Fpasswd"):
+        assert service.http.get(f"/results/{result}{path}").status_code == 404

@@ -134,6 +134,7 @@ def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
         (["watch", "none"], "is neither a search nor a distillation"),
         (["results", "none"], "there is no result none"),
         (["results", "--checkpoint", "x.pth"], "needs the result's id"),
+        (["results", "--report", "x.html"], "needs the result's id"),
         (
             [
                 "datasets",

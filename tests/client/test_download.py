@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from detkds_client.client import Client
-from detkds_client.connection import DigestError
+from detkds_client.connection import DigestError, ProblemError
 from detkds_core.store import distillations, jobs, results
 
 
@@ -46,6 +46,21 @@ def test_a_folder_that_is_not_there_is_named(detkds, result_id, tmp_path):
     done = detkds("results", result_id, "--checkpoint", str(tmp_path / "nowhere" / "student.pth"))
     assert done.returncode == 1
     assert done.stderr == f"{tmp_path / 'nowhere' / 'student.pth'} cannot be written: No such file or directory\n"
+
+
+def test_the_policy_and_the_report_of_a_result(service, detkds, result_id, tmp_path):
+    with Client(service.url) as client:
+        assert client.result_policy(result_id) == {"policy": {"terms": []}, "formula": "none", "config": "config"}
+        page = client.report(result_id)
+        with pytest.raises(ProblemError, match="there is no result none"):
+            client.report("none")
+    assert page.startswith("<!doctype html>")
+    done = detkds("results", result_id, "--report", str(tmp_path / "report.html"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
+    assert f"The report is in {tmp_path / 'report.html'}." in done.stdout.replace("\n", "")
+    done = detkds("results", result_id, "--report", str(tmp_path / "nowhere" / "report.html"))
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path / 'nowhere' / 'report.html'} cannot be written: No such file or directory\n")
 
 
 class Breaking:

@@ -2,7 +2,20 @@
 
 import pytest
 
-from detkds_api import candidates, comparison, datasets, distill, jobs, keys, progress, results, search_views, uploads, workers
+from detkds_api import (
+    candidates,
+    comparison,
+    datasets,
+    distill,
+    jobs,
+    keys,
+    progress,
+    results,
+    search_space,
+    search_views,
+    uploads,
+    workers,
+)
 from detkds_client import types
 
 SHAPES = [
@@ -12,12 +25,16 @@ SHAPES = [
     (types.Candidate, candidates.CandidateView),
     (types.Distillation, distill.DistillationView),
     (types.Result, results.ResultView),
+    (types.ResultPolicy, results.ResultPolicy),
     (types.Cost, comparison.Cost),
     (types.Compared, comparison.Compared),
     (types.Group, comparison.Group),
     (types.Comparison, comparison.Comparison),
     (types.Dataset, datasets.DatasetView),
     (types.Checkpoint, uploads.CheckpointView),
+    (types.Place, search_space.Place),
+    (types.KnowledgeSpace, search_space.KnowledgeSpace),
+    (types.SearchSpace, search_space.SearchSpaceView),
     (types.Worker, workers.WorkerView),
     (types.Job, jobs.JobView),
     (types.LogPart, jobs.LogView),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from detkds_api.reports import page, report_of
 from detkds_core.policy import named_policies, parse_formula, to_json
 from detkds_core.store import Store, results, searches
 
@@ -261,3 +262,32 @@ def test_the_best_other_reference_is_confirmed_too(sqlite: Store) -> None:
     best = max((2, 3), key=lambda index: (found["candidates"][index]["rung"] or 0, found["candidates"][index]["ap"] or 0))
     references = {one["name"]: one["candidate"] for one in found["confirmations"] if one["role"] == "reference"}
     assert references == {"pkd": 1, ("fitnets", "defeat")[best - 2]: best}
+
+
+def test_its_report_has_everybody_and_what_failed_with_the_seeds_that_were_measured(sqlite: Store) -> None:
+    def lose_one(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        row = confirmed_as({PKD: [21.0, 22.0, 23.0], FIRST: [24.0, 25.2, 25.9], SECOND: [28.0, 29.0, 29.9]})(candidate, spec)
+        if spec["kind"] == "confirm" and candidate["index"] == SECOND and spec["seed"] == 7:
+            row |= dict.fromkeys(("ap", "ap50", "ap75", "images", "resampled_ap")) | {"failure": {"kind": "not_finite", "detail": "loss"}}
+        return row
+
+    search = create(sqlite)
+    drive(sqlite, lose_one)
+    with sqlite.read() as session:
+        result = results.of_search(session, search)
+        assert result is not None
+        data = report_of(session, result)
+    table = {row.name: row for row in data.rows}
+    lost, best = (next(one for one in result.metrics["rows"] if one["entrant"] == number) for number in (SECOND, FIRST))
+    assert list(table) == ["student alone", "student, pkd", "student, searched policy", f"student, {lost['name']}"]
+    assert (table["student, searched policy"].ap, table["student, searched policy"].interval[1:]) == (
+        (24.0, 25.2, 25.9),
+        tuple(best["interval"]),
+    )
+    assert (table[f"student, {lost['name']}"].seeds, table[f"student, {lost['name']}"].ap) == ((6, 8), (28.0, 29.9))
+    assert len(data.candidates) == result.evidence["candidates"]["proposed"]
+    assert data.verdict.sentence == result.metrics["verdict"]
+    assert {one.first for one in data.verdict.comparisons} <= set(table)
+    html = page(data)
+    assert "student, searched policy − student alone" in html
+    assert "What the search teaches" in html

@@ -15,9 +15,11 @@ def test_localization_counted_by_hand() -> None:
     assert row.raw == 2 * 7 * 5
     assert row.refused == {"boxes at cells, or of proposals": 4 * (2 + 1) + 2 * 2}
     assert row.legal == row.distinct == 4 * 11 + 10
+    assert row.names == (("none", "pow2"), ("l1", "iou", "giou", "diou", "kl_edges", "points", "deltas"))
     without = census("localization", PairFacts(images_per_batch=8), regions=("all",))
     assert without.refused == {"boxes at cells, or of proposals": 3, "needs edges or points": 1 + 2}
     assert without.legal == 8
+    assert without.names == (("none", "pow2"), ("l1", "iou", "giou", "diou")), "those that some legal formula has"
 
 
 def test_published_global_counted_by_hand() -> None:

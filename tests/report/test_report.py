@@ -17,6 +17,7 @@ from detkds_core.report import (
     ReportData,
     Row,
     Verdict,
+    compare,
     false_rejects,
     gate_lines,
     insight,
@@ -287,6 +288,12 @@ def test_iou_by_hand():
     assert iou(Box((0, 0, 10, 10), "a"), Box((5, 0, 15, 10), "a")) == pytest.approx(1 / 3)
     assert iou(Box((0, 0, 10, 10), "a"), Box((20, 0, 30, 10), "a")) == 0.0
     assert iou(Box((3, 3, 3, 3), "a"), Box((3, 3, 3, 3), "a")) == 0.0
+
+
+def test_what_nobody_counted_or_said_is_no_figure():
+    unknown = Row("teacher", "teacher", (None,), (56.2,), (78.0,), (63.1,), 0, 150)
+    assert text_table([unknown]).splitlines()[-1].split() == ["teacher", "56.2", "78.0", "63.1", "–", "150", "1"]
+    assert compare(unknown, unknown) is None, "seeds that are not known are not the same"
 
 
 def test_an_object_is_found_once_and_only_by_its_class():

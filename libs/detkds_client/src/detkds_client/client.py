@@ -25,7 +25,9 @@ from detkds_client.types import (
     NamedPolicy,
     NewKey,
     Result,
+    ResultPolicy,
     Search,
+    SearchSpace,
     Worker,
 )
 
@@ -307,6 +309,14 @@ class Client(Connection):
         """What the distilled student finds in the report images: COCO detections (image_id, category_id, bbox xywh in pixels, score)."""
         return cast(list[dict[str, Any]], self.get(f"/results/{result_id}/detections")["student"])
 
+    def result_policy(self, result_id: str) -> ResultPolicy:
+        """The policy of a result as JSON and formula, and the MMDetection configuration of the student that was trained under it."""
+        return cast(ResultPolicy, self.get(f"/results/{result_id}/policy"))
+
+    def report(self, result_id: str) -> str:
+        """The report of a result, as HTML that stands alone."""
+        return self.exchange("GET", f"/results/{result_id}/report").text
+
     # Jobs
 
     def jobs(self, *, search: str | None = None, distillation: str | None = None, state: str | None = None, limit: int = 50) -> list[Job]:
@@ -425,6 +435,23 @@ class Client(Connection):
         """`{"detectors": [...], "pairs": [...]}`."""
         return cast(dict[str, Any], self.get("/detectors"))
 
+    def search_space(
+        self,
+        pair: str | None = None,
+        *,
+        teacher: str | None = None,
+        student: str | None = None,
+        dataset: str | None = None,
+        batch: int | None = None,
+        resize: bool | None = None,
+        space: Literal["published", "full"] | None = None,
+        weights: Literal["balanced", "published"] | None = None,
+    ) -> SearchSpace:
+        """What a search on a pair would choose from, and why not from other knowledge; teacher, student: detectors, for no pair or
+        in place of its own. batch: images of a forward on one device."""
+        asked = given(teacher=teacher, student=student, dataset=dataset, batch=batch, resize=resize, space=space, weights=weights)
+        return cast(SearchSpace, self.get("/search-space", pair=pair, **asked))
+
     def policies(self) -> list[NamedPolicy]:
         return cast(list[NamedPolicy], self.get("/policies")["items"])
 
@@ -454,10 +481,7 @@ class Client(Connection):
 
     def metrics(self) -> str:
         """What there is to watch, in the text format of Prometheus."""
-        response = self.http.get("/metrics")
-        if not response.is_success:
-            raise problem_of(response)
-        return response.text
+        return self.exchange("GET", "/metrics").text
 
     def ready(self) -> dict[str, Any]:
         """What the service stands on. Raises ProblemError (503) that names what is missing."""

@@ -129,6 +129,10 @@ class Connection:
             time.sleep(poll)
 
     def request(self, method: str, path: str, **arguments: Any) -> Any:
+        """The JSON of one exchange. Raises ProblemError, ServiceUnreachable."""
+        return self.exchange(method, path, **arguments).json()
+
+    def exchange(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         """One exchange, repeated when the connection fails. Raises ProblemError, ServiceUnreachable."""
         for attempt in range(self.retries + 1):
             try:
@@ -141,7 +145,7 @@ class Connection:
             except httpx2.TransportError as error:
                 raise self.unreachable(error) from error
             if response.is_success:
-                return response.json()
+                return response
             raise problem_of(response)
         raise AssertionError("the loop above returns or raises")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -12,19 +11,31 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 from typing import Any, cast
 
 from detkds_client import show
 from detkds_client.client import Client
 from detkds_client.show_progress import following
-from detkds_client.types import Candidate, DetectorChoice, Distillation, Result, Rung, Search
+from detkds_client.types import Candidate, DetectorChoice, Distillation, Result, Search
 from detkds_core import processes
 from detkds_core.catalogue import PAIRS, Pair, Recipe
 from detkds_core.datasets import Dataset, default_cache, load_dataset, report_ids
 from detkds_core.policy import canonical, canonical_json, from_json, named_policies, readable
-from detkds_core.report import Box, CandidatePoint, ImagePanel, Interval, ReportData, Row, Verdict, text_table, write_report
-from detkds_core.report.data import Role, State
+from detkds_core.report import (
+    SEARCHED,
+    Box,
+    CandidatePoint,
+    ImagePanel,
+    ReportData,
+    Row,
+    Verdict,
+    confirmed_rows,
+    row_names,
+    rung_means,
+    text_table,
+    write_report,
+)
+from detkds_core.report.data import State
 
 DEMOS = {"digits": "digits_gfl", "trees": "trees_gfl"}  # the pair that each dataset is shown with
 ITERATIONS = 1_440  # of the search: as many as 12 candidates at the full proxy would take
@@ -194,38 +205,8 @@ def result_rows(found: Result, alone: Result, teacher_seed: int = 0) -> list[Row
             teacher["images"],
         )
     ]
-    names = row_names(found["metrics"])
-    order: Sequence[Role] = ("alone", "reference", "searched")
-    for role in order:
-        for entrant in found["metrics"]["rows"]:
-            best = entrant["entrant"] == found["metrics"]["searched"]["entrant"]
-            if entrant["role"] != role or not entrant["ap"] or (role == "searched" and not best):
-                continue
-            low, high = (math.nan if bound is None else bound for bound in entrant["interval"])
-            rows.append(
-                Row(
-                    names[entrant["name"]],
-                    role,
-                    tuple(entrant["seeds"]),
-                    tuple(entrant["ap"]),
-                    tuple(entrant["ap50"]),
-                    tuple(entrant["ap75"]),
-                    metrics["student"]["parameters"],
-                    entrant["images"],
-                    interval=Interval(entrant["mean_ap"], low, high),
-                )
-            )
-    return rows
-
-
-def row_names(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What the table calls those that the service measured."""
-    names = {}
-    for one in metrics["rows"]:
-        best = one["entrant"] == metrics["searched"]["entrant"]
-        searched = "student, searched policy" if best else f"student, {one['name']}"
-        names[one["name"]] = {"alone": "student alone", "reference": f"student, {one['name']}", "searched": searched}[one["role"]]
-    return names
+    confirmed = confirmed_rows(found["metrics"], metrics["student"]["parameters"])
+    return rows + [row for row in confirmed if row.role != "searched" or row.name == SEARCHED]
 
 
 def candidate_point(one: Candidate) -> CandidatePoint:
@@ -241,17 +222,8 @@ def candidate_point(one: Candidate) -> CandidatePoint:
         failure=f"{failure['kind']}: {failure['detail']}" if failure else None,
         name=names.get(canonical_json(canonical(from_json(one["policy"])))) if one["stage"] == "reference" else None,
         state=cast(State, one["state"]),
-        rungs=rung_means(one["rungs"]),
+        rungs=rung_means((each["rung"], each["ap"]) for each in one["rungs"]),
     )
-
-
-def rung_means(measured: Sequence[Rung]) -> dict[int, float]:
-    """A candidate's AP by rung, the mean over its seeds there."""
-    found: dict[int, list[float]] = {}
-    for one in measured:
-        if one["ap"] is not None:
-            found.setdefault(one["rung"], []).append(one["ap"])
-    return {rung: fmean(values) for rung, values in found.items()}
 
 
 def panels(data: Dataset, alone: Sequence[Mapping[str, Any]], distilled: Sequence[Mapping[str, Any]]) -> list[ImagePanel]:

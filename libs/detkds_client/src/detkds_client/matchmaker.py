@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from rich.text import Text
 
 from detkds_client.show import console, put, table
-from detkds_core.catalogue import DETECTORS, PAIRS, DetectorEntry, Exchange, Pair, exchange, pair_facts
+from detkds_core.catalogue import DETECTORS, PAIRS, DetectorEntry, Exchange, Pair, exchange, lacking_regions, pair_facts
 from detkds_core.policy import SearchSpace, named_policies
 from detkds_core.policy.named import cannot_run
-from detkds_core.policy.vocabulary import BREADTHS, KNOWLEDGE, REGIONS
+from detkds_core.policy.vocabulary import BREADTHS, KNOWLEDGE
 
 CLASSES = {"digits": 10, "trees": 1, "coco": 80}  # of the catalogue's datasets
 DEFAULT_CLASSES, DEFAULT_BATCH = 80, 8
@@ -107,7 +107,7 @@ def examine(asked: Question) -> dict[str, Any]:
                 "excluded": offer.excluded.get(kind),
                 "formulas": {breadth: spaces[breadth].size(kind) if kind in offer.knowledge else 0 for breadth in BREADTHS},
                 "regions": list(offer.regions.get(kind, ())),
-                "lacking": _lacking_regions(kind, offer),
+                "lacking": lacking_regions(kind, offer),
             }
             for kind in KNOWLEDGE
         ],
@@ -128,14 +128,6 @@ def _facts(entry: DetectorEntry) -> dict[str, Any]:
         "edge_bins": entry.reg_max + 1 if entry.reg_max is not None else 0,
         "inputs": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(entry.inputs).items()},
     }
-
-
-def _lacking_regions(kind: str, offer: Exchange) -> dict[str, str]:
-    """Where the pair cannot look for a knowledge that it exchanges, and why."""
-    if kind in offer.excluded:
-        return {}
-    refused = (region for region in REGIONS[kind] if region not in offer.regions[kind])
-    return {region: offer.lacking.get(f"{kind}.{region}") or offer.lacking[region] for region in refused}
 
 
 def _signals(teacher: DetectorEntry, student: DetectorEntry, offer: Exchange) -> Iterator[tuple[str, str | None]]:

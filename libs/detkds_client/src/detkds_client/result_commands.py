@@ -16,6 +16,7 @@ def results(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Write its student here: .safetensors, or .pth for MMDetection with a .py beside it.")
     ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write its report here, one HTML file that stands alone.")] = None,
     name: Annotated[str | None, typer.Option(help="Those whose name contains this.")] = None,
     tag: Annotated[str | None, typer.Option(help="Those of searches and distillations with this tag.")] = None,
     kind: Annotated[str | None, typer.Option(help="Those of searches, or of distillations: search, distill.")] = None,
@@ -32,7 +33,7 @@ def results(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """List results, show one, or take its checkpoint."""
+    """List results, show one, or take its checkpoint and its report."""
     asked: dict[str, str | float | None] = {
         "name": name,
         "tag": tag,
@@ -49,6 +50,8 @@ def results(
         if result_id is None:
             if checkpoint is not None:
                 raise Refusal("--checkpoint needs the result's id: detkds results ID --checkpoint student.safetensors")
+            if report is not None:
+                raise Refusal("--report needs the result's id: detkds results ID --report report.html")
             found = client.results(limit=limit, **asked)
             show.as_json(found) if as_json else show.results(found)
             return
@@ -63,10 +66,18 @@ def results(
                     client.download_checkpoint(result_id, checkpoint.with_suffix(".py"), "config")
             except OSError as error:
                 raise Refusal(f"{checkpoint} cannot be written: {error.strerror}") from error
+        if report is not None:
+            page = client.report(result_id)
+            try:
+                report.write_text(page, encoding="utf-8")
+            except OSError as error:
+                raise Refusal(f"{report} cannot be written: {error.strerror}") from error
         if as_json:
             show.as_json(one)
             return
         show.result(one)
+        if report is not None:
+            print(f"The report is in {report}.")
         if checkpoint is not None:
             with_it = f", its MMDetection configuration in {checkpoint.with_suffix('.py')}" if checkpoint.suffix == ".pth" else ""
             print(f"The student is in {checkpoint}{with_it}.")

@@ -148,6 +148,14 @@ class Result(TypedDict):
     checkpoint: bool
 
 
+class ResultPolicy(TypedDict):
+    """The policy of a result. config: the MMDetection configuration (Python) of its student, None where it has no checkpoint."""
+
+    policy: dict[str, Any]
+    formula: str
+    config: str | None
+
+
 class Cost(TypedDict):
     """What a result took, all its trainings together."""
 
@@ -234,6 +242,47 @@ class NamedPolicy(TypedDict):
     pair: str
     schedule: str
     pairs: list[str]
+
+
+class Place(TypedDict):
+    """A transform of a term, such as `attention`, and the names that some legal formula has there."""
+
+    place: str
+    names: list[str]
+
+
+class KnowledgeSpace(TypedDict):
+    """What a search chooses from for one knowledge. transforms: innermost first. lacking: regions the pair cannot look at, and why.
+
+    combinations: of all names; legal: those that no rule refuses; formulas: the different losses among these; refused: how many each
+    rule refuses.
+    """
+
+    name: str
+    transforms: list[Place]
+    distances: list[str]
+    regions: list[str]
+    lacking: dict[str, str]
+    weights: list[float]
+    combinations: int
+    legal: int
+    formulas: int
+    refused: dict[str, int]
+
+
+class SearchSpace(TypedDict):
+    """The search space of a pair. excluded: knowledge that it cannot exchange, and why."""
+
+    pair: str | None
+    teacher: str
+    student: str
+    classes: int
+    images_per_batch: int
+    resize: bool
+    space: Literal["published", "full"]
+    weights: Literal["balanced", "published"]
+    knowledge: list[KnowledgeSpace]
+    excluded: dict[str, str]
 
 
 class HeldJob(TypedDict):

@@ -28,6 +28,7 @@ from detkds_api import (
     reference,
     results,
     search_control,
+    search_space,
     searches,
     uploads,
     workers,
@@ -41,7 +42,7 @@ from detkds_core.store.waiting import Fleets
 
 DOMAINS = (
     *(searches, search_control, candidates, distill, live, comparison, results),
-    *(uploads, datasets, detectors, policies, workers, jobs, keys, health, metrics),
+    *(uploads, datasets, detectors, policies, search_space, workers, jobs, keys, health, metrics),
 )
 ROUTERS = [domain.router for domain in DOMAINS]
 PAGES = Path(__file__).parent / "pages"

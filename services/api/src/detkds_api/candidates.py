@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
 
 from detkds_api.lists import LIMIT, ListQuery, Page, page_of
 from detkds_api.search_request import Knowledge
@@ -21,6 +22,8 @@ from detkds_core.store.models import Candidate, Trial
 from detkds_core.store.vocabulary import CandidateState
 
 router = APIRouter(tags=["searches"])
+
+PAGE = 500  # candidates that are read at once where all are wanted
 
 
 class Lines(PlainTextResponse):
@@ -148,6 +151,17 @@ def list_candidates(search_id: Id, service: Service, query: Annotated[Candidates
         found, after = page_of(lambda: stored.list(session, search_id, **query.page()))
         trials = stored.trials(session, search_id, [one.index for one in found])
         return Page(items=[candidate_view(one, trials[one.index]) for one in found], next_cursor=after)
+
+
+def every_candidate(session: Session, search_id: str) -> Iterator[CandidateView]:
+    """All candidates of a search by index."""
+    cursor: str | None = None
+    while True:
+        found, cursor = stored.list(session, search_id, limit=PAGE, cursor=cursor)
+        trials = stored.trials(session, search_id, [one.index for one in found])
+        yield from (candidate_view(one, trials[one.index]) for one in found)
+        if cursor is None:
+            return
 
 
 @router.get(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Request
@@ -39,17 +40,11 @@ def download(
     title: what the file is, for people. sha256: what it must have; None: nothing is known, for it was stored before digests were kept.
     Raises NotFound for a name that leads astray, Damaged for a file that is lost or has other content, Unavailable, BadRange.
     """
-    try:
+    with told(title):
         if sha256 is not None:
             artifacts.check(name, sha256)
         found = sha256 or artifacts.sha256(name)
         size = artifacts.size(name)
-    except ValueError:
-        raise NotFound(f"the {title} is not among the artifacts") from None
-    except (LostError, DamagedError) as error:
-        raise Damaged(f"the {title} is not as it was stored: {error}; restore it from a backup of the artifacts") from None
-    except UnreachableError as error:
-        raise Unavailable(f"the {title} cannot be read now: {error}", headers={"Retry-After": "10"}) from None
     etag = f'"{found}"'
     headers = {
         "ETag": etag,
@@ -68,6 +63,27 @@ def download(
     start, stop = part
     headers |= {"Content-Length": str(stop - start), "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
     return StreamingResponse(artifacts.read(name, start, stop), status_code=206, headers=headers, media_type=media_type)
+
+
+def text_of(artifacts: Artifacts, name: str, title: str, *, sha256: str | None) -> str:
+    """The text (UTF-8) of a small file. title, sha256: as of `download`. Raises NotFound, Damaged, Unavailable."""
+    with told(title):
+        if sha256 is not None:
+            artifacts.check(name, sha256)
+        return b"".join(artifacts.read(name)).decode("utf-8", "replace")
+
+
+@contextmanager
+def told(title: str) -> Iterator[None]:
+    """Say of a file, by its title, why it cannot be had: NotFound, Damaged or Unavailable."""
+    try:
+        yield
+    except ValueError:
+        raise NotFound(f"the {title} is not among the artifacts") from None
+    except (LostError, DamagedError) as error:
+        raise Damaged(f"the {title} is not as it was stored: {error}; restore it from a backup of the artifacts") from None
+    except UnreachableError as error:
+        raise Unavailable(f"the {title} cannot be read now: {error}", headers={"Retry-After": "10"}) from None
 
 
 def wanted_part(headers: Mapping[str, str], etag: str, size: int) -> tuple[int, int] | None:

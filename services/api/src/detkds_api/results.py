@@ -7,15 +7,15 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy.orm import Session
 
 from detkds_api.caller import Caller
-from detkds_api.download import download, downloads
+from detkds_api.download import download, downloads, text_of
 from detkds_api.fields import Name, Tag
 from detkds_api.lists import SORT, ListQuery, Page, page_of
-from detkds_api.problems import NotFound
+from detkds_api.problems import Damaged, NotFound, Unavailable, answers
 from detkds_api.service import Id, Service, example
 from detkds_core.policy import formula, from_json
 from detkds_core.policy.distillers import DISTILLERS
@@ -110,6 +110,20 @@ class ResultView(BaseModel):
     checkpoint: bool
 
 
+class ResultPolicy(BaseModel):
+    """The policy of a result, to be trained with again, here or elsewhere.
+
+    policy: as `POST /distill` and `POST /searches` take it; formula: the same as text, which they take too. config: the text of the plain
+    MMDetection configuration (a Python file) of the student that was trained under it, which loads the checkpoint of `format=pth`; it
+    describes the student as it ships, so that nothing of the distillation is in it. null where there is no such student: a search keeps no
+    weights, so that its result has a policy alone, and a distillation from before configurations were kept has none either.
+    """
+
+    policy: dict[str, Any]
+    formula: str
+    config: str | None
+
+
 EXAMPLE = {
     "id": "0198a3e0-55aa-7b11-8d2f-0c6c2c7e9f10",
     "kind": "distill",
@@ -128,7 +142,14 @@ EXAMPLE = {
     "environment": {"torch": "2.14.1", "device": "cpu"},
     "checkpoint": True,
 }
+POLICY_EXAMPLE = {
+    "policy": EXAMPLE["policy"],
+    "formula": EXAMPLE["formula"],
+    "config": "# A plain MMDetection configuration of the distilled student.\ndefault_scope = 'mmdet'\n\nmodel = {'type': 'GFL'}\n",
+}
 DETECTIONS_EXAMPLE = {"student": [{"image_id": 1, "category_id": 8, "bbox": [12.5, 40.0, 18.2, 24.9], "score": 0.71}], "teacher": []}
+
+REPORT_EXAMPLE = '<!doctype html>\n<html lang="en"><head><title>digits_gfl, searched policy</title></head><body>...</body></html>'
 
 
 def view(result: Result) -> ResultView:
@@ -165,6 +186,40 @@ def get_result(result_id: Id, service: Service) -> ResultView:
     """One result with its evidence."""
     with service.store.read() as session:
         return view(existing(session, service.caller, result_id))
+
+
+@router.get("/results/{result_id}/policy", responses={200: example(POLICY_EXAMPLE), **answers(Damaged, Unavailable)})
+def get_policy(result_id: Id, service: Service) -> ResultPolicy:
+    """The policy of a result as JSON and as formula, and the MMDetection configuration of the student that was trained under it.
+
+    `config` is null for the result of a search, which has no checkpoint of its own: distil with its policy first (`POST /distill`).
+    """
+    with service.store.read() as session:
+        result = existing(session, service.caller, result_id)
+    name = result.artifacts.get(ARTIFACT["config"])
+    title = f"configuration of result {result_id}"
+    config = text_of(service.artifacts, name, title, sha256=digest_of(result, ARTIFACT["config"])) if name is not None else None
+    return ResultPolicy(policy=result.policy, formula=formula(from_json(result.policy)), config=config)
+
+
+@router.get(
+    "/results/{result_id}/report",
+    response_class=HTMLResponse,
+    responses={200: {"content": {"text/html": {"schema": {"type": "string"}, "example": REPORT_EXAMPLE}}, "description": "the report"}},
+)
+def get_report(result_id: Id, service: Service) -> HTMLResponse:
+    """The report of a result: one HTML file that stands alone, without scripts, with pictures inside.
+
+    Of a search: whom its confirmation measured on the report images (AP in percent, with intervals), every candidate, what the search
+    teaches, what it rests on. Of a distillation: student and teacher on the same images. It is made of what is stored when it is asked for.
+    """
+    # Imported here: the report draws pictures, and its libraries take seconds that the start of the service need not wait for.
+    from detkds_api import reports
+
+    with service.store.read() as session:
+        data = reports.report_of(session, existing(session, service.caller, result_id))
+    headers = {**reports.HEADERS, "Content-Disposition": f'inline; filename="report-{result_id}.html"'}
+    return HTMLResponse(reports.page(data), headers=headers)
 
 
 @router.get(
@@ -208,16 +263,21 @@ def artifact(
     if name is None:
         advice = "distil with its policy first (POST /distill)" if result.kind == "search" else "its trainer left none"
         raise NotFound(f"result {result_id} has no {title}; {advice}")
-    digests = result.artifacts.get("digests") or {"checkpoint": result.artifacts.get("sha256")}
     return download(
         request,
         service.artifacts,
         name,
         f"{title} of result {result_id}",
-        sha256=digests.get(kind),
+        sha256=digest_of(result, kind),
         media_type=media_type,
         filename=filename,
     )
+
+
+def digest_of(result: Result, kind: str) -> str | None:
+    """The SHA-256 that a file of a result must have; None: it was stored before digests were kept."""
+    digests: Mapping[str, str] = result.artifacts.get("digests") or {"checkpoint": result.artifacts.get("sha256")}
+    return digests.get(kind)
 
 
 def existing(session: Session, caller: Caller, result_id: str) -> Result:

@@ -19,13 +19,17 @@ from detkds_api.warm_start import Seeds, named_searches, seeds
 from detkds_core.catalogue import DETECTORS
 from detkds_core.evolution import Spec
 from detkds_core.evolution.spec import GATES, HALVING, OF_OPTUNA, Algorithm
-from detkds_core.policy import Policy, SearchSpace, canonical, named_policies, to_json
+from detkds_core.policy import PairFacts, Policy, SearchSpace, canonical, named_policies, to_json
 from detkds_core.policy.distillers import learns_first
 from detkds_core.policy.named import name_of, suiting
 from detkds_core.store import searches as stored
 from detkds_core.store import workers
 
 Knowledge = Literal["global", "fgbg", "instance", "logits", "localization"]
+Breadth = Literal["published", "full"]
+Weights = Literal["balanced", "published"]
+SPACE = "`published`: the names that DetKDS can reach; `full`: everything that the policy language has"
+WEIGHTS = "`balanced`: a weight is the ratio of the term's gradient to the task's; `published`: DetKDS' own numbers"
 # Of a term's gradient to the task's, what a search begins with. The feature terms of good hand-designed distillers have 9 to 460 at the
 # fork of small pairs (docs/benchmarks.md, "Live comparisons"): a student that has learnt little is led by its teacher first.
 FEATURE_RATIOS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -82,9 +86,7 @@ class SearchRequest(Body):
     knowledge: list[Knowledge] | None = Field(
         default=None, min_length=1, max_length=5, description="default: all that the pair can exchange"
     )
-    space: Literal["published", "full"] = Field(
-        default="published", description="`published`: the names that DetKDS can reach; `full`: everything that the policy language has"
-    )
+    space: Breadth = Field(default="published", description=SPACE)
     references: list[Annotated[Name | dict[str, Any], Shallow]] | None = Field(
         default=None,
         max_length=50,
@@ -100,10 +102,7 @@ class SearchRequest(Body):
     device_memory_gib: DeviceMemory | None = None
     recipe: RecipeChoice | None = None
     confirmation: Confirmation = Confirmation()
-    weights: Literal["balanced", "published"] = Field(
-        default="balanced",
-        description="`balanced`: a weight is the ratio of the term's gradient to the task's; `published`: DetKDS' own numbers",
-    )
+    weights: Weights = Field(default="balanced", description=WEIGHTS)
     rungs: list[int] | None = Field(
         default=None,
         max_length=10,
@@ -247,10 +246,13 @@ def wanted_rungs(wanted: SearchRequest, pairing: Pairing, halves: bool) -> tuple
 
 def wanted_space(wanted: SearchRequest, pairing: Pairing) -> SearchSpace:
     """What the search chooses from. Raises InvalidInput."""
-    weights = (
-        {"feature_weights": FEATURE_RATIOS, "response_weights": RESPONSE_RATIOS, "balanced": True} if wanted.weights == "balanced" else {}
-    )
-    return SearchSpace.of(pairing.facts, knowledge=wanted_knowledge(wanted, pairing), breadth=wanted.space, **weights)
+    return space_of(pairing.facts, wanted_knowledge(wanted, pairing), wanted.space, wanted.weights)
+
+
+def space_of(facts: PairFacts, knowledge: tuple[str, ...], breadth: Breadth, weights: Weights) -> SearchSpace:
+    """What a search on a pair with these facts chooses from."""
+    ratios = {"feature_weights": FEATURE_RATIOS, "response_weights": RESPONSE_RATIOS, "balanced": True} if weights == "balanced" else {}
+    return SearchSpace.of(facts, knowledge=knowledge, breadth=breadth, **ratios)
 
 
 def wanted_knowledge(wanted: SearchRequest, pairing: Pairing) -> tuple[str, ...]:

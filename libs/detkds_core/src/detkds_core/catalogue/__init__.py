@@ -1,7 +1,7 @@
 """Which detectors, pairs and schedules there are, and what a pair can exchange. No torch."""
 
 from detkds_core.catalogue.detectors import DETECTORS, DetectorEntry, detector
-from detkds_core.catalogue.exchange import Exchange, exchange, pair_facts
+from detkds_core.catalogue.exchange import Exchange, exchange, lacking_regions, pair_facts
 from detkds_core.catalogue.pairs import PAIRS, Pair, builtin_checkpoint
 from detkds_core.catalogue.recipe import Recipe
 
@@ -15,5 +15,6 @@ __all__ = [
     "builtin_checkpoint",
     "detector",
     "exchange",
+    "lacking_regions",
     "pair_facts",
 ]

@@ -7,7 +7,7 @@ from math import log2
 from detkds_core.catalogue.detectors import DetectorEntry
 from detkds_core.policy import PairFacts
 from detkds_core.policy.distillers import TOWERS
-from detkds_core.policy.vocabulary import KNOWLEDGE
+from detkds_core.policy.vocabulary import KNOWLEDGE, REGIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,14 @@ def _regions(kind: str, lacking: Mapping[str, str]) -> Iterator[str]:
     for region in ASKED.get(kind, ()):
         if f"{kind}.{region}" not in lacking and region not in lacking:
             yield region
+
+
+def lacking_regions(kind: str, offer: Exchange) -> dict[str, str]:
+    """Where the pair cannot look for a knowledge that it exchanges, and why; nothing for one that it does not exchange."""
+    if kind in offer.excluded:
+        return {}
+    refused = (region for region in REGIONS[kind] if region not in offer.regions[kind])
+    return {region: offer.lacking.get(f"{kind}.{region}") or offer.lacking[region] for region in refused}
 
 
 def pair_facts(offer: Exchange, student: DetectorEntry, classes: int, images_per_batch: int) -> PairFacts:

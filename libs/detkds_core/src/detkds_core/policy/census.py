@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from detkds_core.policy.canonical import canonical_term
 from detkds_core.policy.meaning import RULES
 from detkds_core.policy.pair import EVERYWHERE, PAIR_RULES, PairFacts
-from detkds_core.policy.space import combinations_of
+from detkds_core.policy.space import combinations_of, names_of
 from detkds_core.policy.terms import Term
 
 # The published space of a feature knowledge: 5 attentions, 8 scales, 14 normalisations, 7 distances. With the official operations so many
@@ -22,6 +22,7 @@ class Census:
 
     raw: all combinations of names. legal: those that no rule refuses. distinct: the different losses among them. refused: how many of the
     others each rule refuses, the most first; a formula that several refuse counts for the first of them, in the order of the rules.
+    names: those that some legal formula has, of each transform and last of the distance, in the order of the vocabulary.
     """
 
     knowledge: str
@@ -30,6 +31,7 @@ class Census:
     legal: int
     distinct: int
     refused: Mapping[str, int]
+    names: tuple[tuple[str, ...], ...]
 
 
 def census(knowledge: str, facts: PairFacts, breadth: str = "full", regions: Sequence[str] | None = None) -> Census:
@@ -37,6 +39,8 @@ def census(knowledge: str, facts: PairFacts, breadth: str = "full", regions: Seq
     if regions is None:
         regions = facts.regions_of(knowledge) if breadth == "full" else EVERYWHERE
     raw = 0
+    choices = names_of(knowledge, breadth)
+    used: list[set[str]] = [set() for _ in choices]
     distinct: set[Term] = set()
     refused: Counter[str] = Counter()
     for term in combinations_of(knowledge, breadth, regions):
@@ -45,7 +49,10 @@ def census(knowledge: str, facts: PairFacts, breadth: str = "full", regions: Seq
             refused[rule] += 1
         else:
             distinct.add(replace(canonical_term(term), weight=1.0))
-    return Census(knowledge, breadth, raw, raw - refused.total(), len(distinct), dict(refused.most_common()))
+            for found, name in zip(used, (*term.transforms, term.distance), strict=True):
+                found.add(name)
+    names = tuple(tuple(name for name in of if name in found) for of, found in zip(choices, used, strict=True))
+    return Census(knowledge, breadth, raw, raw - refused.total(), len(distinct), dict(refused.most_common()), names)
 
 
 def first_refusal(term: Term, facts: PairFacts) -> str | None:

@@ -24,15 +24,15 @@ class Row:
     """One line of the result table: a detector and what it is worth.
 
     role: `teacher`, `alone` (the student without distillation), `reference` (a hand-designed policy, PKD) or `searched`.
-    seeds: the training seeds; ap, ap50, ap75: one value a seed, in the same order, in percent (0-100).
-    parameters: of the detector as it ships. images: how many the figures were measured on.
+    seeds: the training seeds, None where one is not known; ap, ap50, ap75: one value a seed, in the same order, in percent (0-100).
+    parameters: of the detector as it ships, 0 where nobody counted them. images: how many the figures were measured on.
     resamples: the AP on every draw of these images, a row a seed, the same draws in every row of a table; empty: not drawn.
     interval: of the mean AP, where whoever judged the row has said it; else it follows from ap and resamples.
     """
 
     name: str
     role: Role
-    seeds: tuple[int, ...]
+    seeds: tuple[int | None, ...]
     ap: tuple[float, ...]
     ap50: tuple[float, ...]
     ap75: tuple[float, ...]

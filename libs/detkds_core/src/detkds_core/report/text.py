@@ -123,13 +123,17 @@ def seconds(value: float | None) -> str:
 
 
 def millions(count: int) -> str:
-    """`3.21 M`: a number of parameters; below a thousand in full."""
+    """`3.21 M`: a number of parameters; below a thousand in full, and `–` where nobody counted them."""
+    if not count:
+        return "–"
     if count >= 1_000_000:
         return f"{count / 1e6:.2f} M"
     return f"{count / 1e3:.0f} k" if count >= 1000 else str(count)
 
 
 def seeds(row: Row) -> str:
-    """`3 (0, 1, 2)`: how many seeds and which; of more than five the first and the last."""
+    """`3 (0, 1, 2)`: how many seeds and which; of more than five the first and the last, and how many alone where one is not known."""
+    if None in row.seeds:
+        return str(len(row.seeds))
     shown = ", ".join(map(str, row.seeds)) if len(row.seeds) <= 5 else f"{row.seeds[0]} .. {row.seeds[-1]}"
     return f"{len(row.seeds)} ({shown})"

@@ -138,7 +138,7 @@ class Pair:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(seed for seed in self.first.seeds if seed in self.second.seeds)
+        return tuple(seed for seed in self.first.seeds if seed is not None and seed in self.second.seeds)
 
     @property
     def differences(self) -> list[float]:

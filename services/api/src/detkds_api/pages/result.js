@@ -19,10 +19,11 @@ export async function result(id) {
       tile("AP (%)", percent(one.ap), measuredOn(one)),
       teacher ? tile("teacher, AP (%)", percent(teacher), "on the same images") : null),
     formula(one.formula, "p"),
+    make("p", { class: "row" }, make("button", { id: "report", onclick: () => download(`/results/${id}/report`, `report-${id}.html`) }, "Report (HTML)")),
     one.checkpoint ? make("p", { class: "row" }, "Checkpoint:",
-      make("button", { id: "safetensors", onclick: () => download(id, "safetensors") }, "safetensors"),
-      make("button", { id: "pth", onclick: () => download(id, "pth") }, "pth for MMDetection"),
-      make("button", { id: "config", onclick: () => download(id, "config", "py") }, "its configuration")) : null,
+      make("button", { id: "safetensors", onclick: () => download(`/results/${id}/checkpoint?format=safetensors`, `student-${id}.safetensors`) }, "safetensors"),
+      make("button", { id: "pth", onclick: () => download(`/results/${id}/checkpoint?format=pth`, `student-${id}.pth`) }, "pth for MMDetection"),
+      make("button", { id: "config", onclick: () => download(`/results/${id}/checkpoint?format=config`, `student-${id}.py`) }, "its configuration")) : null,
     (one.metrics.warnings || []).map((text) => make("p", { class: "problem" }, text)),
     comparison(one.metrics),
     lossCurves(one.evidence.curve),
@@ -183,13 +184,13 @@ function lossChart(points, of, name) {
 }
 
 // A link could not carry the API key.
-async function download(id, format, suffix = format) {
-  const response = await fetch(`/results/${id}/checkpoint?format=${format}`, { headers: authorization() });
+async function download(path, name) {
+  const response = await fetch(path, { headers: authorization() });
   if (!response.ok) {
     alert((await response.json()).detail);
     return;
   }
-  const file = make("a", { href: URL.createObjectURL(await response.blob()), download: `student-${id}.${suffix}` });
+  const file = make("a", { href: URL.createObjectURL(await response.blob()), download: name });
   file.click();
   URL.revokeObjectURL(file.href);
 }
