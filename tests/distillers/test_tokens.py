@@ -1,5 +1,6 @@
 """MasKD's tokens learn on a frozen detector, the same for the same seed, once for the same facts."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from detkds_core.datasets.kept import sweep
 from detkds_core.detectors.build import build_detector
 from detkds_core.distillers.maskd import MasKD
 from detkds_core.training.tokens import cached_tokens, learn_tokens
@@ -84,8 +86,10 @@ def test_tokens_are_learned_once_for_the_same_facts(tmp_path: Path) -> None:
 
     facts = {"teacher": "abc", "dataset": "def", "tokens": 2, "seed": 0}
     first = cached_tokens(tmp_path / "tokens", facts, learn)
+    os.utime(next((tmp_path / "tokens").iterdir()), (0, 0))
     again = cached_tokens(tmp_path / "tokens", dict(reversed(facts.items())), learn)
     assert len(learned) == 1
+    assert sweep(tmp_path / "tokens", days=1) == 0, "tokens that were just used are none that nobody uses"
     assert torch.equal(first["0.mask_token"], again["0.mask_token"])
     other = cached_tokens(tmp_path / "tokens", {**facts, "seed": 1}, learn)
     assert other["0.mask_token"][0, 0] == 2

@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from detkds_core.training import parallel
+from detkds_core.training import forks, parallel
 from detkds_core.training.launch import run_together
 
 from . import devices_program
@@ -89,3 +90,28 @@ def test_gradients_are_averaged_and_one_that_is_missing_counts_as_nothing(tmp_pa
         found, gathered = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found == [[1.0, 3.0], [0.5, 0.5], None]  # nobody used the third: it must not decay, so it has no gradient
         assert gathered == [{"rank": 0}, {"rank": 1}]
+
+
+def trunk_on_two(folder: Path) -> None:
+    """What each of the two processes of the next test does. The trunk was swept after the first one found it, before the second one did."""
+    fork = forks.Fork({"w": torch.ones(2)}, {}, 2)
+
+    def grow(*_: object) -> forks.Fork:
+        parallel.meet()  # as its gradients do
+        return fork
+
+    forks.grow_trunk, forks._key = grow, lambda *_: "key"
+    with parallel.joined():
+        own = folder / f"cache-{parallel.rank()}"
+        if parallel.rank() == 0:
+            forks._write(own / "trunk_key.fork", fork)
+        start = SimpleNamespace(device=torch.device("cpu"))
+        kept = [forks.cached_trunk(start, None, 2, 3, folder / name)[1] for name in (own.name, "cache-0")]
+        (folder / f"{parallel.rank()}.json").write_text(json.dumps(kept))
+
+
+def test_a_trunk_that_one_process_misses_is_grown_by_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}")
+    program = f"from pathlib import Path; from tests.training.test_devices import trunk_on_two; trunk_on_two(Path(r'{tmp_path}'))"
+    assert run_together([sys.executable, "-c", program], 2) == 0
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[True, False]] * 2

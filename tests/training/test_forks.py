@@ -1,11 +1,13 @@
 """A trunk is the beginning of a training without distillation; branches start where it stands, alone as in company."""
 
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 
 from detkds_core.catalogue import Recipe
+from detkds_core.datasets.kept import sweep
 from detkds_core.policy import Policy, canonical, parse_formula, to_json
 from detkds_core.training import forks, jobs
 from detkds_core.training.forks import branch, branch_recipe, branch_seed, cached_trunk, grow_trunk
@@ -84,7 +86,9 @@ def test_a_kept_trunk_is_the_one_that_was_grown_and_a_damaged_one_is_made_again(
     start, recipe = ground
     fork, grown = cached_trunk(start, recipe, 2, 3, tmp_path)
     (file,) = tmp_path.iterdir()  # no partial file is left
+    os.utime(file, (0, 0))
     kept, grown_again = cached_trunk(start, recipe, 2, 3, tmp_path)
+    assert sweep(tmp_path, days=1) == 0, "a trunk that was just used is none that nobody uses"
     assert (grown, grown_again) == (True, False)
     assert kept.weights.keys() == fork.weights.keys()
     assert all(torch.equal(value, fork.weights[name]) for name, value in kept.weights.items())

@@ -36,4 +36,5 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
 
     for name in [name for name in os.environ if name.startswith("DETKDS_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("DETKDS_CACHE", str(tmp_path / "cache"))
     return with_trainer

@@ -1,14 +1,18 @@
 """What an attempt leaves is published before its job succeeds, what a job needs is fetched: in a folder, and in a bucket of S3."""
 
 import hashlib
+import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from detkds_core import datasets
 from detkds_core.store import Store, jobs
 from detkds_core.store.artifacts import Artifacts
 from detkds_worker import publishing, supervise
@@ -202,3 +206,103 @@ def test_scratch_of_jobs_that_ended_elsewhere_is_removed(database: Store, settin
     assert [path.name for path in (ours.home / "scratch").iterdir()] == [waits.job_id]
     shutil.rmtree(ours.home / "scratch")
     assert until(lambda: run_claim(database, waits, ours) == "succeeded")
+
+
+TELLS_WHAT_IT_SEES = """
+found = spec["dataset"]
+images = {split: len(json.load(open(found[split]["annotations"]))["images"]) for split in ("train", "val")}
+leave("result.json", {"paths": [found[split][kind] for split in ("train", "val") for kind in ("annotations", "images")],
+                      "files": [len(os.listdir(found[split]["images"])) for split in ("train", "val")], "images": images})
+"""
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], datasets.Dataset]:
+    """The built-in dataset `digits`, small enough for a test."""
+    few = partial(datasets.digits, train=3, val=2, size=64)
+    monkeypatch.setattr(datasets, "digits", few)
+    return few
+
+
+def on_dataset(data: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "evaluate", "candidates": [], "dataset": data}
+
+
+def test_a_builtin_dataset_is_had_on_a_machine_that_does_not_see_the_one_of_the_api(
+    database: Store, settings: Callable[..., Settings], tmp_path: Path, few_digits: Callable[[Path], datasets.Dataset]
+) -> None:
+    """Two containers, each with a cache of its own, as with S3: the paths of the specification lead nowhere here."""
+    asked = few_digits(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "elsewhere")
+    ours = settings(TELLS_WHAT_IT_SEES)
+    for _ in range(2):  # made, then found
+        claim = claimed(database, on_dataset(asked.to_json()))
+        assert run_claim(database, claim, ours) == "succeeded"
+        result = row(database, claim)["result"]
+        assert (result["images"], result["files"]) == ({"train": 3, "val": 2}, [3, 2])
+        assert all(Path(path).is_relative_to(tmp_path / "cache") for path in result["paths"])
+
+
+def test_a_dataset_that_this_machine_sees_is_taken_where_it_lies(
+    database: Store, settings: Callable[..., Settings], tmp_path: Path, few_digits: Callable[[Path], datasets.Dataset]
+) -> None:
+    """A shared cache; and what a user registered, of which the worker knows nothing."""
+    shared = few_digits(tmp_path / "shared").to_json()
+    for data in (shared, {**shared, "name": "mine", "digest": "of a user"}):
+        ours, claim = settings(TELLS_WHAT_IT_SEES), claimed(database, on_dataset(data))
+        assert run_claim(database, claim, ours) == "succeeded"
+        expected = [data[split][kind] for split in ("train", "val") for kind in ("annotations", "images")]
+        assert row(database, claim)["result"]["paths"] == expected
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_builtin_dataset_that_comes_out_differently_here_is_refused(
+    database: Store, settings: Callable[..., Settings], tmp_path: Path, few_digits: Callable[[Path], datasets.Dataset]
+) -> None:
+    """Another release of the generator, or of what it draws with: figures of two such machines must not meet in one search."""
+    asked = few_digits(tmp_path / "elsewhere").to_json() | {"digest": "d" * 64}  # what lies there is not it either
+    claim = claimed(database, on_dataset(asked))
+    assert run_claim(database, claim, settings(TELLS_WHAT_IT_SEES)) == "failed"
+    after = row(database, claim)
+    made = few_digits(tmp_path / "cache").digest
+    assert (after["state"], after["failure"]["kind"]) == ("FAILED", "bad_data")
+    assert f"expected 'digits' with digest {'d' * 64}, this machine makes one with {made}" in after["failure"]["detail"]
+
+
+def test_a_builtin_dataset_that_cannot_be_made_here_says_what_is_missing(
+    database: Store, settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    split = {"annotations": str(tmp_path / "none/train.json"), "images": str(tmp_path / "none/train")}
+    claim = claimed(database, on_dataset({"name": "trees", "classes": ["Tree"], "digest": "d", "train": split, "val": split}))
+    assert run_claim(database, claim, settings(TELLS_WHAT_IT_SEES)) == "failed"
+    failure = row(database, claim)["failure"]
+    assert failure["kind"] == "bad_data"
+    assert "pip install --no-deps deepforest" in failure["detail"]
+
+
+@pytest.mark.parametrize(("days", "left"), [(14, {"b"}), (31, {"a", "b"}), (0, {"a", "b"})])
+def test_what_is_kept_for_later_jobs_goes_when_none_has_used_it(
+    database: Store, settings: Callable[..., Settings], tmp_path: Path, days: float, left: set[str]
+) -> None:
+    """Trunks of forks, tokens, copies of checkpoints: `a` was used 30 days ago, `b` 13 days ago. Datasets and scenes stay."""
+    folders = [tmp_path / "cache/forks", tmp_path / "cache/tokens", tmp_path / "scratch/checkpoints"]
+    stays = tmp_path / "cache/digits-v3/dataset.json"
+    for path, age in [(folder / name, age) for folder in folders for name, age in (("a", 30), ("b", 13))] + [(stays, 400)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"weights")
+        os.utime(path, (time.time() - age * 86_400,) * 2)
+    claim = claimed(database, {"kind": "evaluate", "candidates": []})
+    assert run_claim(database, claim, settings('leave("result.json", {})', keep_cache_days=days)) == "succeeded"
+    assert [{path.name for path in folder.iterdir()} for folder in folders] == [left] * 3
+    assert stays.exists()
+
+
+def test_a_copy_of_a_checkpoint_that_jobs_use_stays(tmp_path: Path, settings: Callable[..., Settings], s3_place: str) -> None:
+    artifacts, ours = Artifacts(s3_place), settings("")
+    sha256, _ = artifacts.put("j/1/student.safetensors", b"weights")
+    copy = publishing.local_checkpoint(artifacts, "j/1/student.safetensors", sha256, ours)
+    os.utime(copy, (0, 0))
+    assert publishing.local_checkpoint(artifacts, "j/1/student.safetensors", sha256, ours) == copy
+    publishing.sweep_kept(ours)
+    assert copy.read_bytes() == b"weights"

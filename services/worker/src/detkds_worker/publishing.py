@@ -131,6 +131,30 @@ def fetch_resume(artifacts: Artifacts, claim: jobs.Claim, scratch: Path) -> None
         log.warning("no state to resume from can be fetched", extra={"reason": str(error)})
 
 
+class DatasetNotHereError(Exception):
+    """The dataset of a job cannot be had on this machine, and why."""
+
+
+def with_local_dataset(spec: dict[str, Any]) -> dict[str, Any]:
+    """The specification with this machine's files of a built-in dataset, which the API made where this machine may not see it.
+
+    Raises DatasetNotHereError.
+    """
+    asked: dict[str, Any] = spec.get("dataset") or {}
+    if not asked:
+        return spec
+    # Here and not above: that room brings numpy and Pillow, which a start need not wait for.
+    from detkds_core.datasets import BUILT_IN, DatasetError, default_cache, on_this_machine
+
+    if asked.get("name") not in BUILT_IN:
+        return spec
+    try:
+        found = on_this_machine(asked, default_cache())
+    except DatasetError as error:
+        raise DatasetNotHereError(str(error)) from error
+    return {**spec, "dataset": {**asked, "train": found.train.to_json(), "val": found.val.to_json()}}
+
+
 def with_local_checkpoints(artifacts: Artifacts, spec: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """The specification with paths of this machine in place of references to artifacts.
 
@@ -149,8 +173,10 @@ def local_checkpoint(artifacts: Artifacts, name: str, sha256: str, settings: Set
     if artifacts.folder is not None:
         artifacts.check(name, sha256)
         return artifacts.folder / name
+    from detkds_core.datasets.kept import take
+
     path = scratch_folder(settings.home) / COPIES / f"{sha256}.safetensors"
-    if not path.exists() or file_sha256(path) != sha256:
+    if not take(path) or file_sha256(path) != sha256:
         artifacts.fetch(name, path, sha256)
     return path
 
@@ -163,3 +189,14 @@ def sweep_scratch(store: Store, settings: Settings, claim: jobs.Claim) -> None:
         ended = jobs.ended(session, sorted(others))
     for name in ended:
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def sweep_kept(settings: Settings) -> None:
+    """Remove what this machine keeps for later jobs and none has used for `keep_cache_days`."""
+    if settings.keep_cache_days == 0:
+        return
+    from detkds_core.datasets import default_cache, kept
+
+    for folder in (default_cache() / kept.FORKS, default_cache() / kept.TOKENS, scratch_folder(settings.home) / COPIES):
+        if removed := kept.sweep(folder, settings.keep_cache_days):
+            log.info("kept files that no job used are removed", extra={"folder": str(folder), "files": removed})

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     worker_name: Annotated[str, Field(min_length=1, max_length=100)] | None = None  # None: host and device (`identity`)
     quota_running: int = Field(default=0, ge=0)  # jobs of one owner that may run at once; 0: any number
     disk_free_gib: float = Field(default=5.0, ge=0)  # where files of jobs are written; with less, no job is taken; 0: it is anyhow
+    keep_cache_days: float = Field(default=14.0, ge=0)  # trunks, tokens and copies of checkpoints that no job used; 0: for ever
     log_format: logs.LogFormat | None = None  # None: text on a terminal, else JSON
     threads: int | None = Field(default=None, ge=1)  # of a trainer; None: OMP_NUM_THREADS, else half the cores this process may use
 

@@ -69,6 +69,8 @@ def supervise(store: Store, claim: Claim, settings: Settings, draining: Callable
         return write_outcome(store, claim, settings, ("lost", str(error)))
     except ArtifactError as error:
         return write_outcome(store, claim, settings, ("bad_data", f"a checkpoint of this job cannot be used: {error}"))
+    except publishing.DatasetNotHereError as error:
+        return write_outcome(store, claim, settings, ("bad_data", str(error)))
     resume = publishing.ResumeKeeper(artifacts, claim, folder)
     with (folder / "trainer.log").open("ab", buffering=0) as trainer_log:
         trainer = processes.start_bound(
@@ -111,10 +113,12 @@ def prepared(store: Store, artifacts: Artifacts, claim: Claim, settings: Setting
         publishing.sweep_scratch(store, settings, claim)
     except UNREACHABLE as error:
         log.warning("the database cannot be reached", extra={"reason": first_line(error)})
+    publishing.sweep_kept(settings)
     if claim.kind == "distill":
         publishing.fetch_resume(artifacts, claim, scratch)
     folder = attempt_folder(settings, claim)
-    return folder, write_spec(folder, claim, publishing.with_local_checkpoints(artifacts, claim.spec, settings))
+    spec = publishing.with_local_checkpoints(artifacts, publishing.with_local_dataset(claim.spec), settings)
+    return folder, write_spec(folder, claim, spec)
 
 
 def publish(

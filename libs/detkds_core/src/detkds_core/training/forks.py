@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from detkds_core.catalogue import Recipe
+from detkds_core.datasets.kept import take
 from detkds_core.policy import Policy
 from detkds_core.training import parallel
 from detkds_core.training.group import Start, batches_for, new_learner, state_digest, train
@@ -51,9 +52,9 @@ def cached_trunk(start: Start, recipe: Recipe, steps: int, seed: int, folder: Pa
     A file that is damaged is made again. Raises RuntimeError as `grow_trunk`.
     """
     path = folder / f"trunk_{_key(start, recipe, steps, seed)}.fork"
-    parallel.meet()  # so that all processes find the file, or none does
     kept = _read(path, steps)
-    if kept is not None:
+    found = parallel.gathered([{"kept": kept is not None}])
+    if kept is not None and all(one["kept"] for one in found):  # all processes take it, or all grow it: growing needs them all
         return kept.to_device(start.device), False
     fork = grow_trunk(start, recipe, steps, seed)
     if parallel.rank() == 0:
@@ -88,7 +89,7 @@ def _write(path: Path, fork: Fork) -> None:
 
 def _read(path: Path, steps: int) -> Fork | None:
     """None where there is no whole file."""
-    if not path.is_file():
+    if not take(path):
         return None
     content = path.read_bytes()
     if hashlib.sha256(content[HEX:]).hexdigest().encode() != content[:HEX]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from detkds_core.catalogue import Recipe
 from detkds_core.datasets import default_cache
+from detkds_core.datasets.kept import FORKS
 from detkds_core.evolution.spec import GATES
 from detkds_core.policy import Policy
 from detkds_core.policy.distillers import DISTILLERS
@@ -66,7 +67,7 @@ def ground_of(spec: Mapping[str, Any], start: Start, recipe: Recipe, report: Rep
     began = time.monotonic()
     report(0, recipe.iterations + len(spec["candidates"]), f"the trunk: {steps} steps without distillation")
     try:
-        fork, grown = cached_trunk(start, recipe, steps, seed, default_cache() / "forks")
+        fork, grown = cached_trunk(start, recipe, steps, seed, default_cache() / FORKS)
     except RuntimeError as error:
         raise TrainingError("not_finite", str(error)) from error
     trunk = {"steps": steps, "grown": grown, "seconds": time.monotonic() - began}

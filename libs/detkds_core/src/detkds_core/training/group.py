@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from detkds_core import distillers
 from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, detector
 from detkds_core.datasets import default_cache
+from detkds_core.datasets.kept import TOKENS
 from detkds_core.detectors.build import build_detector, inherit, load_weights, safe_channels_last
 from detkds_core.detectors.cross_head import head_tail
 from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
@@ -160,7 +161,7 @@ def receptive_tokens(start: Start, policy: Policy, recipe: Recipe, on_step: Prog
     channels = [start.teacher_entry.channels] * len(teacher.levels)
     parallel.meet()  # else one might find the file that another has just written, which waits for it in a loss of MMDetection
     return cached_tokens(
-        default_cache() / "tokens",
+        default_cache() / TOKENS,
         facts,
         lambda: learn_tokens(teacher.model, teacher.levels, channels, inputs, tokens=count, steps=steps, seed=TOKEN_SEED, report=on_step),
     )

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from detkds_core.datasets.kept import take
 from detkds_core.distillers.maskd import MaskTokens
 from detkds_core.training.steps import seed_step, total_loss
 
@@ -98,7 +99,7 @@ def cached_tokens(folder: Path, facts: Mapping[str, Any], learn: Callable[[], di
     """
     key = hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     path = folder / f"maskd_{key[:32]}.safetensors"
-    if path.is_file():
+    if take(path):
         return load_file(path)
     state = learn()
     folder.mkdir(parents=True, exist_ok=True)
