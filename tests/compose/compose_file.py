@@ -56,6 +56,26 @@ def read(path: Path) -> dict[str, Any]:
     return document
 
 
+def merge(first: Any, second: Any) -> Any:
+    """What two files make of one place: mappings merge, lists are joined (a command is replaced), anything else is the second's."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        replaced = ("command", "entrypoint", "test")
+        return first | {key: merge(first[key], value) if key in first and key not in replaced else value for key, value in second.items()}
+    if isinstance(first, list) and isinstance(second, list):
+        return first + [item for item in second if item not in first]
+    return second
+
+
+def project(environment: Mapping[str, str], root: Path = ROOT) -> dict[str, Any]:
+    """The services that `docker compose up` starts in this folder with this `.env`, by its COMPOSE_FILE and COMPOSE_PROFILES."""
+    document: dict[str, Any] = {}
+    for name in environment.get("COMPOSE_FILE", "docker-compose.yml").split(":"):
+        document = merge(document, interpolate(read(root / name), environment))
+    wanted = set(environment.get("COMPOSE_PROFILES", "").split(","))
+    services = document["services"]
+    return {name: service for name, service in services.items() if not service.get("profiles") or wanted & set(service["profiles"])}
+
+
 def variables(path: Path) -> dict[str, str]:
     """Every variable that a file names, with how: ":?" must be set, ":-" has a default."""
     text = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))

@@ -3,11 +3,13 @@
 import importlib.util
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from . import compose_file
 
@@ -15,7 +17,12 @@ ROOT = compose_file.ROOT
 MAIN = ROOT / "docker-compose.yml"
 FILES = [MAIN, *(ROOT / f"docker/{name}.yml" for name in ("first-host", "worker-host", "s3", "s3-worker-host"))]
 SECRETS = {"POSTGRES_PASSWORD": "p" * 16, "REDIS_PASSWORD": "r" * 16, "DETKDS_API_KEY": "k" * 16}
-PLACES = {"DETKDS_PRIVATE_ADDRESS": "10.0.0.1", "DETKDS_SHARED_DATA": "/srv/detkds", "DETKDS_HOST_NAME": "second"}
+PLACES = {
+    "DETKDS_PRIVATE_ADDRESS": "10.0.0.1",
+    "DETKDS_SHARED_DATA": "/srv/detkds",
+    "DETKDS_DATASETS": "/srv/datasets",
+    "DETKDS_HOST_NAME": "second",
+}
 S3 = {"AWS_ENDPOINT_URL": "https://s3", "AWS_DEFAULT_REGION": "eu", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "s" * 16}
 
 # Of the compose specification, what our files use, with the shape that each must have.
@@ -37,12 +44,17 @@ SERVICE_KEYS: dict[str, type | tuple[type, ...]] = {
     "healthcheck": dict,
     "ports": list,
     "shm_size": str,
+    "mem_limit": str,
+    "cpus": str,
+    "pids_limit": str,
     "stop_grace_period": str,
     "deploy": dict,
     "profiles": list,
 }
 HEALTH_KEYS = {"test", "interval", "timeout", "start_period", "retries"}
-OURS = ("migrate", "api", "evolver", "worker")
+WORKERS = ("worker", *(f"worker-{number}" for number in range(1, 8)), "worker-pair", "worker-cpu")
+OURS = ("migrate", "api", "evolver", *WORKERS)
+HEX_DIGEST = re.compile(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +78,9 @@ def test_every_key_is_one_of_the_specification_with_its_shape(path: Path) -> Non
         health = service.get("healthcheck", {"test": ["CMD"]})
         assert set(health) <= HEALTH_KEYS
         assert health["test"][0] in ("CMD", "CMD-SHELL")
+        assert re.fullmatch(r"\d+[mg]", service.get("mem_limit", "1g")), name
+        assert re.fullmatch(r"\d+(\.\d+)?", service.get("cpus", "0")), name
+        assert re.fullmatch(r"\d+", service.get("pids_limit", "1")), name
 
 
 def test_what_is_named_exists(compose: dict[str, Any]) -> None:
@@ -93,31 +108,131 @@ def test_what_runs_long_starts_again_and_has_time_to_stop(compose: dict[str, Any
             assert int(service["stop_grace_period"].removesuffix("s")) >= 30, name
 
 
-def test_each_worker_reserves_one_gpu_of_its_own(compose: dict[str, Any]) -> None:
-    reserved = []
-    for name, service in compose["services"].items():
-        if name.startswith("worker"):
-            (device,) = service["deploy"]["resources"]["reservations"]["devices"]
-            assert device["capabilities"] == ["gpu"], name  # mandatory; without it compose refuses the file
-            assert device["driver"] == "nvidia"
-            assert "count" not in device, "count and device_ids exclude one another"
-            reserved += device["device_ids"]
-        else:
-            assert "deploy" not in service, name
-    assert reserved == ["0", "1", "2", "3"]
+def gpus_of(service: dict[str, Any]) -> list[str]:
+    """The GPUs that a worker reserves; none of one that works on the CPU."""
+    if "deploy" not in service:
+        return []
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]  # mandatory; without it compose refuses the file
+    assert device["driver"] == "nvidia"
+    assert "count" not in device, "count and device_ids exclude one another"
+    return list(device["device_ids"])
+
+
+RESERVED = {
+    "": [],
+    "cpu": [[]],
+    "gpus-1": [["0"]],
+    "gpus-2": [["0"], ["1"]],
+    "gpus-4": [["0"], ["1"], ["2"], ["3"]],
+    "gpus-8": [[str(number)] for number in range(8)],
+    "gpus-pair": [["0", "1"]],
+}
+FIRST_HOST = ("docker-compose.yml", "docker-compose.yml:docker/first-host.yml:docker/s3.yml")
+FURTHER_HOST = ("docker/worker-host.yml", "docker/worker-host.yml:docker/s3-worker-host.yml")
+
+
+@pytest.mark.parametrize("profile", RESERVED)
+@pytest.mark.parametrize("files", [*FIRST_HOST, *FURTHER_HOST])
+def test_a_profile_starts_one_worker_a_gpu(profile: str, files: str) -> None:
+    """On a first host and on a further one, with overlays and without: the same workers, each with its own GPUs and name."""
+    services = compose_file.project(SECRETS | PLACES | S3 | {"COMPOSE_FILE": files, "COMPOSE_PROFILES": profile})
+    others = {name for name in services if name not in WORKERS}
+    assert others == ({"postgres", "redis", "migrate", "api", "evolver"} if files in FIRST_HOST else set())
+    workers = {name: service for name, service in services.items() if name in WORKERS}
+    assert [gpus_of(service) for service in workers.values()] == RESERVED[profile]
+    host = "" if files in FIRST_HOST else "second/"
+    names = [service["environment"]["DETKDS_WORKER_NAME"] for service in workers.values()]
+    expected = {"cpu": ["cpu"], "gpus-pair": ["gpus-0-1"]}.get(profile) or [f"gpu-{gpu}" for (gpu,) in RESERVED[profile]]
+    assert names == [host + name for name in expected]
+    for service in workers.values():
+        assert ("AWS_SECRET_ACCESS_KEY" in service["environment"]) == ("s3" in files)
+        assert service["build"]["target"] == ("worker-cpu" if profile == "cpu" else "worker")
+
+
+def test_the_env_file_as_it_is_copied_starts_everything_on_one_gpu() -> None:
+    services = compose_file.project(compose_file.env_file(ROOT / ".env.example") | SECRETS)
+    assert set(services) == {"postgres", "redis", "migrate", "api", "evolver", "worker"}
+
+
+def test_the_example_lists_the_sets_of_files_that_there_are() -> None:
+    listed = re.findall(r"^# COMPOSE_FILE=(.+)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert {name for files in listed for name in files.split(":")} == {str(path.relative_to(ROOT)) for path in FILES}
+    guide = (ROOT / "docs/deploy.md").read_text()
+    for files in listed:
+        assert compose_file.project(SECRETS | PLACES | S3 | {"COMPOSE_FILE": files, "COMPOSE_PROFILES": "gpus-1"})
+        assert files in guide, f"docs/deploy.md does not say when {files} is wanted"
+
+
+def test_no_documented_command_names_files_or_profiles() -> None:
+    """Who added an overlay or a profile on the command line would lose it with the next upgrade or restore."""
+    for path in (ROOT / "docs/deploy.md", ROOT / "README.md", MAIN, *FILES[1:], ROOT / "docker/Dockerfile", ROOT / ".env.example"):
+        for command in re.findall(r"docker compose ([^`\n]*)", path.read_text()):
+            assert not re.search(r"--(file|profile|env-file)\b(?! -)", command.split(" api tar")[0]), f"{path.name}: {command}"
+
+
+def test_the_volume_of_several_hosts_is_made_by_what_stands_in_the_env_file(tmp_path: Path) -> None:
+    """The reader has only written it there; with nothing there the command stops."""
+    (command,) = re.findall(r"^ *(sh -c '\. \./\.env .*)$", (ROOT / "docs/deploy.md").read_text(), re.MULTILINE)
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    docker.chmod(0o755)
+
+    def run(line: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / ".env").write_text((ROOT / ".env.example").read_text() + line)
+        path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        return subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
+
+    said = run("DETKDS_SHARED_DATA=/srv/shared\n")
+    assert said.stdout.splitlines()[-2:] == ["device=/srv/shared", "detkds_data"]
+    assert run("").returncode != 0
 
 
 def test_workers_differ_only_in_gpu_name_and_profile(compose: dict[str, Any]) -> None:
-    def common(name: str) -> dict[str, Any]:
-        kept = {key: value for key, value in compose["services"][name].items() if key not in ("deploy", "profiles")}
-        environment = {key: value for key, value in kept["environment"].items() if key != "DETKDS_WORKER_NAME"}
-        return kept | {"environment": environment}
+    further = compose_file.interpolate(compose_file.read(ROOT / "docker/worker-host.yml"), SECRETS | PLACES)
 
-    names = [compose["services"][name]["environment"]["DETKDS_WORKER_NAME"] for name in ("worker", "worker-1", "worker-2", "worker-3")]
-    assert names == ["gpu-0", "gpu-1", "gpu-2", "gpu-3"]
-    assert "profiles" not in compose["services"]["worker"]
-    for name in ("worker-1", "worker-2", "worker-3"):
-        assert common(name) == common("worker")
+    def common(service: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in service.items() if key not in ("deploy", "profiles", "image", "build")}
+        return kept | {"environment": kept["environment"] | {"DETKDS_WORKER_NAME": ""}}
+
+    for document in (compose, further):
+        for name in WORKERS:
+            assert common(document["services"][name]) == common(document["services"]["worker"])
+            cpu = name == "worker-cpu"
+            assert document["services"][name]["image"] == ("detkds-worker-cpu:0.1.0" if cpu else "detkds-worker:0.1.0")
+    profiles = {name: compose["services"][name]["profiles"] for name in WORKERS}
+    assert profiles == {name: service["profiles"] for name, service in further["services"].items()}
+
+
+def test_every_container_is_bounded(compose: dict[str, Any]) -> None:
+    """Memory, CPUs and processes; workers take all CPUs, for a bound above the host's number is an error."""
+    further = compose_file.interpolate(compose_file.read(ROOT / "docker/worker-host.yml"), SECRETS | PLACES)
+    bounds = {"postgres": ("2g", "2", "512"), "redis": ("512m", "1", "512")}
+    bounds |= dict.fromkeys(("migrate", "api", "evolver"), ("4g", "2", "512")) | dict.fromkeys(WORKERS, ("32g", "0", "4096"))
+    for document, names in ((compose, set(bounds)), (further, set(WORKERS))):
+        found = {name: (one["mem_limit"], one["cpus"], one["pids_limit"]) for name, one in document["services"].items()}
+        assert found == {name: bounds[name] for name in names}
+
+
+def test_databases_are_not_root_and_write_only_their_data(compose: dict[str, Any]) -> None:
+    """As the users of their images (docker-library/postgres 17/alpine3.24: 70:70, redis 7.4/alpine: 999:1000), whose the volumes are."""
+    users = {"postgres": "70:70", "redis": "999:1000"}
+    written = {"postgres": ["/tmp", "/var/run/postgresql:uid=70,gid=70,mode=775"], "redis": ["/tmp"]}
+    for name in ("postgres", "redis"):
+        service = compose["services"][name]
+        assert (service["user"], service["read_only"], service["tmpfs"]) == (users[name], True, written[name])
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_images_of_others_are_pinned_by_digest(compose: dict[str, Any]) -> None:
+    for name, tag in (("postgres", "postgres:17-alpine"), ("redis", "redis:7.4-alpine")):
+        image = compose["services"][name]["image"]
+        assert HEX_DIGEST.fullmatch(image), image
+        assert image.startswith(f"{tag}@")
+    (python,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", (ROOT / "docker/Dockerfile").read_text(), re.MULTILINE)
+    assert HEX_DIGEST.fullmatch(python), python
+    assert python.startswith("python:3.11-slim@")
 
 
 def test_only_the_api_can_be_reached_and_only_from_this_host(compose: dict[str, Any]) -> None:
@@ -143,6 +258,7 @@ def test_our_containers_are_not_root_and_write_only_their_data(compose: dict[str
         assert service["volumes"] == ["data:/data", "./datasets:/datasets:ro"]
         assert service["environment"]["DETKDS_HOME"] == "/data"
         assert service["environment"]["DETKDS_DATA_ROOTS"] == "/datasets"
+        assert service["environment"]["DETKDS_CACHE"] == "/data/cache", "a cache in /tmp is another one in every container"
 
 
 def test_redis_keeps_its_messages_behind_a_password(compose: dict[str, Any]) -> None:
@@ -168,8 +284,11 @@ def test_without_a_secret_nothing_starts(missing: str) -> None:
 def test_the_example_names_every_variable_and_no_other() -> None:
     example = compose_file.env_file(ROOT / ".env.example")
     named = compose_file.variables(MAIN)
-    assert set(example) == set(named)
+    images = {"DETKDS_POSTGRES_IMAGE", "DETKDS_REDIS_IMAGE"}  # commented: a copy of .env would hold on to those of an old release
+    assert set(example) == set(named) - images | {"COMPOSE_PROFILES"}
     for name, value in example.items():
+        if name == "COMPOSE_PROFILES":
+            continue
         if named[name] == ":-":
             assert f"${{{name}:-{value}}}" in MAIN.read_text(), f"the example's {name} is not the default"
         else:
@@ -177,7 +296,7 @@ def test_the_example_names_every_variable_and_no_other() -> None:
     commented = set(re.findall(r"^# (\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     beyond = {name for path in FILES[1:] for name in compose_file.variables(path)}
     assert beyond <= set(example) | commented
-    assert commented <= beyond
+    assert commented <= beyond | images | {"COMPOSE_FILE"}
 
 
 def test_artifacts_in_s3_are_reached_by_those_who_use_them_and_by_no_trainer(compose: dict[str, Any]) -> None:
@@ -186,27 +305,44 @@ def test_artifacts_in_s3_are_reached_by_those_who_use_them_and_by_no_trainer(com
     assert set(overlay) == {name for name in compose["services"] if name not in ("postgres", "redis", "migrate")}
     for name, service in overlay.items():
         assert service == {"networks": ["internal", "front"], "environment": S3}, name
-    (worker,) = compose_file.interpolate(compose_file.read(ROOT / "docker/s3-worker-host.yml"), S3)["services"].values()
-    assert worker == {"environment": S3}
+    further = compose_file.interpolate(compose_file.read(ROOT / "docker/s3-worker-host.yml"), S3)["services"]
+    assert further == {name: {"environment": S3} for name in WORKERS}
     for name in OURS:
         assert compose["services"][name]["environment"]["DETKDS_ARTIFACTS"] == "/data/artifacts"
 
 
 def test_images_are_built_from_what_there_is(compose: dict[str, Any]) -> None:
     dockerfile = (ROOT / "docker/Dockerfile").read_text()
-    targets = set(re.findall(r"^FROM \S+ AS (\w+)$", dockerfile, re.MULTILINE))
+    targets = set(re.findall(r"^FROM \S+ AS (\S+)$", dockerfile, re.MULTILINE))
     for service in compose["services"].values():
         if "build" in service:
             assert (ROOT / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
             assert service["build"]["target"] in targets
     for source in re.findall(r"^COPY (\S+) \S+$", dockerfile, re.MULTILINE):
         assert (ROOT / source).exists(), source
-    services_image, worker_image = dockerfile.split("FROM base AS services")[1].split("FROM base AS worker")
-    assert "torch" not in services_image.split("FROM")[0].replace("no torch", ""), "api and evolver need no torch"
-    assert "detkds_core[torch,s3]" in worker_image
-    assert "detkds_core[s3]" in services_image
-    assert services_image.rstrip().endswith("USER detkds")
-    assert worker_image.rstrip().endswith("USER detkds")
+    stages = dict(re.findall(r"^FROM \S+ AS (\S+)$(.*?)(?=^FROM|\Z)", dockerfile, re.MULTILINE | re.DOTALL))
+    assert "torch" not in stages["services"], "api and evolver need no torch"
+    assert "detkds_core[s3]" in stages["services"]
+    for name in ("services", "worker", "worker-cpu"):
+        assert stages[name].rstrip().endswith("USER detkds")
+    for name in ("services", "worker-base"):
+        assert "--no-deps deepforest" in stages[name], "who makes the data set `trees` needs its photographs"
+    for name in ("worker", "worker-cpu"):
+        assert "detkds_core[torch,s3]" in stages[name]
+        assert re.search(rf"^FROM worker-base AS {name}$", dockerfile, re.MULTILINE)
+
+
+def test_the_cpu_image_has_torch_without_cuda() -> None:
+    """Installed first, from an index without CUDA; then nothing asks for another one, since 2.14.1+cpu is 2.14.1 to pip."""
+    dockerfile = (ROOT / "docker/Dockerfile").read_text()
+    cpu = dockerfile.split("AS worker-cpu")[1]
+    assert re.search(r"^ARG TORCH_INDEX=https://download\.pytorch\.org/whl/cpu$", cpu, re.MULTILINE)
+    first, second = re.findall(r"pip install (.*?)(?: && |\n)", cpu)
+    assert first == "--constraint constraints.txt --no-deps --index-url ${TORCH_INDEX} torch torchvision"
+    assert second == '--constraint constraints.txt "./libs/detkds_core[torch,s3]" ./services/worker'
+    assert "NVIDIA" not in cpu
+    (pin,) = re.findall(r"^torch(==\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert SpecifierSet(pin).contains(pin.removeprefix("==") + "+cpu")
 
 
 def test_commands_name_programs_and_modules_that_exist(compose: dict[str, Any]) -> None:
@@ -220,7 +356,7 @@ def test_commands_name_programs_and_modules_that_exist(compose: dict[str, Any]) 
 
 
 def test_a_worker_host_runs_the_same_worker(compose: dict[str, Any]) -> None:
-    (worker,) = compose_file.interpolate(compose_file.read(FILES[2]), SECRETS | PLACES)["services"].values()
+    worker = compose_file.interpolate(compose_file.read(ROOT / "docker/worker-host.yml"), SECRETS | PLACES)["services"]["worker"]
     ours = compose["services"]["worker"]
     for key in (
         "image",
@@ -240,7 +376,18 @@ def test_a_worker_host_runs_the_same_worker(compose: dict[str, Any]) -> None:
     assert worker["environment"]["DETKDS_DATABASE_URL"] == ours["environment"]["DETKDS_DATABASE_URL"].replace("@postgres:", "@10.0.0.1:")
     assert worker["environment"]["DETKDS_BROKER_URL"] == ours["environment"]["DETKDS_BROKER_URL"].replace("@redis:", "@10.0.0.1:")
     assert worker["environment"]["OMP_NUM_THREADS"] == ours["environment"]["OMP_NUM_THREADS"]
-    for name in ("DETKDS_QUOTA_RUNNING", "DETKDS_DISK_FREE_GIB", "DETKDS_LEASE_SECONDS"):
+    for name in ("DETKDS_QUOTA_RUNNING", "DETKDS_DISK_FREE_GIB", "DETKDS_LEASE_SECONDS", "DETKDS_CACHE", "DETKDS_KEEP_CACHE_DAYS"):
         assert worker["environment"][name] == ours["environment"][name]
     assert worker["environment"]["DETKDS_WORKER_NAME"] == "second/gpu-0"
-    assert worker["volumes"] == ["/srv/detkds:/data", "./datasets:/datasets:ro"]
+    folder = {"type": "bind", "bind": {"create_host_path": False}}  # what is relative would be made, empty, below docker/
+    assert worker["volumes"] == [
+        {**folder, "source": "/srv/detkds", "target": "/data"},
+        {**folder, "source": "/srv/datasets", "target": "/datasets", "read_only": True},
+    ]
+
+
+@pytest.mark.parametrize("missing", ["DETKDS_DATASETS", "DETKDS_SHARED_DATA", "DETKDS_HOST_NAME", "DETKDS_PRIVATE_ADDRESS"])
+def test_a_worker_host_needs_its_folders_address_and_name(missing: str) -> None:
+    set_ones = {name: value for name, value in (SECRETS | PLACES).items() if name != missing}
+    with pytest.raises(KeyError, match=missing):
+        compose_file.interpolate(compose_file.read(ROOT / "docker/worker-host.yml"), set_ones)

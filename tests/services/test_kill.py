@@ -177,6 +177,7 @@ def test_cancelling_a_search_ends_its_trainer(tmp_path: Path) -> None:
 AS_COMPOSE_HAS = {
     "DETKDS_API_KEY",
     "DETKDS_KEEP_DAYS",
+    "DETKDS_KEEP_CACHE_DAYS",
     "DETKDS_REQUESTS_A_MINUTE",
     "DETKDS_QUOTA_ACTIVE",
     "DETKDS_QUOTA_ITERATIONS",
@@ -198,6 +199,7 @@ class Compose:
         self.home = home
         self.here = {
             "DETKDS_HOME": str(home),
+            "DETKDS_CACHE": str(home / "cache"),
             "DETKDS_DATA_ROOTS": str(home / "roots"),
             "DETKDS_ARTIFACTS": str(home / "artifacts"),
             "DETKDS_DATABASE_URL": database_url,
