@@ -221,6 +221,7 @@ def started(
             device_memory_gib=wanted.device_memory_gib,
         )
 
+    quota.wait_turn(session, service)
     return once(
         session,
         idempotency_key,

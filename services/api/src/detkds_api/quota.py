@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from detkds_api.problems import FieldError, Forbidden, NoRoom, TooMany
 from detkds_api.service import Running
-from detkds_core.store import disk, distillations, searches
+from detkds_core.store import disk, distillations, owners, searches
 
 MOST_URGENT = 100
 Priority = Annotated[
@@ -27,9 +27,19 @@ Priority = Annotated[
 DeviceMemory = Annotated[int, Field(ge=1, le=4096, description="GiB that a GPU must have for it; default: any device will do")]
 
 
+def wait_turn(session: Session, service: Running) -> None:
+    """Let no other request of the caller's owner be counted and stored until this transaction ends.
+
+    Before an Idempotency-Key is looked for: of two requests at once with one key, the second then finds the first one's row, where it
+    would find the quota used up by it.
+    """
+    if service.caller.sees is not None and service.settings.quota_active is not None:
+        owners.hold(session, service.caller.owner)
+
+
 def check(session: Session, service: Running, *, iterations: int, priority: int) -> None:
     """Raises NoRoom, Forbidden for a priority, TooMany for a search or distillation of so many student iterations that the caller's owner
-    may not add to what it has."""
+    may not add to what it has. Whoever asks has waited for its turn (`wait_turn`)."""
     owner, settings = service.caller.sees, service.settings
     if short := disk.shortage(settings.filled_folder, settings.disk_free_gib):
         raise NoRoom(f"no new work is taken: {short}")

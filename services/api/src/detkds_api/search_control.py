@@ -87,6 +87,7 @@ def extend_search(
                 priority=wanted.priority,
             )
 
+        quota.wait_turn(session, service)
         search = once(
             session,
             idempotency_key,

@@ -30,7 +30,7 @@ from detkds_api.problems import Conflict, FieldError, InvalidInput, NoRoom, NotF
 from detkds_api.service import Id, Running, Service, example
 from detkds_core.catalogue import detector as detector_entry
 from detkds_core.store import checkpoints as stored
-from detkds_core.store import disk
+from detkds_core.store import disk, owners
 from detkds_core.store.artifacts import ArtifactError, Artifacts, LostError, UnreachableError, file_sha256
 from detkds_core.store.ids import is_id
 from detkds_core.store.models import Checkpoint, Distillation, Search
@@ -191,6 +191,7 @@ def announced(wanted: CheckpointRequest, service: Running, response: Response, p
     assert sha256 is not None
     said = {"name": wanted.name, "sha256": sha256, "detector": wanted.detector, "classes": wanted.classes}
     with service.store.begin() as session:
+        owners.hold(session, service.caller.owner)
         one = same(session, wanted, service, sha256)
         if one is None:
             with_room(service)
