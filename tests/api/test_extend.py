@@ -36,7 +36,7 @@ def test_it_goes_on_with_all_that_was_found_and_more_to_spend(service, ended):
     assert answer.headers["location"] == f"/searches/{document['id']}"
     assert (document["state"], document["name"], document["result_id"]) == ("QUEUED", "earlier, extended", None)
     old, new = before["spec"], document["spec"]
-    added = ("budget", "candidates", "begun", "continues", "confirmation")
+    added = ("asked", "budget", "candidates", "begun", "continues", "confirmation")
     assert {name: value for name, value in new.items() if name not in added} == {
         name: value for name, value in old.items() if name not in added
     }
@@ -113,6 +113,31 @@ def test_the_same_key_is_done_once(service, ended):
     assert [answer.status_code for answer in answers] == [202, 202, 422]
     assert answers[0].json()["id"] == answers[1].json()["id"]
     assert answers[2].json()["type"] == "urn:detkds:problem:idempotency-key-reused"
+
+
+@pytest.mark.parametrize("kind", ["hours", "wall_clock_hours"])
+def test_a_repeat_is_answered_as_before_whatever_hours_buy_by_then(service, wanted, kind):
+    wanted["recipe"]["batch"] = 6 if kind == "hours" else 7  # of no other test
+    search, _ = succeeded(service, wanted, POLICIES)
+    with service.store.begin() as session:
+        workers.present(session, "w1", seconds=60)
+    headers = {"Idempotency-Key": f"again-{kind}"}
+
+    def again(**body):
+        return service.http.post(f"/searches/{search}/extend", json=body, headers=headers)
+
+    first = again(**{kind: 0.5})
+    assert first.status_code == 202, first.text
+    succeeded(service, wanted, [(text, rung, ap, 3.0) for text, rung, ap in POLICIES])  # three times as slow
+    with service.store.begin() as session:
+        workers.leave(session, "w1")
+    assert service.http.patch(f"/searches/{search}", json={"name": "called otherwise"}).status_code == 200
+    repeat = again(**{kind: 0.5})
+    assert (repeat.status_code, repeat.json()["id"]) == (202, first.json()["id"]), repeat.text
+    assert repeat.json()["spec"] == first.json()["spec"]
+    for other in ({kind: 0.6}, {"iterations": 9000}, {kind: 0.5, "name": "mine"}):
+        answer = again(**other)
+        assert (answer.status_code, answer.json()["type"]) == (422, "urn:detkds:problem:idempotency-key-reused")
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def extension(session: Session, source: Search, wanted: ExtendRequest) -> Extens
     confirmation = spec["confirmation"]
     used = int(confirmation.get("seeds_used", 0)) + int(confirmation["seeds"])
     longer = {
-        **{key: value for key, value in spec.items() if key != "asked"},
-        **({"asked": asked} if (asked := hours_of(wanted)) else {}),
+        **spec,
+        "asked": asked(wanted),
         "budget": budget,
         "candidates": limit,
         "begun": spec.get("begun") or {"budget": spec["budget"], "candidates": spec["candidates"]},
@@ -73,9 +73,17 @@ def extension(session: Session, source: Search, wanted: ExtendRequest) -> Extens
     return Extension(name, longer, dumped({"extended": {"budget": budget, "candidates": limit}}), request)
 
 
-def hours_of(wanted: ExtendRequest) -> dict[str, float]:
-    """The hours that were asked for, which iterations were made of."""
-    return {name: hours for name in ("hours", "wall_clock_hours") if (hours := getattr(wanted, name)) is not None}
+def asked(wanted: ExtendRequest) -> dict[str, Any]:
+    """What a request says, by which it is known when it comes again: what its hours buy depends on the pace and the workers of the moment.
+
+    Without its priority, which decides nothing and may have changed since.
+    """
+    return wanted.model_dump(mode="json", exclude_none=True, exclude={"priority"})
+
+
+def repeats(found: Search, source: Search, wanted: ExtendRequest) -> bool:
+    """Whether what was made with an Idempotency-Key came from the same request."""
+    return (found.spec.get("continues"), found.spec.get("asked")) == (source.id, asked(wanted))
 
 
 def request_of(source: Search, name: str, budget: int, limit: int | None, priority: int) -> dict[str, Any] | None:

@@ -6,8 +6,7 @@ from fastapi import APIRouter, Response
 
 from detkds_api import quota
 from detkds_api.budget import expected_students
-from detkds_api.cloning import asked_for
-from detkds_api.extension import ExtendRequest, extension
+from detkds_api.extension import ExtendRequest, extension, repeats
 from detkds_api.once import once
 from detkds_api.problems import Conflict, NoRoom, answers
 from detkds_api.search_views import EXAMPLE, SearchView, existing, view
@@ -70,9 +69,9 @@ def extend_search(
     """
     with service.store.begin() as session:
         source = existing(session, service.caller, search_id)
-        name, spec, event, request = extension(session, source, wanted)
 
         def create() -> Search:
+            name, spec, event, request = extension(session, source, wanted)
             more = spec["budget"] - source.spec["budget"]
             iterations = more + expected_students(spec) * spec["confirmation"]["iterations"]
             quota.check(session, service, iterations=iterations, priority=wanted.priority)
@@ -93,8 +92,7 @@ def extend_search(
             idempotency_key,
             lambda key: stored.by_key(session, key, owner=source.owner),
             create,
-            # Not by its priority, which may have changed since.
-            lambda found: (asked_for(found.spec), found.request) == (asked_for(spec), request),
+            lambda found: repeats(found, source, wanted),
         )
         answer = view(session, service, search)
     response.headers["Location"] = f"/searches/{answer.id}"
