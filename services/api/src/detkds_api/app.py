@@ -80,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.fleets = Fleets()
     app.state.readiness = health.Readiness(store, settings)
+    app.state.streams = live.Streams(settings.quota_streams)
     app.state.requests = requests = metrics.Requests()
     for router in ROUTERS:
         app.include_router(router)

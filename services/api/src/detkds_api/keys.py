@@ -88,7 +88,10 @@ def list_keys(service: Service, limit: Limit = 50, cursor: Cursor = None) -> Pag
 
 @router.delete("/keys/{key_id}", responses={200: example({**EXAMPLE, "revoked_at": "2026-05-05T08:00:00Z"})})
 def revoke_key(key_id: Id, service: Service) -> KeyView:
-    """End a key; requests that carry it are refused within seconds. Revoking again changes nothing."""
+    """End a key; requests that carry it are refused within seconds, and streams of events that are open end within a minute.
+
+    Revoking again changes nothing.
+    """
     with service.store.begin() as session:
         if not is_id(key_id) or not stored.revoke(session, key_id):
             raise NotFound(f"there is no key {key_id}; GET /keys lists them")

@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     quota_active: int | None = Field(default=None, ge=1)  # searches and distillations of one owner that may wait or run at once
     quota_iterations: int | None = Field(default=None, ge=1)  # student iterations that one request of an owner may ask for
     quota_running: int = Field(default=0, ge=0)  # jobs of one owner that may run at once, to which the workers hold; 0: any number
+    quota_streams: int | None = Field(default=32, ge=1)  # streams of events that one owner may have open at once, of each process
+    stream_seconds: float = Field(default=60.0, gt=0, le=3600)  # after which a stream of events ends, to be resumed; its key is asked anew
     priority_max: int = Field(default=0, ge=-100, le=100)  # the highest that a key without scope `admin` may ask for
     disk_free_gib: float = Field(default=5.0, ge=0)  # where files of jobs are written; with less, no new work is taken; 0: it is anyhow
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # further Host names, comma separated; "*" for any
