@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -14,9 +17,15 @@ from safetensors.numpy import load_file, save
 
 from detkds_api.gate import PART_BYTES
 from detkds_api.intake import IntakeError, take_in
+from detkds_api.service import Running
+from detkds_api.settings import Settings
+from detkds_api.uploads import LEFT_SECONDS, room
+from detkds_core.store import Store, jobs
 from detkds_core.store import distillations as trainings
-from detkds_core.store import jobs
-from detkds_core.store.artifacts import artifacts_at
+from detkds_core.store.artifacts import Artifacts, UnreachableError, artifacts_at
+from detkds_core.store.waiting import Fleets
+
+from .conftest import free_port, running
 
 CLASSES = ["circle", "square"]
 OPERATOR = "0123456789abcdef0123456789abcdef"  # of the `guarded` service
@@ -329,7 +338,7 @@ def test_a_checkpoint_is_deleted_while_the_artifacts_cannot_be_reached(service, 
     finally:
         place.unlink()
         away.rename(place)
-    assert "files of a deleted checkpoint stay for now" in caplog.text
+    assert "files that no checkpoint needs stay for now" in caplog.text
     assert service.http.get(f"/checkpoints/{one['id']}").status_code == 404
     assert kept(service, one).exists(), "until the evolver comes by"
 
@@ -369,3 +378,46 @@ def test_a_checkpoint_is_its_owners(guarded):
             assert last.status_code == 201
             many = mine.post("/checkpoints", json={"name": "n8", "size": 3, "sha256": "0" * 64})
             assert (many.status_code, "8 uploads of 'me' are not finished" in many.json()["detail"]) == (429, True)
+
+
+@pytest.mark.parametrize("state", ["READY", "REFUSED"])
+def test_what_is_decided_is_told_though_its_parts_cannot_be_removed(service, state, monkeypatch, caplog):
+    """The artifacts go away in the moment after the decision."""
+
+    def away(_artifacts, name):
+        raise UnreachableError(f"{name}: no answer")
+
+    content = weights(seed=12) if state == "READY" else save({"w": np.zeros(7)})  # without classes
+    one = announced(service.http, content, name=f"decided {state}")
+    assert send(service.http, one, content).status_code == 200
+    with monkeypatch.context() as patch:
+        patch.setattr(Artifacts, "remove", away)
+        answer = service.http.post(f"/checkpoints/{one['id']}/complete")
+    assert answer.status_code == (200 if state == "READY" else 422), answer.text
+    assert service.http.get(f"/checkpoints/{one['id']}").json()["state"] == state
+    assert "files that no checkpoint needs stay for now" in caplog.text
+    artifacts = artifacts_at(service.settings.artifacts_place)
+    assert artifacts.names(f"uploads/{one['id']}") == [f"uploads/{one['id']}/000000"], "until the evolver comes by"
+
+
+def test_what_a_killed_service_left_goes_when_it_starts_again_and_what_may_be_in_use_stays(tmp_path):
+    """As `kill -9` leaves it: in the midst of a check."""
+    imports = ("detkds_api.uploads import room", "detkds_api.service import Running", "detkds_api.settings import Settings")
+    code = "import os\n" + "".join(f"from {one}\n" for one in imports)
+    code += "with room(Running(None, Settings(), None), 0) as one:\n    (one / 'whole').write_bytes(b'a file')\n    os.kill(os.getpid(), 9)"
+    home = tmp_path / "home"
+    home.mkdir()
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "DETKDS_HOME": str(home)}, timeout=60, check=False)
+    others = home / "checkpoint-mine"  # of somebody who keeps files there
+    others.mkdir()
+    old, young = (path.parent for path in home.glob("*/*/whole"))
+    long_ago = time.time() - LEFT_SECONDS - 60
+    for path in (old, others):
+        os.utime(path, (long_ago, long_ago))
+    with running(Settings(home=home, port=free_port())):
+        assert (old.exists(), young.exists(), others.exists()) == (False, True, True)
+    os.utime(young, (long_ago, long_ago))
+    with room(Running(Store(f"sqlite:///{home / 'detkds.sqlite'}"), Settings(home=home), Fleets()), 0) as folder:
+        assert list(folder.parent.iterdir()) == [folder], "nor does the next check keep it"
+    assert list(folder.parent.iterdir()) == []

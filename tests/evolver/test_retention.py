@@ -144,3 +144,19 @@ def test_files_of_deleted_checkpoints_go(store: Store, tmp_path: Path) -> None:
     Retention(store, artifacts, 0.0).step()
     assert artifacts.names("uploads") == sorted(f"uploads/{one}/000000" for one in kept)
     assert artifacts.names("checkpoints") == sorted(f"checkpoints/{one}/weights.safetensors" for one in kept)
+
+
+def test_parts_of_what_is_decided_go_and_its_weights_stay(store: Store, artifacts_place: str) -> None:
+    """The API was killed after the decision, or could not reach the artifacts: nobody completes these again."""
+    artifacts = Artifacts(artifacts_place)
+    with store.begin() as session:
+        ready, refused, awaited = (checkpoints.create(session, name="c", size=3, sha256="0" * 64).id for _ in range(3))
+        assert checkpoints.ready(session, ready, digest="0" * 64, size=3, classes=["a"], detector=None)
+        assert checkpoints.refuse(session, refused, "no weights")
+    elsewhere = "0198a3e0-77aa-7b11-8d2f-0c6c2c7e9f10"  # another installation's
+    for one in (ready, refused, awaited, elsewhere):
+        artifacts.put(f"uploads/{one}/000000", b"abc")
+    artifacts.put(f"checkpoints/{ready}/weights.safetensors", b"abc")
+    Retention(store, artifacts, 0.0).step()
+    assert artifacts.names("uploads") == sorted(f"uploads/{one}/000000" for one in (awaited, elsewhere))
+    assert artifacts.names("checkpoints") == [f"checkpoints/{ready}/weights.safetensors"]

@@ -65,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         settings.home.mkdir(parents=True, exist_ok=True)
         store.migrate()
+        uploads.remove_left(settings.home)
         yield
         store.close()
 

@@ -14,15 +14,17 @@ from sqlalchemy.orm import Session
 from detkds_api.fields import Body, PathText
 from detkds_api.lists import Cursor, Limit, Page, page_of
 from detkds_api.paths import inside
-from detkds_api.problems import Conflict, FieldError, answers, invalid, pointer
+from detkds_api.problems import Conflict, FieldError, Unavailable, answers, invalid, pointer
 from detkds_api.service import Service, example
 from detkds_api.settings import Settings
+from detkds_api.slots import Slots
 from detkds_core.catalogue import PAIRS
 from detkds_core.store import datasets as stored
 
 router = APIRouter(tags=["datasets"])
 
 BUILTIN = ("digits", "trees")  # written again here, for their room brings numpy and Pillow, which a start need not wait for
+registering = Slots(2, "datasets are being checked")
 
 
 PLAIN = "[a-z0-9][a-z0-9._-]{0,63}"
@@ -128,7 +130,7 @@ def find_dataset(session: Session, settings: Settings, name: str) -> dict[str, A
     responses={
         201: example(EXAMPLE),
         200: {**example(EXAMPLE), "description": "It was there already", "model": DatasetView},
-        **answers(Conflict),
+        **answers(Conflict, Unavailable),
     },
     openapi_extra=example(REQUEST_EXAMPLE, request=True),
 )
@@ -152,14 +154,15 @@ def register_dataset(wanted: DatasetRequest, service: Service, response: Respons
     if errors:
         raise invalid(errors)
     try:
-        dataset = register(
-            wanted.name,
-            paths["train", "annotations"],
-            paths["train", "images"],
-            paths["val", "annotations"],
-            paths["val", "images"],
-            roots=service.settings.data_roots,
-        )
+        with registering.one():
+            dataset = register(
+                wanted.name,
+                paths["train", "annotations"],
+                paths["train", "images"],
+                paths["val", "annotations"],
+                paths["val", "images"],
+                roots=service.settings.data_roots,
+            )
     except DatasetError as error:
         raise invalid([dataset_error(problem) for problem in error.problems]) from None
     data = dataset.to_json()

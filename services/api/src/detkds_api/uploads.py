@@ -6,8 +6,9 @@ import logging
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, cast
@@ -28,6 +29,7 @@ from detkds_api.pairing import seen as readable
 from detkds_api.paths import absent, inside
 from detkds_api.problems import Conflict, FieldError, InvalidInput, NoRoom, NotFound, TooMany, Unavailable, answers, invalid
 from detkds_api.service import Id, Running, Service, example
+from detkds_api.slots import Slots
 from detkds_core.catalogue import detector as detector_entry
 from detkds_core.store import checkpoints as stored
 from detkds_core.store import disk, owners
@@ -41,8 +43,10 @@ log = logging.getLogger("detkds.api")
 
 LARGEST = 8 << 30  # bytes of a file; a detector of 500 M parameters in float32 has 2 GiB
 UNFINISHED = 8  # uploads that one owner may have begun
-FETCHING = 2  # files that are fetched at once
-fetching = threading.BoundedSemaphore(FETCHING)
+INCOMING = "incoming"  # below the home: a folder for each file that is fetched or checked just now
+LEFT_SECONDS = 86_400.0  # after which such a folder is nobody's: fetching, reading and storing a file take less than two hours
+fetching = Slots(2, "files are being fetched")
+reading = Slots(4, "files are being read and checked")  # besides those that are fetched
 checking: set[str] = set()  # ids whose files this process reads just now
 checking_lock = threading.Lock()
 
@@ -146,8 +150,11 @@ def create_checkpoint(wanted: CheckpointRequest, service: Service, response: Res
     parts need not be sent. A `path` is checked at once, and READY when the answer comes; so is a `url`, once it is fetched.
     """
     path = wanted_file(wanted, service)
+    if path is not None:
+        with reading.one():
+            return announced(wanted, service, response, path)
     if wanted.url is None:
-        return announced(wanted, service, response, path)
+        return announced(wanted, service, response, None)
     with service.store.read() as session:
         known = same(session, wanted, service, wanted.sha256)
     if known is not None and known.state == "READY":
@@ -167,21 +174,16 @@ def same(session: Session, wanted: CheckpointRequest, service: Running, sha256: 
 @contextmanager
 def fetched(url: str, sha256: str | None, service: Running) -> Iterator[Path]:
     """The file of an address, gone afterwards. Raises InvalidInput, Unavailable, NoRoom."""
-    if not fetching.acquire(blocking=False):
-        raise Unavailable(f"{FETCHING} files are being fetched; ask again in a while", headers={"Retry-After": "30"})
-    try:
-        with room(service, 0) as folder:
-            file = folder / "fetched"
-            most = min(LARGEST, shutil.disk_usage(folder).free - (1 << 30))
-            try:
-                fetch(url, file, hosts=service.settings.checkpoint_hosts, most=most)
-            except FetchError as error:
-                raise invalid([FieldError("/url", str(error))]) from None
-            if (found := file_sha256(file)) != sha256:
-                raise invalid([FieldError("/sha256", f"expected {sha256}; what {url!r} has now is {found}")])
-            yield file
-    finally:
-        fetching.release()
+    with fetching.one(), room(service, 0) as folder:
+        file = folder / "fetched"
+        most = min(LARGEST, shutil.disk_usage(folder).free - (1 << 30))
+        try:
+            fetch(url, file, hosts=service.settings.checkpoint_hosts, most=most)
+        except FetchError as error:
+            raise invalid([FieldError("/url", str(error))]) from None
+        if (found := file_sha256(file)) != sha256:
+            raise invalid([FieldError("/sha256", f"expected {sha256}; what {url!r} has now is {found}")])
+        yield file
 
 
 def announced(wanted: CheckpointRequest, service: Running, response: Response, path: Path | None) -> CheckpointView:
@@ -304,7 +306,7 @@ def complete_checkpoint(checkpoint_id: Id, service: Service) -> CheckpointView:
     if lacking:
         listed = ", ".join(map(str, lacking[:10])) + (f" and {len(lacking) - 10} more" if len(lacking) > 10 else "")
         raise Conflict(f"{len(lacking)} of {parts_of(one.size)} parts of {one.name} are missing: {listed}")
-    with room(service, one.size) as folder:
+    with reading.one(), room(service, one.size) as folder:
         whole = folder / "whole"
         try:
             with reaching(), whole.open("wb") as file:
@@ -314,8 +316,7 @@ def complete_checkpoint(checkpoint_id: Id, service: Service) -> CheckpointView:
         except LostError as error:
             raise Conflict(f"a part of {one.name} is missing: {error}") from None
         check_file(service, one, whole)
-    with reaching():
-        service.artifacts.remove(f"uploads/{one.id}")
+    remove_files(service, one, "uploads")
     return seen(service, one.id)
 
 
@@ -335,12 +336,17 @@ def delete_checkpoint(checkpoint_id: Id, service: Service) -> CheckpointView:
         if not stored.delete(session, checkpoint_id):
             raise missing(checkpoint_id)
     # After the row: files without one are removed by the evolver, a row without files would be a checkpoint that cannot be read.
-    try:
-        for folder in ("checkpoints", "uploads"):
-            service.artifacts.remove(f"{folder}/{checkpoint_id}")
-    except UnreachableError as error:
-        log.warning("files of a deleted checkpoint stay for now", extra={"checkpoint_id": checkpoint_id, "reason": str(error)})
+    remove_files(service, one, "checkpoints", "uploads")
     return view(one, None)
+
+
+def remove_files(service: Running, one: Checkpoint, *folders: str) -> None:
+    """Remove what no row needs any more. What cannot be reached now changes nothing of what is decided: the evolver removes it later."""
+    try:
+        for folder in folders:
+            service.artifacts.remove(f"{folder}/{one.id}")
+    except UnreachableError as error:
+        log.warning("files that no checkpoint needs stay for now", extra={"checkpoint_id": one.id, "reason": str(error)})
 
 
 def usage(service: Running, user: Search | Distillation) -> str:
@@ -363,8 +369,7 @@ def check_file(service: Running, one: Checkpoint, path: Path) -> None:
         except IntakeError as error:
             with service.store.begin() as session:
                 stored.refuse(session, one.id, str(error))
-            with reaching():
-                service.artifacts.remove(f"uploads/{one.id}")
+            remove_files(service, one, "uploads")
             raise invalid([FieldError("", f"{one.name} is refused: {error}")]) from None
         with reaching():
             service.artifacts.publish(target, weights_name(one.id), sha256=taken.sha256)
@@ -396,11 +401,21 @@ def with_room(service: Running) -> None:
 def room(service: Running, size: int) -> Iterator[Path]:
     """A folder with room for so many bytes, gone afterwards. Raises NoRoom."""
     home = service.settings.home
+    remove_left(home)
     free = shutil.disk_usage(home).free
     if free < size + (1 << 30):
         raise NoRoom(f"the service's disk has {free >> 20} MiB left; this needs {(size >> 20) + 1024}")
-    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=home) as folder:
+    (home / INCOMING).mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home / INCOMING) as folder:
         yield Path(folder)
+
+
+def remove_left(home: Path) -> None:
+    """Remove the folders of `room` that a killed process left. One that is young may be in use: processes may share a home."""
+    for folder in (home / INCOMING).glob("*"):
+        with suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

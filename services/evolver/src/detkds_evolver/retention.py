@@ -36,7 +36,7 @@ class Retention:
             if now >= self.sweep_at:
                 self.sweep_at = now + SWEEP_SECONDS
                 self.artifacts.sweep()
-                self.remove_deleted()
+                self.remove_needless()
         except ArtifactError as error:
             log.warning("old files stay for now", extra={"reason": str(error)})
             self.not_before = now + AWAY_SECONDS
@@ -52,13 +52,18 @@ class Retention:
             with self.store.begin() as session:
                 jobs.mark_pruned(session, job_id)
 
-    def remove_deleted(self) -> None:
-        """Files of checkpoints that were deleted while the artifacts could not be reached, or written while they were."""
+    def remove_needless(self) -> None:
+        """Files of checkpoints that were deleted, and parts of those that are decided.
+
+        The API removes them itself, after the row has changed: these are of the moments when it was killed in between, when the artifacts
+        could not be reached, or when a part was still on its way.
+        """
         there = {tuple(name.split("/")[:2]) for folder in ("checkpoints", "uploads") for name in self.artifacts.names(folder)}
+        identities = {identity for _, identity in there}
         with self.store.read() as session:
-            gone = set(checkpoints.deleted(session, {identity for _, identity in there}))
+            gone, decided = set(checkpoints.deleted(session, identities)), set(checkpoints.decided(session, identities))
         for folder, identity in sorted(there):
-            if identity in gone:
+            if identity in gone or (folder == "uploads" and identity in decided):
                 self.artifacts.remove(f"{folder}/{identity}")
 
     def give_up_uploads(self) -> None:

@@ -13,7 +13,7 @@ from . import events, pages
 from .artifacts import REFERENCE
 from .clock import db_time
 from .models import Checkpoint, Distillation, Event, Search
-from .states import active, move
+from .states import active, move, terminal
 
 TOPIC = "checkpoint"  # of events
 DELETED = "deleted"
@@ -127,6 +127,12 @@ def delete(session: Session, checkpoint_id: str) -> bool:
 def deleted(session: Session, checkpoint_ids: Iterable[str]) -> builtins.list[str]:
     """Those of these ids whose checkpoint was deleted, sorted. One that this database does not know may be another installation's."""
     query = select(Event.subject_id).where(Event.subject_id.in_(set(checkpoint_ids)), Event.topic == TOPIC, Event.kind == DELETED)
+    return sorted(session.scalars(query))
+
+
+def decided(session: Session, checkpoint_ids: Iterable[str]) -> builtins.list[str]:
+    """Those of these ids whose checkpoint is READY or REFUSED, sorted: no part of theirs is awaited."""
+    query = select(Checkpoint.id).where(Checkpoint.id.in_(set(checkpoint_ids)), Checkpoint.state.in_(terminal(Checkpoint)))
     return sorted(session.scalars(query))
 
 
