@@ -77,8 +77,9 @@ def test_further_hours_by_the_clock_leave_out_the_confirmation(service, wanted):
     confirming = expected_students(spec) * spec["confirmation"]["iterations"]
     longer = extend(service, search, wall_clock_hours=0.5).json()["spec"]
     at_once = min(2, spec["parallelism"])
-    jobs_at_once = min(2, confirming_jobs(spec["confirmation"], spec["group"]))
-    assert longer["budget"] - 80 == int((1800 - confirming * 0.2 / jobs_at_once) * at_once / 0.2)
+    jobs_at_once = min(2, confirming_jobs(spec))
+    trunks = 3 * spec["fork"] * 0.2
+    assert longer["budget"] - 80 == int((1800 - confirming * 0.2 / jobs_at_once - trunks) * at_once / 0.2)
     assert longer["asked"] == {"wall_clock_hours": 0.5}
     with service.store.begin() as session:
         for name in ("w1", "w2"):

@@ -212,7 +212,9 @@ def test_hours_are_converted_by_what_the_pair_took_before(service, wanted):
     assert accepted(service, wanted)["budget"] == 7200  # 1,800 s at 0.25 s
     bought = service.http.post("/searches/preview", json=wanted).json()
     assert (bought["iterations"], bought["seconds_an_iteration"]) == (7200, 0.25)
-    assert bought["seconds"] == (7200 + bought["confirmation_iterations"]) * 0.25
+    assert bought["trunk_iterations"] in (1, 2, 3), "half a proxy of 2 iterations for each seed of it"
+    iterations = 7200 + bought["trunk_iterations"] + bought["confirmation_iterations"]
+    assert bought["seconds"] == pytest.approx(iterations * 0.25, abs=0.051)
     little = errors(service.http.post("/searches", json={**wanted, "hours": 0.0001}))
     assert little == {"/hours": "buys 1 iterations at 0.25 s each, less than one full proxy of 2"}
 
@@ -236,18 +238,23 @@ def test_hours_by_the_clock_buy_what_the_workers_do_in_them_after_the_confirmati
     measure_one(service, first, iterations=20, seconds=10.0)
     confirmation = {"seeds": 3, "finalists": 2, "iterations": 100, "distillers": ["pkd", "fgd"]}
     wanted |= {"wall_clock_hours": 0.5, "confirmation": confirmation}
-    # 3 seeds of 5 students of 100 iterations at 0.5 s by two workers are 375 s; both have 1,425 s left for the search
+    # 3 seeds of 6 students of 100 iterations at 0.5 s by two workers are 450 s: no distillation, two distillers, FitNets (of the default
+    # references the first that is none of these) and two finalists. Both wait 1.5 s for the trunks of three seeds, an iteration each, and
+    # have 1,348.5 s left for the search.
     spec = accepted(service, wanted)
-    assert (spec["budget"], spec["asked"]) == (1425 * 2 * 2, {"wall_clock_hours": 0.5})
-    assert accepted(service, {**wanted, "parallelism": 1})["budget"] == 1425 * 2
-    assert accepted(service, {**wanted, "parallelism": 9})["budget"] == 1425 * 2 * 2
+    assert (spec["budget"], spec["asked"]) == (2697 * 2, {"wall_clock_hours": 0.5})
+    assert accepted(service, {**wanted, "parallelism": 1})["budget"] == 2697
+    assert accepted(service, {**wanted, "parallelism": 9})["budget"] == 2697 * 2
     bought = service.http.post("/searches/preview", json=wanted).json()
-    assert (bought["iterations"], bought["workers"], bought["clock_seconds"]) == (5700, 2, 1800.0)
-    assert bought["seconds"] == (5700 + 1500) * 0.5
+    trunks = bought["trunk_iterations"]
+    assert (bought["iterations"], bought["workers"], bought["clock_seconds"]) == (5394, 2, 1798.5 + trunks * 0.5)
+    assert bought["seconds"] == (5394 + trunks + 1800) * 0.5
+    # The references that are given are distillers too: 375 s, and nobody else is confirmed.
+    assert accepted(service, {**wanted, "references": ["none", "pkd"]})["budget"] == (1425 * 2 - 3) * 2
     little = errors(service.http.post("/searches", json={**wanted, "wall_clock_hours": 0.1}))
     assert little == {
-        "/wall_clock_hours": "the confirmation takes 0.104 hours of it with the workers that are there (2), and what is left is less than"
-        " one full proxy of 2 iterations; more than 0.104 hours, or fewer seeds, finalists or distillers"
+        "/wall_clock_hours": "confirmation and trunks take 0.125 hours of it with the workers that are there (2), and what is left is less"
+        " than one full proxy of 2 iterations; more than 0.126 hours, or fewer seeds, finalists or distillers"
     }
     both = errors(service.http.post("/searches", json={**wanted, "hours": 1.0}))
     assert both == {"/wall_clock_hours": "the budget is given in hours already; leave one of them out"}
@@ -315,7 +322,8 @@ def test_a_preview_says_what_the_search_would_do_and_starts_nothing(service, wan
     bought = answer.json()
     assert service.http.get("/searches").json()["items"][:1] == before
     assert bought["spec"] == accepted(service, wanted)
-    assert bought["iterations"] == bought["spec"]["budget"]
+    assert bought["spec"]["budget"] / 2 < bought["iterations"] <= bought["spec"]["budget"], "its 12 candidates may end it before"
+    assert bought["trunk_iterations"] in (60, 120, 180)
     assert [rung["iterations"] for rung in bought["rungs"]] == bought["spec"]["rungs"] == [30, 120]
     reach = [rung["candidates"] for rung in bought["rungs"]]
     assert reach == sorted(reach, reverse=True)

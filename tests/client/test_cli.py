@@ -85,11 +85,12 @@ def test_a_preview_starts_nothing(detkds, pairing, service):
     assert lines[1] == "iterations of a rung candidates"
     assert lines[2] == "1 12"
     assert lines[3].split()[0] == "2"
-    assert lines[4].startswith("the confirmation takes ")
-    assert lines[5].startswith("different formulas: global ")
+    assert re.fullmatch(r"the trunks that these rungs fork from take [123] more, unless they are kept from before", lines[4])
+    assert lines[5].startswith("the confirmation takes ")
+    assert lines[6].startswith("different formulas: global ")
     beside = "hand-designed policies among the candidates, measured on the selection images as these are: none, 5·l2(standardize(global))"
-    assert lines[6].startswith(beside)
-    assert lines[7].startswith("then on the report images, with 5 new seeds: 2 finalists, no distillation and ")
+    assert lines[7].startswith(beside)
+    assert lines[8].startswith("then on the report images, with 5 new seeds: 2 finalists, no distillation and ")
     assert lines[-2] == "nothing of this pair was measured yet, so no time is expected"
     assert re.fullmatch(r"on disk about \d+ MB \([\d.,]+ GB are free\)", lines[-1])
     document = json.loads(detkds("search", *pairing, "--candidates", "12", "--preview", "--json").stdout)

@@ -85,6 +85,7 @@ def test_a_preview_is_shown_with_its_cost(capsys):
         "proposed": 60,
         "rungs": [{"iterations": 15, "candidates": 60}, {"iterations": 1200, "candidates": 3}],
         "iterations": 2400,
+        "trunk_iterations": 60,
         "confirmation_iterations": 1800,
         "seconds": 462.0,
     }
@@ -94,6 +95,7 @@ def test_a_preview_is_shown_with_its_cost(capsys):
         "iterations of a rung candidates",
         "15 60",
         "1,200 3",
+        "the trunks that these rungs fork from take 60 more, unless they are kept from before",
         "the confirmation takes 1,800 more",
         "different formulas: global 2,286, localization 14",
         "logits is left out: the teacher has 1 prediction a cell, the student 3",
@@ -113,6 +115,15 @@ def test_a_preview_says_what_a_warm_start_brings(capsys):
         "  2: this search leaves 'logits' out",
         "  1: its terms are not legal together",
     ]
+
+
+def test_a_preview_names_whom_the_finalists_meet(capsys):
+    beside = {"references": ["none"], "distillers": ["fgd"], "finalists": 2, "seeds": 5, "students": 20}
+    show.preview({**BOUGHT, "evaluated": beside})
+    met = "then on the report images, with 5 new seeds: 2 finalists, no distillation and fgd"
+    assert met in capsys.readouterr().out.splitlines()
+    show.preview({**BOUGHT, "evaluated": beside | {"students": 25}})
+    assert f"{met}, and the best of the other hand-designed policies" in capsys.readouterr().out.splitlines()
 
 
 def test_a_preview_says_how_long_the_workers_take(capsys):

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from detkds_api.budget import expected_students
 from detkds_api.reports import page, report_of
 from detkds_core.policy import named_policies, parse_formula, to_json
 from detkds_core.store import Store, results, searches
 
-from .worker import LUCK, ap_of, create, drive, measured, outcome, specs
+from .worker import LUCK, ap_of, create, drive, measured, outcome, search_spec, specs
 
 NONE, PKD, FIRST, SECOND = range(4)  # the entrants: two finalists
 
@@ -262,6 +263,7 @@ def test_the_best_other_reference_is_confirmed_too(sqlite: Store) -> None:
     best = max((2, 3), key=lambda index: (found["candidates"][index]["rung"] or 0, found["candidates"][index]["ap"] or 0))
     references = {one["name"]: one["candidate"] for one in found["confirmations"] if one["role"] == "reference"}
     assert references == {"pkd": 1, ("fitnets", "defeat")[best - 2]: best}
+    assert len(found["confirmations"]) == expected_students(search_spec(references=named)) == 3 * 5, "as its preview said"
 
 
 def test_its_report_has_everybody_and_what_failed_with_the_seeds_that_were_measured(sqlite: Store) -> None:

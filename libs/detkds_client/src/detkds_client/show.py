@@ -230,6 +230,8 @@ def preview(bought: Mapping[str, Any]) -> None:
     print(f"about {bought['proposed']} candidates for {bought['iterations']:,} student iterations")
     rows = [(f"{rung['iterations']:,}", str(rung["candidates"])) for rung in bought["rungs"]]
     listed([("iterations of a rung", "right"), ("candidates", "right")], rows, "")
+    if trunks := bought.get("trunk_iterations"):
+        print(f"the trunks that these rungs fork from take {trunks:,} more, unless they are kept from before")
     print(f"the confirmation takes {bought['confirmation_iterations']:,} more")
     formulas = ", ".join(f"{knowledge} {count:,}" for knowledge, count in bought["formulas"].items())
     print(f"different formulas: {formulas}")
@@ -238,7 +240,9 @@ def preview(bought: Mapping[str, Any]) -> None:
         print(f"hand-designed policies among the candidates, measured on the selection images as these are: {references}")
         against = ", ".join(beside["distillers"]) or "no distiller"
         seeds, finalists = beside["seeds"], beside["finalists"]
-        print(f"then on the report images, with {seeds} new seeds: {finalists} finalists, no distillation and {against}")
+        one_more = beside["students"] // seeds > finalists + 1 + len(beside["distillers"])
+        other = ", and the best of the other hand-designed policies" if one_more else ""
+        print(f"then on the report images, with {seeds} new seeds: {finalists} finalists, no distillation and {against}{other}")
     for knowledge, why in bought["excluded"].items():
         print(f"{knowledge} is left out: {why}")
     if warm := bought.get("warm_start"):

@@ -147,7 +147,7 @@ def added(session: Session, source: Search, wanted: ExtendRequest, rungs: tuple[
         return bought(wanted.hours, rungs, speed.pace)
     if wanted.wall_clock_hours is not None:
         spec = source.spec
-        return bought_by_the_clock(wanted.wall_clock_hours, rungs, spec["confirmation"], speed, spec["parallelism"], spec["group"])
+        return bought_by_the_clock(wanted.wall_clock_hours, rungs, spec, speed)
     assert wanted.iterations is not None
     if wanted.iterations < rungs[-1]:
         raise invalid([FieldError("/iterations", f"{wanted.iterations} are less than one full proxy of {rungs[-1]} iterations")])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from detkds_api.budget import DEFAULT_GROUP, DEFAULT_PARALLELISM, DEFAULT_REFERENCES, LOOK, Speed, wanted_budget
+from detkds_api.budget import DEFAULT_GROUP, DEFAULT_PARALLELISM, DEFAULT_REFERENCES, LOOK, Speed, trunk_steps, wanted_budget
 from detkds_api.fields import NOTES, TAGS, Body, Name, Notes, Seed, Shallow, Tags
 from detkds_api.pairing import Pairing, RecipeChoice, StudentChoice, TeacherChoice, resolve
 from detkds_api.policies import read_policy
@@ -152,7 +153,7 @@ def planned(session: Session, service: Running, wanted: SearchRequest) -> Planne
     speed = Speed(stored.seconds_an_iteration(session, pairing.spec()), workers.alive(session))
     space = wanted_space(wanted, pairing)
     extent = wanted_extent(wanted, pairing, speed)
-    references = wanted_references(wanted, pairing, extent)
+    references = wanted_references(wanted, pairing, extent.budget / extent.rungs[0])
     warm = None
     if wanted.warm_start:
         warm = seeds(session, named_searches(session, service.caller, wanted.warm_start), pairing, space, references)
@@ -180,7 +181,10 @@ def wanted_extent(wanted: SearchRequest, pairing: Pairing, speed: Speed) -> Exte
         "iterations": wanted.confirmation.iterations or rungs[-1],
         "distillers": wanted_distillers(wanted.confirmation, pairing),
     }
-    return Extent(rungs, wanted_budget(wanted, rungs, confirmation, speed), confirmation)
+    # How many references there are follows from the budget, and the budget from whether one of them is confirmed too: here from all that
+    # there may be.
+    references = [to_json(one) for one in wanted_references(wanted, pairing, math.inf)]
+    return Extent(rungs, wanted_budget(wanted, rungs, confirmation, references, speed), confirmation)
 
 
 def specification(
@@ -219,7 +223,7 @@ def specification(
     return {
         **pairing.spec(),
         **evolution.to_json(),
-        "fork": extent.rungs[-1] // 2 if len(extent.rungs) > 1 else 0,
+        "fork": trunk_steps(extent.rungs),
         "gates": list(GATES) if halves else [],
         "mode": wanted.mode,
         "confirmation": extent.confirmation,
@@ -271,19 +275,19 @@ def wanted_knowledge(wanted: SearchRequest, pairing: Pairing) -> tuple[str, ...]
     return tuple(name for name in pairing.exchange.knowledge if name in wanted.knowledge)
 
 
-def wanted_references(wanted: SearchRequest, pairing: Pairing, extent: Extent) -> tuple[Policy, ...]:
+def wanted_references(wanted: SearchRequest, pairing: Pairing, paid: float) -> tuple[Policy, ...]:
     """The policies that are measured first, each checked against the pair. Raises InvalidInput.
 
     By default no distillation and hand-designed policies that suit the pair, PKD first, as many as REFERENCE_SHARE allows; without those
-    that learn something on the teacher beforehand, which takes longer than a rung.
+    that learn something on the teacher beforehand, which takes longer than a rung. paid: candidates that the budget pays for at the lowest
+    rung.
     """
     if wanted.references is not None:
         return tuple(read_policy(one, pointer("references", place), pairing) for place, one in enumerate(wanted.references))
-    paid = REFERENCE_SHARE * extent.budget / extent.rungs[0]
-    most = max(len(DEFAULT_REFERENCES), int(min(paid, REFERENCE_SHARE * (wanted.candidates or paid / REFERENCE_SHARE))))
+    most = max(len(DEFAULT_REFERENCES), REFERENCE_SHARE * min(paid, wanted.candidates or math.inf))
     policies = (named_policies()[name].policy for name in (*DEFAULT_REFERENCES, *suiting_names(pairing)))
     ready = dict.fromkeys(canonical(policy) for policy in policies if not any(learns_first(one) for one in policy.distillers))
-    return tuple(ready)[:most]
+    return tuple(ready)[: int(min(most, len(ready)))]
 
 
 def suiting_names(pairing: Pairing) -> tuple[str, ...]:
