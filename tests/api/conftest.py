@@ -177,7 +177,7 @@ def of_search(service: Service) -> Callable[..., str]:
                 evidence={
                     "images": {"selection": 200, "report": images},
                     "seeds": {"search": 0, "confirmation": [1, 2, 3]},
-                    "cost": {"seconds": 90.5, "iterations": 4000, "search_seconds": 60.0},
+                    "cost": {"seconds": 90.5, "iterations": 4000, "trunk_seconds": 5.5, "trunk_iterations": 120, "search_seconds": 60.0},
                     "versions": {"detkds_core": "0.1.0", "detkds_evolver": "0.2.0"},
                     **evidence,
                 },

@@ -139,6 +139,7 @@ def test_results_are_chosen_and_compared_those_of_other_images_apart(of_search, 
         [["one to compare", "30.3", "28.5 to 32.0", "1, 2, 3"], ["trained", "21.0", "–", "4"]],
         [["elsewhere", "30.3", "28.5 to 32.0", "1, 2, 3"]],
     ]
+    assert cells(browser, 0)[0][6] == "4,000 (trunks 120)"
     assert "shapes (digest dddddddddddd), 300 report images" in browser.text
     assert "Apart: measured on shapes (digest eeeeeeeeeeee), the first group on shapes (digest dddddddddddd)" in browser.text
     browser = see("/results", "Choose none")

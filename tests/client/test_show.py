@@ -1,6 +1,8 @@
 """How documents look where nobody looks at a terminal."""
 
-from detkds_client import show
+import pytest
+
+from detkds_client import show, show_tables
 
 
 def candidate(index, ap, failure=None, **changes):
@@ -54,6 +56,7 @@ def test_a_result_says_what_its_ap_rests_on_and_how_far_its_gates_can_be_trusted
         "seeds": {"search": 0, "confirmation": [1, 2, 3]},
         "images": {"selection": 200, "report": 300},
         "summary": {"funnel": funnel},
+        "cost": {"seconds": 471.4, "iterations": 4260, "trunk_seconds": 5.2, "trunk_iterations": 60},
     }
     show.result(result(metrics={"interval": [22.6, 43.1]}, evidence=evidence))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -61,6 +64,7 @@ def test_a_result_says_what_its_ap_rests_on_and_how_far_its_gates_can_be_trusted
     assert "AP 34.6 (mean of seeds 1, 2, 3 on 300 report images; 95 % interval 22.6 to 43.1)" in lines
     rate = "25 % (95 % interval 5 to 70 %): 1 of 4 that were refused and trained all the same is among the best third"
     assert f"false-reject rate of the gates {rate}" in lines
+    assert "cost 4,260 student iterations (60 of trunks), 7:51" in lines
     assert not any(line.startswith("gate ") for line in lines), "of a search that did not tell its gates apart"
     unknown = {"audited": 0, "falsely_rejected": 0, "false_reject_rate": None, "false_reject_interval": None}
     gates = {"duplicate": {"refused": 3, **unknown, "seconds": 0.05}, "descent": {"refused": 9, **funnel, "seconds": 12.4}}
@@ -72,6 +76,8 @@ def test_a_result_says_what_its_ap_rests_on_and_how_far_its_gates_can_be_trusted
         "the look itself 7.55",
         "all 12 4 1: 25 % (5 to 70 %) 20",
     ]
+    show.result(result(evidence={"seed": 4, "images": {"report": 1}, "cost": {"seconds": None, "iterations": 300}}))
+    assert "300 student iterations, -" in capsys.readouterr().out
     show.result(result(evidence={"seed": 4, "images": {"report": 1}}))
     assert "34.6 (seed 4 on 1 report image)" in capsys.readouterr().out
     show.result(result())
@@ -156,3 +162,10 @@ def test_a_search_is_shown_with_whom_it_was_measured_against(capsys):
         "none 20.0 18.0 to 22.0 - - - 3 300",
         "candidate 4 - - - - - 3 300",
     ]
+
+
+@pytest.mark.parametrize(("trunks", "said"), [(60, "4,260 (trunks 60)"), (0, "4,260"), (None, "4,260")])
+def test_a_comparison_says_what_was_spent_on_trunks(trunks, said):
+    one = {"id": "r", "name": "found", "ap": 30.0, "interval": None, "seeds": [1], "formula": "l2(global)", "versions": {}}
+    cost = {"seconds": 61.0, "iterations": 4260, "trunk_seconds": 5.2, "trunk_iterations": trunks}
+    assert show_tables.compared(one | {"teacher": "big", "student": "small", "cost": cost})[7] == said

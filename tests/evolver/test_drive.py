@@ -10,8 +10,9 @@ import pytest
 
 from detkds_core.evolution import dumped
 from detkds_core.policy import to_json
-from detkds_core.store import Store, events, jobs, results, searches
+from detkds_core.store import Store, events, jobs, leases, results, searches
 from detkds_core.store.queue import Device
+from detkds_core.store.vocabulary import EVOLVER
 from detkds_evolver.drive import recall, step
 
 from .worker import DATASET, ap_of, create, drive, ended, evolver, measured, outcome, result_of, search_spec, specs, work
@@ -223,6 +224,43 @@ def test_a_search_that_goes_on_measures_nothing_again_and_is_confirmed_anew(stor
     funnel = result.evidence["summary"]["funnel"]
     assert funnel["look_seconds"] == 0.5 * len(trials) + 0.25 * len(found["candidates"]), "those of the first too"
     assert funnel["gates"]["descent"]["seconds"] == 0.125 * len(found["candidates"])
+
+
+def test_the_trunks_that_were_grown_are_in_the_cost(sqlite: Store) -> None:
+    """The first job of each seed grows one of 50 steps in 4 s; the others find it kept, and so does a search that goes on."""
+    kept: set[int] = set()
+
+    def forked(spec: Mapping[str, Any]) -> dict[str, Any]:
+        if not spec.get("fork"):
+            return result_of(spec)
+        grown = spec["seed"] not in kept
+        kept.add(spec["seed"])
+        return result_of(spec) | {"fork": {"steps": spec["fork"], "grown": grown, "seconds": 4.0 if grown else 0.1}}
+
+    def cost_of(search: str) -> dict[str, float]:
+        one = evolver(sqlite)
+        while not ended(sqlite, search):
+            one.round()
+            with sqlite.begin() as session:
+                if (claim := jobs.claim(session, worker="w", lease_seconds=60)) is not None:
+                    jobs.finish(session, claim, forked(claim.spec))
+        with sqlite.begin() as session:
+            leases.give_up(session, EVOLVER, holder=one.holder)
+        with sqlite.read() as session:
+            found: dict[str, float] = results.of_search(session, search).evidence["cost"]
+        return found
+
+    first = create(sqlite, budget=700)
+    cost = cost_of(first)
+    assert kept
+    assert (cost["trunk_iterations"], cost["trunk_seconds"]) == (50 * len(kept), 4.0 * len(kept))
+    assert cost["seconds"] == cost["search_seconds"] + cost["confirmation_seconds"] + cost["trunk_seconds"]
+    with sqlite.read() as session:
+        trained = sum(one.iterations or 0 for one in [*searches.trials(session, first), *searches.confirmations(session, first)])
+    assert cost["iterations"] == trained + cost["trunk_iterations"]
+    longer = cost_of(extend(sqlite, first, 600))
+    assert (longer["trunk_iterations"], longer["trunk_seconds"]) == (50 * len(kept), 4.0 * len(kept)), "of both searches, each once"
+    assert longer["search_seconds"] > cost["search_seconds"]
 
 
 def test_a_restart_at_every_step_changes_nothing_of_a_search_that_goes_on(sqlite: Store) -> None:

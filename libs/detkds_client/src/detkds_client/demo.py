@@ -264,6 +264,7 @@ def evidence(data: Dataset, pair: Pair, found: Result, search: Search, seed: int
         "confirmation": f"{said(pair.full)}; {SEEDS} fresh seeds, against no distillation and {', '.join(DISTILLERS)}",
         "intervals": f"over the seeds and {found['evidence']['draws']} draws of the report images, which the search never saw",
         "candidates": f"{found['evidence']['candidates']['proposed']} proposed within {search['spec']['budget']:,} student iterations",
+        "cost": show.cost(found["evidence"]["cost"])[0][1],
         "made with": versions,
         "took": f"{seconds:.0f} s",
     }

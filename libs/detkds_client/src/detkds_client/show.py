@@ -367,6 +367,7 @@ def result(one: Result) -> None:
             *[("losses", text) for text in loss_lines(one["evidence"].get("curve") or [])],
             *[("warning", text) for text in metrics.get("warnings") or []],
             *audit(one["evidence"].get("summary") or {}),
+            *cost(one["evidence"].get("cost") or {}),
             *([("checkpoint", f"detkds results {one['id']} --checkpoint student.safetensors")] if one["checkpoint"] else []),
         ]
     )
@@ -404,6 +405,14 @@ def gates(funnel: Mapping[str, Any]) -> None:
         print()
         columns = [(heading, "right" if place else "") for place, heading in enumerate(GATE_HEADINGS)]
         put(table(columns, [["-" if cell == "–" else cell for cell in line] for line in lines]))
+
+
+def cost(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the trainings of a result took, `4,260 student iterations (60 of trunks), 7:51`; none where it is not known."""
+    if found.get("iterations") is None:
+        return []
+    trunks = f" ({found['trunk_iterations']:,} of trunks)" if found.get("trunk_iterations") else ""
+    return [("cost", f"{found['iterations']:,} student iterations{trunks}, {duration(found.get('seconds'))}")]
 
 
 def entrants(metrics: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ def comparison(found: Comparison) -> None:
 
 
 def compared(one: Compared) -> Sequence[str]:
-    iterations = one["cost"]["iterations"]
+    iterations, trunks = one["cost"]["iterations"], one["cost"].get("trunk_iterations")
     return (
         one["id"],
         one["name"],
@@ -37,7 +37,7 @@ def compared(one: Compared) -> Sequence[str]:
         ", ".join(map(str, one["seeds"])) or "-",
         readable(one["formula"]),
         f"{one['teacher']} teaches {one['student']}",
-        "-" if iterations is None else f"{iterations:,}",
+        "-" if iterations is None else f"{iterations:,}" + (f" (trunks {trunks:,})" if trunks else ""),
         duration(one["cost"]["seconds"]),
         versions(one["versions"]),
     )

@@ -157,10 +157,12 @@ class ResultPolicy(TypedDict):
 
 
 class Cost(TypedDict):
-    """What a result took, all its trainings together."""
+    """What a result took, all its trainings together. trunk_seconds, trunk_iterations: of these, on what its candidates fork from."""
 
     seconds: float | None
     iterations: int | None
+    trunk_seconds: float | None
+    trunk_iterations: int | None
 
 
 class Compared(TypedDict):

@@ -37,10 +37,15 @@ class CompareQuery(Asked):
 
 
 class Cost(BaseModel):
-    """What a result took, all its trainings together; null where that is not known."""
+    """What a result took, all its trainings together; null where that is not known.
+
+    trunk_seconds, trunk_iterations: of these, on the trainings without distillation that the candidates of a search fork from.
+    """
 
     seconds: float | None
     iterations: int | None
+    trunk_seconds: float | None
+    trunk_iterations: int | None
 
 
 class Compared(BaseModel):
@@ -101,7 +106,7 @@ COMPARED_EXAMPLE: dict[str, Any] = {
     "dataset": "digits",
     "dataset_digest": "d506edc13ceb0000",
     "versions": {"detkds_core": "0.1.0", "torch": "2.14.1", "device": "cpu"},
-    "cost": {"seconds": 471.4, "iterations": 4200},
+    "cost": {"seconds": 471.4, "iterations": 4200, "trunk_seconds": 5.2, "trunk_iterations": 60},
 }
 OTHER_EXAMPLE = {
     **COMPARED_EXAMPLE,
@@ -113,6 +118,7 @@ OTHER_EXAMPLE = {
     "images": 40,
     "dataset": "trees",
     "dataset_digest": "77aa0c5e11d90000",
+    "cost": {"seconds": 90.5, "iterations": 300, "trunk_seconds": None, "trunk_iterations": None},
 }
 EXAMPLE = {
     "groups": [
@@ -216,7 +222,7 @@ def compared(result: Result) -> Compared:
         dataset=result.dataset,
         dataset_digest=result.dataset_digest,
         versions={name: str(value) for name, value in versions.items()},
-        cost=Cost(seconds=cost.get("seconds"), iterations=cost.get("iterations")),
+        cost=Cost(**{name: cost.get(name) for name in Cost.model_fields}),
     )
 
 

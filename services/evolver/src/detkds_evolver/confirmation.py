@@ -116,12 +116,13 @@ def conclude(
     summary: Mapping[str, Any],
     environments: Sequence[Mapping[str, Any]],
     drawn: Mapping[tuple[int, int], Sequence[float | None]],
+    trunks: Sequence[Mapping[str, Any]],
 ) -> Outcome:
     """The winner, what it is worth, and the evidence.
 
     All of it is decided on the report images, which the search never saw, with seeds that it never used: the best finalist is the result if
     it beats the best hand-designed distiller beyond noise, else that distiller is (docs/adr/0007). drawn: the AP on every draw of the
-    report images, by entrant and seed.
+    report images, by entrant and seed. trunks: `{"steps", "seconds"}` of each that was grown.
     Raises NothingToConfirmError when no finalist could be trained with every seed.
     """
     # Imported here: the report draws pictures, and its libraries take two seconds that only the end of a search needs.
@@ -174,7 +175,7 @@ def conclude(
         policy=best["policy"],
         ap=best["mean_ap"],
         metrics=metrics,
-        evidence=evidence(search, candidates, confirmations, summary)
+        evidence=evidence(search, candidates, confirmations, summary, trunks)
         | {
             "draws": draws,
             "insight": insight(
@@ -242,7 +243,11 @@ def line(group: Sequence[Confirmation], row: Any, choices: int) -> dict[str, Any
 
 
 def evidence(
-    search: Search, candidates: Sequence[Candidate], confirmations: Sequence[Confirmation], summary: Mapping[str, Any]
+    search: Search,
+    candidates: Sequence[Candidate],
+    confirmations: Sequence[Confirmation],
+    summary: Mapping[str, Any],
+    trunks: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """All that a later reader needs in order to believe the figures, or to repeat them."""
     spec = search.spec
@@ -251,6 +256,7 @@ def evidence(
     def total(of: Sequence[Candidate | Confirmation], field: str) -> float:
         return math.fsum(getattr(one, field) or 0 for one in of)
 
+    trunk_seconds, trunk_iterations = math.fsum(one["seconds"] for one in trunks), sum(one["steps"] for one in trunks)
     return {
         "dataset": {"name": search.dataset, "digest": search.dataset_digest},
         "images": {
@@ -267,8 +273,10 @@ def evidence(
         },
         "summary": dict(summary),
         "cost": {
-            "seconds": total(rows, "seconds"),
-            "iterations": int(total(rows, "iterations")),
+            "seconds": total(rows, "seconds") + trunk_seconds,
+            "iterations": int(total(rows, "iterations")) + trunk_iterations,
+            "trunk_seconds": trunk_seconds,
+            "trunk_iterations": trunk_iterations,
             "search_seconds": total(candidates, "seconds"),
             "confirmation_seconds": total(confirmations, "seconds"),
         },

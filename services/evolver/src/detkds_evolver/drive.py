@@ -254,7 +254,8 @@ def enqueue_alone(
 def end(session: Session, search: Search, evolution: Evolution) -> None:
     """Write the result and end the search, together."""
     evolution.ask()  # for nothing: one that was repeated since the search's last decision does not know yet that there is none left
-    confirmed = [job for job in jobs.of_search(session, search.id) if job.kind == "confirm" and job.result]
+    own = jobs.of_search(session, search.id)
+    confirmed = [job for job in own if job.kind == "confirm" and job.result]
     environments = [job.result["environment"] for job in confirmed if job.result and job.result.get("environment")]
     drawn = {
         (row["index"], job.spec["seed"]): row["resampled_ap"]
@@ -271,6 +272,7 @@ def end(session: Session, search: Search, evolution: Evolution) -> None:
             evolution.summary(searches.costs(session, search)),
             environments,
             drawn,
+            grown(session, search, own),
         )
     except NothingToConfirmError as error:
         raise SearchError(str(error)) from error
@@ -285,3 +287,16 @@ def end(session: Session, search: Search, evolution: Evolution) -> None:
         environment=outcome.environment,
     )
     searches.succeed(session, search)
+
+
+def grown(session: Session, search: Search, own: Sequence[StoredJob]) -> list[Mapping[str, Any]]:
+    """The trunks that a search's candidates fork from, `{"steps", "seconds"}` each, as far as its jobs grew them; those that were kept from
+    before cost nothing. Of a search that continues another, which has that one's measurements, that one's too, summed up.
+    """
+    forks = [job.result["fork"] for job in own if job.result and job.result.get("fork")]
+    source = results.of_search(session, search.spec["continues"]) if search.spec.get("continues") else None
+    before: Mapping[str, Any] = source.evidence.get("cost", {}) if source is not None else {}
+    return [
+        {"steps": before.get("trunk_iterations", 0), "seconds": before.get("trunk_seconds", 0.0)},
+        *(fork for fork in forks if fork["grown"]),
+    ]

@@ -152,7 +152,7 @@ const comparedColumns = [
   { title: "seeds", kind: "number", of: (one) => one.seeds.join(", ") || "–" },
   { title: "policy", kind: "formula", of: (one) => formula(one.formula) },
   { title: "pair", kind: "text pair", of: (one) => `${one.teacher} → ${one.student}` },
-  { title: "iterations", kind: "number", of: (one) => (one.cost.iterations === null ? "–" : count(one.cost.iterations)) },
+  { title: "iterations", kind: "number", of: (one) => (one.cost.iterations === null ? "–" : count(one.cost.iterations) + (one.cost.trunk_iterations ? ` (trunks ${count(one.cost.trunk_iterations)})` : "")) },
   { title: "took", kind: "number", of: (one) => span(one.cost.seconds) },
   { title: "made with", kind: "text", of: (one) => ["detkds_core", "torch", "device"].filter((name) => one.versions[name]).map((name) => `${name} ${one.versions[name]}`).join(", ") || "–" },
 ];
