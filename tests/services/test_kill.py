@@ -339,10 +339,10 @@ def test_compose_a_stopped_worker_gives_its_job_back(compose: Compose) -> None:
     with store.begin() as session:
         after = jobs.get(session, job)
         assert after is not None
-        assert after.state == "QUEUED"
+        assert (after.state, after.attempt, after.released, after.max_attempts) == ("QUEUED", 1, 1, 4)
     compose.start("worker")
     ring.send_task("detkds.run_job", args=[str(job)])
     until(lambda: len((home / "starts.txt").read_text().splitlines()) == 2, 30, "the second start")
-    assert (home / "starts.txt").read_text().splitlines()[1].split()[1] == "1"
+    assert (home / "starts.txt").read_text().splitlines()[1].split()[1] == "2", "an attempt of its own"
     store.close()
     ring.close()
