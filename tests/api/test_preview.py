@@ -105,8 +105,8 @@ def test_a_course_that_is_too_long_to_be_played_is_foreseen_from_a_part(spec):
     assert spec.calibrators == 30
     proposed, reached, spent = to_its_end(spec)
     ahead = foreseen(spec)
-    assert ahead.proposed == pytest.approx(proposed, rel=0.12)
-    assert ahead.spent == pytest.approx(spent, rel=0.12)
+    assert ahead.proposed == pytest.approx(proposed, rel=0.15)
+    assert ahead.spent == pytest.approx(spent, rel=0.15)
     for here, there in zip(ahead.reached, reached, strict=True):
         assert here == pytest.approx(there, rel=0.5 if there < 100 else 0.2)
 

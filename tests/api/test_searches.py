@@ -287,6 +287,23 @@ def test_the_same_key_is_done_once_though_an_hour_buys_more_by_now(service, want
     assert service.http.post("/searches", json={**wanted, "hours": 2.0}, headers=key).status_code == 422
 
 
+def test_a_repeat_is_answered_though_nobody_is_left_who_told_how_fast_it_goes(service, wanted):
+    del wanted["candidates"]
+    wanted["recipe"]["batch"] = 9  # of no other test
+    first = service.http.post("/searches", json={**wanted, "candidates": 12}).json()["id"]
+    measure_one(service, first, iterations=20, seconds=10.0)
+    key, by_the_clock = {"Idempotency-Key": "by the clock"}, {**wanted, "wall_clock_hours": 1.0}
+    with service.store.begin() as session:
+        workers.present(session, "w1", seconds=60)
+    made = service.http.post("/searches", json=by_the_clock, headers=key)
+    assert made.status_code == 202
+    with service.store.begin() as session:
+        workers.leave(session, "w1")
+    again = service.http.post("/searches", json=by_the_clock, headers=key)
+    assert (again.status_code, again.json()["id"]) == (202, made.json()["id"])
+    assert service.http.post("/searches", json=by_the_clock).status_code == 422
+
+
 @pytest.mark.parametrize("algorithm", ["detkds", "random_halving"])
 def test_halving_algorithms_have_rungs_and_gates(service, wanted, algorithm):
     wanted["recipe"]["iterations"] = 120

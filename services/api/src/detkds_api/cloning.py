@@ -12,6 +12,7 @@ from detkds_api.problems import Conflict, FieldError, invalid, pointer
 from detkds_core.store.models import Distillation, Search
 
 Request = TypeVar("Request", bound=Body)
+Row = TypeVar("Row", Search, Distillation)
 
 MERGED = ("recipe", "confirmation")  # changed field by field; every other change stands in place of what was there
 INSTEAD: Mapping[str, tuple[str, ...]] = {  # a change of the one takes the others away, which say the same in another way
@@ -50,6 +51,13 @@ def repeats(found: Search | Distillation, request: Mapping[str, Any], cloned_fro
     """
     same = found.request == request if found.request is not None else asked_for(found.spec) == asked_for(spec)
     return same and found.cloned_from == cloned_from
+
+
+def answered(found: Row | None, request: Mapping[str, Any], cloned_from: str | None) -> Row | None:
+    """What was made with an Idempotency-Key, if the same request did: its answer needs nothing that may be gone by now, such as the workers
+    that told what an hour buys."""
+    same = found is not None and found.request is not None and (found.request, found.cloned_from) == (request, cloned_from)
+    return found if same else None
 
 
 def asked_for(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from detkds_api import checkpoints, quota
 from detkds_api.caller import Caller
 from detkds_api.changes import EXAMPLE as CHANGE_EXAMPLE
 from detkds_api.changes import Change, changed
-from detkds_api.cloning import cloned, kept_request, repeats
+from detkds_api.cloning import answered, cloned, kept_request, repeats
 from detkds_api.datasets import make_builtin
 from detkds_api.fields import NOTES, TAGS, Body, Name, Notes, Seed, Shallow, Tags
 from detkds_api.lists import Page, RunsQuery, page_of
@@ -177,6 +177,12 @@ def started(
 ) -> Distillation:
     """The distillation that a request asks for, stored. Raises InvalidInput, NoRoom, Forbidden, TooMany, KeyReused."""
     request = kept_request(wanted)
+
+    def by_key(key: str) -> Distillation | None:
+        return stored.by_key(session, key, owner=service.caller.owner)
+
+    if idempotency_key is not None and (before := answered(by_key(idempotency_key), request, cloned_from)) is not None:
+        return before
     asked, source = wanted.policy, named_search(session, service.caller, wanted.policy)
     if source is not None:
         asked = winner(session, source)
@@ -225,7 +231,7 @@ def started(
     return once(
         session,
         idempotency_key,
-        lambda key: stored.by_key(session, key, owner=service.caller.owner),
+        by_key,
         create,
         lambda found: repeats(found, request, cloned_from, spec),
     )

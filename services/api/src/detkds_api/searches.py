@@ -12,7 +12,7 @@ from detkds_api import checkpoints, quota
 from detkds_api.budget import expected_students
 from detkds_api.changes import EXAMPLE as CHANGE_EXAMPLE
 from detkds_api.changes import Change, changed
-from detkds_api.cloning import cloned, kept_request, repeats
+from detkds_api.cloning import answered, cloned, kept_request, repeats
 from detkds_api.datasets import make_builtin
 from detkds_api.lists import Page, RunsQuery, page_of
 from detkds_api.once import once
@@ -82,8 +82,14 @@ def started(
     session: Session, service: Running, wanted: SearchRequest, idempotency_key: str | None, cloned_from: str | None = None
 ) -> Search:
     """The search that a request asks for, stored. Raises InvalidInput, NoRoom, Forbidden, TooMany, KeyReused."""
-    pairing, spec, *_ = planned(session, service, wanted)
     request = kept_request(wanted)
+
+    def by_key(key: str) -> Search | None:
+        return stored.by_key(session, key, owner=service.caller.owner)
+
+    if idempotency_key is not None and (before := answered(by_key(idempotency_key), request, cloned_from)) is not None:
+        return before
+    pairing, spec, *_ = planned(session, service, wanted)
 
     def create() -> Search:
         checkpoints.hold(session, spec)
@@ -108,7 +114,7 @@ def started(
     return once(
         session,
         idempotency_key,
-        lambda key: stored.by_key(session, key, owner=service.caller.owner),
+        by_key,
         create,
         lambda found: repeats(found, request, cloned_from, spec),
     )
