@@ -91,8 +91,8 @@ def opening_moves(history: History, choices: dict[str, list[Choice]]) -> Iterato
     """The combinations worth trying before any mutation, in the order of their promise.
 
     First what an additive model has for the best: every island that gains over no distillation, with weights that keep the length of
-    all gradients together near that of one. Then the best with each other island, the best of each on what has several terms already (a
-    hand-designed policy, at first), and fewer and more of all.
+    all gradients together near that of one. Then the best with each other island, the best of each on the best hand-designed policy of
+    several terms, and fewer and more of all.
     """
     best = [formulas[0] for formulas in choices.values()]  # one of each island, the best first
     helping = [choice for choice in best if gains(history, choice[1])]
@@ -113,14 +113,14 @@ def opening_moves(history: History, choices: dict[str, list[Choice]]) -> Iterato
 
 
 def grafted(history: History, best: Sequence[Choice]) -> Iterator[Move]:
-    """The best candidate of several terms, with the best term of each island in place of its own, or beside it."""
-    whole = next((one for one in history.ranked if len(one.candidate.policy.terms) > 1), None)
-    if whole is None:
+    """The hand-designed policy that is the best of those with several terms, with the best term of each island in place of its own, or
+    beside it; nothing where a combination that was proposed is better."""
+    whole = next((one.candidate for one in history.ranked if len(one.candidate.policy.terms) > 1), None)
+    if whole is None or whole.stage != "reference":
         return
-    policy, index = whole.candidate.policy, whole.candidate.index
     for term, origin in best:
-        others = tuple(mine for mine in policy.terms if mine.knowledge != term.knowledge)
-        yield replace(policy, terms=(*others, scaled(term, DAMPING))), (index, origin)
+        others = tuple(mine for mine in whole.policy.terms if mine.knowledge != term.knowledge)
+        yield replace(whole.policy, terms=(*others, scaled(term, DAMPING))), (whole.index, origin)
 
 
 def gains(history: History, index: int) -> bool:
