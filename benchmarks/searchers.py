@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from detkds_core.evolution import Spec, islands, rungs, searchers
+from detkds_core.evolution import Spec, combinations, islands, rungs, searchers
+from detkds_core.evolution.history import History
 from detkds_core.evolution.landscapes import Landscape, World, found, search
 from detkds_core.evolution.searchers import ALGORITHMS
 from detkds_core.evolution.spec import HALVING
@@ -49,6 +50,16 @@ def nothing(*_: Any) -> None:
     """No proposal; nobody waits."""
 
 
+def no_moves(*_: Any) -> Iterator[Any]:
+    """No combination."""
+    return iter(())
+
+
+def whole_group(history: History, _: int) -> int:
+    """As many as a job may have, whatever is kept for those that climb."""
+    return history.spec.group
+
+
 LEVERS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "gates": {"gates": False},
@@ -61,6 +72,8 @@ LEVERS: dict[str, dict[str, Any]] = {
     "cap on promotions": {"patch": [(rungs, "CAPPED", False)]},
     "single terms that wait": {"patch": [(rungs, "waits", nothing)]},
     "references that spare": {"patch": [(searchers, "SPARED", 0)]},
+    "grafts on hand-designed policies": {"patch": [(combinations, "grafted", no_moves)]},
+    "a last group that leaves what climbs": {"patch": [(searchers, "begun", whole_group)]},
 }
 
 
