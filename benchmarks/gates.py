@@ -14,9 +14,11 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+from tabular import evaluation
+
 from detkds_core.catalogue import DETECTORS, PAIRS, Pair, exchange, pair_facts
 from detkds_core.datasets import default_cache, load_dataset
-from detkds_core.evolution import Evolution, Job, Outcome, Spec
+from detkds_core.evolution import Evolution, Outcome, Spec
 from detkds_core.evolution.spec import GATES
 from detkds_core.policy import Policy, SearchSpace, formula, to_json
 from detkds_core.report import GATE_HEADINGS, false_rejects, gate_lines
@@ -43,24 +45,6 @@ def specification(pair: Pair, policies: int, seed: int) -> Spec:
     )
 
 
-def work(pair: Pair, job: Job, seed: int) -> dict[str, Any]:
-    """What a worker would be told of a job; every refused candidate is to be trained."""
-    return {
-        "kind": "evaluate",
-        "dataset": load_dataset(pair.dataset, default_cache()).to_json(),
-        "teacher": {"detector": pair.teacher, "checkpoint": pair.teacher_checkpoint},
-        "student": {"detector": pair.student},
-        "inherit": pair.inherit,
-        "recipe": pair.proxy.to_json(),
-        "seed": seed,
-        "fork": pair.proxy.iterations // 2,
-        "rung": None,
-        "stands_for": pair.full.iterations,
-        "gates": [gate for gate in GATES if gate != "duplicate"],
-        "candidates": [{"index": one.index, "policy": to_json(one.policy), "audit": True} for one in job.new],
-    }
-
-
 def outcome(row: dict[str, Any]) -> Outcome:
     """A row of a job's result as the search is told it."""
     failure = row["failure"] and row["failure"]["kind"]
@@ -73,7 +57,10 @@ def run(pair: Pair, policies: int, seed: int) -> tuple[Evolution, list[dict[str,
 
     evolution, costs = Evolution(specification(pair, policies, seed)), []
     while (job := evolution.ask()) is not None:
-        rows = measure_candidates(work(pair, job, seed), lambda *_args, **_more: None)["candidates"]
+        members = {one.index: to_json(one.policy) for one in job.new}
+        gates = [gate for gate in GATES if gate != "duplicate"]
+        told = evaluation(pair, members, seed=seed, rung=None, gates=gates)
+        rows = measure_candidates(told, lambda *_args, **_more: None)["candidates"]
         for row in rows:
             said = row["rejected"] or row["failure"] or {}
             why = f"{said.get('gate') or said.get('kind')}: {said['detail']}" if said else ""

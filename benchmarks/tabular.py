@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -26,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from detkds_core.catalogue import DETECTORS, PAIRS, exchange, pair_facts
+from detkds_core.catalogue import DETECTORS, PAIRS, Pair, exchange, pair_facts
 from detkds_core.datasets import default_cache, load_dataset
 from detkds_core.evolution.spec import GATES
 from detkds_core.evolution.table import Table
@@ -111,21 +112,29 @@ def policies() -> list[dict[str, Any]]:
 
 
 def job(rows: list[dict[str, Any]], first: int, rung: int, seed: int) -> dict[str, Any]:
-    """What a worker would be told."""
-    members = list(enumerate(rows[first : first + GROUP], first))
+    """The job that measures a piece."""
+    members = {index: row["policy"] for index, row in enumerate(rows[first : first + GROUP], first)}
+    return evaluation(PAIR, members, seed=seed, rung=rung if rung < FULL else None, gates=GATES if rung == RUNGS[0] else ())
+
+
+def evaluation(pair: Pair, policies: Mapping[int, dict[str, Any]], *, seed: int, rung: int | None, gates: Iterable[str]) -> dict[str, Any]:
+    """What a worker would be told: to measure policies (JSON, by index) as a search does, and to train those too that a gate refuses.
+
+    rung: iterations of a branch; None: of the whole proxy.
+    """
     return {
         "kind": "evaluate",
-        "dataset": load_dataset(PAIR.dataset, default_cache()).to_json(),
-        "teacher": {"detector": PAIR.teacher, "checkpoint": PAIR.teacher_checkpoint},
-        "student": {"detector": PAIR.student},
-        "inherit": PAIR.inherit,
-        "recipe": PAIR.proxy.to_json(),
+        "dataset": load_dataset(pair.dataset, default_cache()).to_json(),
+        "teacher": {"detector": pair.teacher, "checkpoint": pair.teacher_checkpoint},
+        "student": {"detector": pair.student},
+        "inherit": pair.inherit,
+        "recipe": pair.proxy.to_json(),
         "seed": seed,
-        "fork": FORK,
-        "rung": rung if rung < FULL else None,
-        "stands_for": PAIR.full.iterations,
-        "gates": list(GATES) if rung == RUNGS[0] else [],
-        "candidates": [{"index": index, "policy": row["policy"], "audit": True} for index, row in members],
+        "fork": pair.proxy.iterations // 2,
+        "rung": rung,
+        "stands_for": pair.full.iterations,
+        "gates": list(gates),
+        "candidates": [{"index": index, "policy": policy, "audit": True} for index, policy in policies.items()],
     }
 
 
