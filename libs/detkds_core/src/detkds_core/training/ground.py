@@ -112,11 +112,14 @@ class Looked:
     def resolved(self, index: int, policy: Policy) -> Policy:
         return self.findings[index].resolved if index in self.findings else policy
 
+    def cost(self, index: int) -> dict[str, Any]:
+        """What looking at the candidate took, as its row has it."""
+        return {"probe_seconds": self.seconds.get(index, 0.0), "gate_seconds": self.gate_seconds.get(index, {})}
+
     def tell(self, index: int, row: dict[str, Any]) -> None:
         """Write it into the candidate's row."""
-        seconds = self.seconds.get(index, 0.0)
-        row["seconds"] += seconds
-        row["cost"] |= {"probe_seconds": seconds, "gate_seconds": self.gate_seconds.get(index, {})}
+        row["seconds"] += self.seconds.get(index, 0.0)
+        row["cost"] |= self.cost(index)
         if index in self.findings:
             finding = self.findings[index]
             # A look leaves schedules out: whoever acts for a part of the training only is nobody's double.
