@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,17 @@ def write_checkpoint(path: Path, classes: tuple[str, ...] | None) -> Path:
     return path
 
 
+def checked(http: httpx2.Client, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset that is asked for, once its check has ended."""
+    answer = http.post("/datasets", json=body)
+    assert answer.status_code in (200, 202), answer.text
+    deadline = time.monotonic() + 60
+    while (found := http.get(f"/datasets/{body['name']}").json())["state"] == "CHECKING":
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+    return found
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
@@ -111,8 +122,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, **settings: Any) -> Iterat
     write_checkpoint(roots / "other.safetensors", ("cat", "dog", "cow"))
     with running(known) as url, httpx2.Client(base_url=url, headers=headers, timeout=30, trust_env=False) as http:
         body = {"name": "shapes", "train": write_coco(roots / "train", 6), "val": write_coco(roots / "val", 4, shade=100)}
-        answer = http.post("/datasets", json=body)
-        assert answer.status_code == 201, answer.text
+        assert checked(http, body)["state"] == "READY"
         yield Service(url, http, Store(known.url), known, roots)
 
 

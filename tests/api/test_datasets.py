@@ -1,10 +1,23 @@
 """`/datasets`: what is registered, and what is refused with which reason."""
 
 import json
+import os
 import shutil
+import signal
+import time
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
+
+from detkds_api import checking
+from detkds_api.checking import Checker
+from detkds_api.settings import Settings
+from detkds_core.store import Store
+from detkds_core.store import datasets as stored
+
+from .conftest import checked, free_port, running, write_coco
 
 
 def body(service, name="copy", **changes):
@@ -20,8 +33,16 @@ def body(service, name="copy", **changes):
 
 
 def errors(answer):
+    """What is wrong with a request, by field."""
     assert answer.status_code == 422, answer.text
     return {error["pointer"]: error["message"] for error in answer.json()["errors"]}
+
+
+def problems(service, body):
+    """What the check of a dataset finds wrong, by field."""
+    found = checked(service.http, body)
+    assert (found["state"], found["digest"], found["classes"]) == ("REFUSED", None, [])
+    return [(problem["pointer"], problem["message"]) for problem in found["problems"]]
 
 
 def test_the_list_begins_with_what_is_built_in(service):
@@ -30,6 +51,12 @@ def test_the_list_begins_with_what_is_built_in(service):
     assert items[2]["classes"] == ["circle", "square"]
     assert (items[2]["train_images"], items[2]["val_images"]) == (6, 4)
     assert len(items[2]["digest"]) == 64
+    assert [service.http.get(f"/datasets/{item['name']}").json() for item in items[:3]] == items[:3]
+
+
+@pytest.mark.parametrize("name", ["nothing", "Capital", "a%20b", "%00", "x" * 300])
+def test_a_name_that_is_nobodys_is_not_there(service, name):
+    assert service.http.get(f"/datasets/{name}").status_code == 404
 
 
 def test_a_wrong_cursor_is_told(service):
@@ -43,9 +70,14 @@ def test_the_names_of_what_is_built_in_are_those_of_the_library():
     assert BUILTIN == BUILT_IN
 
 
-def test_the_same_content_is_registered_once(service):
-    assert service.http.post("/datasets", json=body(service, "again")).status_code == 201
-    assert service.http.post("/datasets", json=body(service, "again")).status_code == 200
+def test_the_same_files_are_checked_once(service):
+    answer = service.http.post("/datasets", json=body(service, "again"))
+    assert (answer.status_code, answer.headers["location"]) == (202, "/datasets/again")
+    assert answer.json()["state"] == "CHECKING"
+    first = checked(service.http, body(service, "again"))
+    assert first["state"] == "READY"
+    answer = service.http.post("/datasets", json=body(service, "again"))
+    assert (answer.status_code, answer.json()) == (200, first)
     other = body(service, "again", train_annotations=service.roots / "val/coco.json", train_images=service.roots / "val/images")
     other["val"] = body(service)["train"]
     answer = service.http.post("/datasets", json=other)
@@ -57,7 +89,7 @@ def test_the_digest_follows_the_content_not_the_place(service):
     shutil.copytree(service.roots / "train", service.roots / "moved")
     moved = body(service, "moved", train_annotations=service.roots / "moved/coco.json", train_images=service.roots / "moved/images")
     digests = {item["name"]: item["digest"] for item in service.http.get("/datasets").json()["items"]}
-    assert service.http.post("/datasets", json=moved).json()["digest"] == digests["shapes"]
+    assert checked(service.http, moved)["digest"] == digests["shapes"]
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../secret.json", "relative.json", "/", "~/data.json"])
@@ -90,27 +122,35 @@ def test_a_file_name_in_the_annotations_cannot_lead_out_either(service):
     content["images"][0]["file_name"] = "../../../../../../etc/passwd"
     path = service.roots / "escaping.json"
     path.write_text(json.dumps(content))
-    found = errors(service.http.post("/datasets", json=body(service, train_annotations=path)))
-    assert any(pointer.startswith("/train/") for pointer in found)
+    found = problems(service, body(service, train_annotations=path))
+    assert all(pointer.startswith("/train/") for pointer, _ in found)
 
 
-def test_wrong_content_is_told_with_its_place(service):
-    content = json.loads((service.roots / "train/coco.json").read_text())
+def test_wrong_content_is_told_with_its_place_and_checked_again_once_it_is_mended(service):
+    right = (service.roots / "train/coco.json").read_text()
+    content = json.loads(right)
     content["annotations"][2]["bbox"] = [60, 60, 30, 30]
     content["annotations"][3]["category_id"] = 77
     path = service.roots / "wrong.json"
     path.write_text(json.dumps(content))
-    answer = service.http.post("/datasets", json=body(service, train_annotations=path))
-    messages = [error["message"] for error in answer.json()["errors"]]
+    asked = body(service, "mended", train_annotations=path)
+    found = problems(service, asked)
+    assert {pointer for pointer, _ in found} == {"/train/annotations"}
+    messages = [message for _, message in found]
     assert any("annotations[2]" in message for message in messages)
     assert any("annotations[3]" in message and "77" in message for message in messages)
-    assert {error["pointer"] for error in answer.json()["errors"]} == {"/train/annotations"}
+    search = service.http.post("/searches", json={**service.search(), "dataset": "mended"})
+    assert errors(search)["/dataset"] == "'mended' was refused; mend it and register it again (GET /datasets/mended)"
+    path.write_text(right)
+    answer = service.http.post("/datasets", json=asked)
+    assert (answer.status_code, answer.json()["state"], answer.json()["problems"]) == (202, "CHECKING", [])
+    assert checked(service.http, asked)["state"] == "READY"
 
 
 def test_images_in_train_and_val_are_a_leak(service):
-    same = body(service)
+    same = body(service, "leak")
     same["val"] = same["train"]
-    assert errors(service.http.post("/datasets", json=same))
+    assert "learned by heart" in problems(service, same)[0][1]
 
 
 @pytest.mark.parametrize("name", ["digits", "Capital", "with space", "", "x" * 65, "../up"])
@@ -123,3 +163,159 @@ def test_without_a_registered_folder_nothing_is_read(tmp_path):
 
     with pytest.raises(ValueError, match="DETKDS_DATA_ROOTS"):
         inside(str(Path(tmp_path)), [])
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """Makes services of a database of their own whose checks a test drives: `alone()`."""
+    settings = Settings(home=tmp_path / "home", port=free_port(), data_roots=(tmp_path,))
+    store = Store(settings.url)
+    store.migrate()
+    splits = {split: write_coco(tmp_path / split, 3, shade=shade) for split, shade in (("train", 0), ("val", 100))}
+    made = []
+
+    def service():
+        made.append(Checker(store, settings))
+        return made[-1]
+
+    service.store, service.settings, service.splits = store, settings, splits
+    yield service
+    for one in made:
+        for check in one.checks:
+            check.end()
+    store.close()
+
+
+def ask(alone, name="shapes"):
+    with alone.store.begin() as session:
+        stored.ask(session, name=name, asked=alone.splits)
+
+
+def known(alone, name="shapes"):
+    with alone.store.read() as session:
+        return stored.get(session, name)
+
+
+def drive(checker, until, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline
+        checker.step()
+        time.sleep(0.02)
+
+
+def expire(alone):
+    """Let the leases of all checks run out."""
+    from sqlalchemy import update
+
+    from detkds_core.store.clock import db_time
+    from detkds_core.store.models import Lease
+
+    with alone.store.begin() as session:
+        session.execute(update(Lease).values(expires_at=db_time(-1)))
+
+
+def test_of_two_services_one_checks(alone):
+    ask(alone)
+    one, other = alone(), alone()
+    one.step()
+    other.step()
+    assert (len(one.checks), len(other.checks)) == (1, 0)
+    drive(one, lambda: known(alone).state == "READY")
+    assert known(alone).attempts == 1
+
+
+def test_a_check_goes_on_elsewhere_when_its_service_died_and_who_wakes_up_late_decides_nothing(alone):
+    ask(alone)
+    late, other = alone(), alone()
+    late.step()
+    os.kill(late.checks[0].process.pid, signal.SIGSTOP)
+    expire(alone)
+    drive(other, lambda: known(alone).state == "READY")
+    digest = known(alone).digest
+    with alone.store.begin() as session:
+        assert not stored.refuse(session, "shapes", holder=late.checks[0].holder, problems=[])
+    os.kill(late.checks[0].process.pid, signal.SIGCONT)
+    drive(late, lambda: not late.checks)
+    assert (known(alone).state, known(alone).digest, known(alone).attempts) == ("READY", digest, 2)
+
+
+def gone(checker, check):
+    return check not in checker.checks
+
+
+def test_a_check_that_is_killed_is_begun_anew_and_a_third_time_told(alone, monkeypatch):
+    ask(alone)
+    checker = alone()
+    for attempt in (1, 2, 3):
+        drive(checker, lambda: checker.checks)
+        assert known(alone).attempts == attempt
+        killed = checker.checks[0]
+        os.kill(killed.process.pid, signal.SIGKILL)
+        drive(checker, partial(gone, checker, killed))
+    assert known(alone).state == "REFUSED"
+    (problem,) = known(alone).problems
+    assert problem["message"].startswith("the check ended 3 times without an answer: it ended with exit code -9 (it may have 4096 MiB")
+    ask(alone)
+    drive(checker, lambda: known(alone).state == "READY")
+
+
+def test_a_check_that_hangs_is_ended(alone, monkeypatch):
+    monkeypatch.setattr(checking, "SILENCE_SECONDS", 0.5)
+    ask(alone)
+    checker = alone()
+    checker.step()
+    os.kill(checker.checks[0].process.pid, signal.SIGSTOP)
+    hung = checker.checks[0]
+    drive(checker, partial(gone, checker, hung))
+    assert hung.process.returncode == -9
+    monkeypatch.undo()
+    drive(checker, lambda: known(alone).state == "READY")
+
+
+def test_a_check_has_bounded_memory(alone, monkeypatch):
+    monkeypatch.setattr(checking, "memory_for", lambda asked: 200 << 20)
+    content = json.loads(Path(alone.splits["train"]["annotations"]).read_text())
+    content["annotations"] *= 200_000
+    Path(alone.splits["train"]["annotations"]).write_text(json.dumps(content))
+    ask(alone)
+    checker = alone()
+    drive(checker, lambda: known(alone).state == "REFUSED")
+    assert known(alone).problems[0]["message"] == "checking it needs more than 200 MiB of memory; remove segmentations, only boxes are read"
+
+
+def test_few_are_checked_at_once(alone):
+    for number in range(5):
+        ask(alone, f"shapes{number}")
+    checker = alone()
+    most = 0
+
+    def all_ready():
+        nonlocal most
+        most = max(most, len(checker.checks))
+        return all(known(alone, f"shapes{number}").state == "READY" for number in range(5))
+
+    drive(checker, all_ready)
+    assert most == checking.CHECKS
+
+
+def test_a_service_that_ends_leaves_no_process_and_gives_its_checks_back(alone):
+    with running(alone.settings):
+        ask(alone)
+        deadline = time.monotonic() + 30
+        while not (found := [p for p in psutil.Process().children() if "detkds_api.check" in p.cmdline()]):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    assert not any(process.is_running() for process in found)
+    if known(alone).state == "CHECKING":  # else it was faster than the test
+        assert known(alone).attempts == 0
+    checker = alone()
+    drive(checker, lambda: known(alone).state == "READY")
+
+
+def test_more_than_may_wait_are_turned_away(service, monkeypatch):
+    monkeypatch.setattr("detkds_api.datasets.MOST_UNCHECKED", 0)
+    answer = service.http.post("/datasets", json=body(service, "one-too-many"))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+    assert service.http.get("/datasets/one-too-many").status_code == 404
+    assert service.http.post("/datasets", json=body(service, "shapes")).status_code == 200, "nothing waits"

@@ -41,6 +41,7 @@ OPERATIONS = {
     ("post", "/checkpoints/{checkpoint_id}/complete"),
     ("get", "/datasets"),
     ("post", "/datasets"),
+    ("get", "/datasets/{name}"),
     ("get", "/detectors"),
     ("get", "/policies"),
     ("get", "/search-space"),

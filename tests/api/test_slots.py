@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from detkds_api import datasets, slots, uploads
-from detkds_core import datasets as checks
-
-from .conftest import write_coco
+from detkds_api import slots, uploads
 
 MANY = 44  # the service answers in 40 threads
 WEIGHTS = save({"w": np.zeros(4)}, metadata={"classes": json.dumps(["circle", "square"])})
@@ -38,9 +35,8 @@ class Held:
 
 @pytest.fixture
 def held(monkeypatch):
-    """Checking a dataset and reading a file wait until the test lets go: of large ones they take minutes."""
+    """Reading a file waits until the test lets go: of a large one it takes minutes."""
     one = Held()
-    monkeypatch.setattr(checks, "register", one.slow(checks.register))
     monkeypatch.setattr(uploads, "file_sha256", one.slow(uploads.file_sha256))
     yield one
     one.let_go.set()
@@ -58,21 +54,16 @@ def refusals(answers: list["Future[httpx2.Response]"]) -> list[httpx2.Response]:
     return [one.result() for one in answers if one.done()]
 
 
-@pytest.mark.parametrize("kind", ["datasets", "checkpoints"])
-def test_others_are_answered_while_many_ask_for_what_takes_long(service, held, kind):
-    if kind == "datasets":
-        splits = {name: write_coco(service.roots / f"large-{name}", 2, shade=shade) for name, shade in (("train", 0), ("val", 100))}
-        bodies, most = [{"name": f"large{number}", **splits} for number in range(MANY)], datasets.registering.count
-    else:
-        (service.roots / "large.safetensors").write_bytes(WEIGHTS)
-        path = str(service.roots / "large.safetensors")
-        bodies, most = [{"name": f"large{number}", "path": path} for number in range(MANY)], uploads.reading.count
+def test_others_are_answered_while_many_ask_for_what_takes_long(service, held):
+    (service.roots / "large.safetensors").write_bytes(WEIGHTS)
+    path = str(service.roots / "large.safetensors")
+    bodies, most = [{"name": f"large{number}", "path": path} for number in range(MANY)], uploads.reading.count
     limits = httpx2.Limits(max_connections=MANY)
     with (
         httpx2.Client(base_url=service.url, timeout=90, trust_env=False, limits=limits) as http,
         ThreadPoolExecutor(MANY) as threads,
     ):
-        answers = [threads.submit(http.post, f"/{kind}", json=body) for body in bodies]
+        answers = [threads.submit(http.post, "/checkpoints", json=body) for body in bodies]
         try:
             until(lambda: len(refusals(answers)) == MANY - most)
             assert service.http.get("/health", timeout=10).status_code == 200
@@ -83,7 +74,7 @@ def test_others_are_answered_while_many_ask_for_what_takes_long(service, held, k
         finally:
             held.let_go.set()
         assert Counter(one.result().status_code for one in answers) == {201: most, 503: MANY - most}
-        assert http.post(f"/{kind}", json=bodies[-1]).status_code == 201, "there is room again"
+        assert http.post("/checkpoints", json=bodies[-1]).status_code == 201, "there is room again"
 
 
 def test_a_file_that_was_sent_waits_for_its_check_as_it_is(service, held):

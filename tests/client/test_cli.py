@@ -199,7 +199,26 @@ def test_what_is_listed_is_listed_as_json_too(detkds, command):
 
 def test_datasets_lists_built_in_and_registered(detkds):
     lines = detkds("datasets").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["name", "digits", "trees", "shapes"]
+    assert [line.split()[0] for line in lines if line.split()[0] not in ("mine", "leaky")] == ["name", "digits", "trees", "shapes"]
+
+
+def test_a_dataset_is_checked_and_what_is_wrong_with_it_is_shown(detkds, service):
+    def add(name, val):
+        paths = {"train-annotations": "train/coco.json", "train-images": "train/images"}
+        paths |= {"val-annotations": f"{val}/coco.json", "val-images": f"{val}/images"}
+        return detkds("datasets", "add", name, *(part for key, path in paths.items() for part in (f"--{key}", str(service.roots / path))))
+
+    done = add("mine", "val")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].split()[:5] == ["mine", "registered", "2", "6", "4"]
+    done = add("leaky", "train")
+    assert (done.returncode, done.stdout) == (1, "")
+    wrong = "val.images: 001.png has the same content as 001.png of train; AP would be of images learned by heart"
+    assert wrong in done.stderr.splitlines()
+    shown = detkds("datasets", "show", "leaky").stdout.splitlines()
+    assert shown[1].split()[:2] == ["leaky", "refused"]
+    assert wrong in shown
+    assert "there is no dataset 'other'" in detkds("datasets", "show", "other").stderr
 
 
 def test_interrupting_leaves_the_search_running_and_says_how_to_come_back(service, pairing, tmp_path):

@@ -299,3 +299,14 @@ def test_the_error_survives_a_process_boundary():
     error = pickle.loads(pickle.dumps(DatasetError(["a", "b"])))
     assert error.problems == ("a", "b")
     assert str(error) == "a\nb"
+
+
+def test_how_far_a_check_is_is_told(draft):
+    told = []
+    draft.register(report=lambda *what: told.append(what))
+    assert told == [
+        (0, 0, "reading the annotations of train"),
+        *((done, 3, "reading the images of train") for done in (1, 2, 3)),
+        (0, 0, "reading the annotations of val"),
+        *((done, 2, "reading the images of val") for done in (1, 2)),
+    ]

@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,12 @@ class Api:
                 return None
 
         return until(ask, seconds, f"an answer to GET {path}")[0]
+
+    def register(self, name: str, splits: Mapping[str, Any]) -> None:
+        """Register a dataset and wait until it is READY."""
+        self.call("POST", "/datasets", {"name": name, **splits})
+        found = until(lambda: (one := self.get(f"/datasets/{name}"))["state"] != "CHECKING" and one, 60, f"the check of {name}")
+        assert found["state"] == "READY", found
 
     def text(self, path: str) -> str:
         """GET of what is no JSON."""

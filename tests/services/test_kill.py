@@ -66,7 +66,7 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 def prepare(home: Path, api: Api) -> dict[str, Any]:
     """Register the data set and name a teacher; the body of a search over them."""
     roots = home / "roots"
-    api.call("POST", "/datasets", {"name": "shapes", **harness.small_dataset(roots / "shapes")})
+    api.register("shapes", harness.small_dataset(roots / "shapes"))
     teacher = harness.named_checkpoint(roots / "teacher.safetensors")
     return SEARCH | {"teacher": {"detector": "gfl_r18w32_fpn32", "checkpoint": str(teacher)}}
 

@@ -45,7 +45,7 @@ def test_killed_while_it_trains_a_search_measures_the_same(tmp_path: Path) -> No
     }
     process, api = start_serve(tmp_path, DETKDS_TRAINER=harness.REAL_TRAINER)
     try:
-        api.call("POST", "/datasets", {"name": "few-digits", **splits})
+        api.register("few-digits", splits)
 
         def begin() -> str:
             return str(api.call("POST", "/searches", SEARCH)["id"])

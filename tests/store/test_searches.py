@@ -438,17 +438,41 @@ def test_events_are_read_on_from_the_last_one(store: Store) -> None:
 
 
 def test_datasets_have_names(store: Store) -> None:
+    asked = {"train": {}, "val": {}}
+    for name in ("b", "a", "c", "z"):
+        with store.begin() as session:
+            datasets.ask(session, name=name, asked=asked)
+            if name != "z":
+                assert datasets.begin_check(session, holder=name, seconds=30).name == name
+                assert datasets.ready(session, name, holder=name, data={"name": name, "digest": "d"})
     with store.begin() as session:
-        for name in ("b", "a", "c"):
-            datasets.create(session, name=name, data={"name": name, "digest": "d"})
-    with pytest.raises(IntegrityError), store.begin() as session:
-        datasets.create(session, name="a", data={"name": "a", "digest": "e"})
+        assert datasets.ask(session, name="a", asked={"train": 1}).asked == asked, "READY for good"
+        assert datasets.count_unchecked(session) == 1
     with store.read() as session:
         assert datasets.names(session) == ["a", "b", "c"]
         page, cursor = datasets.list(session, limit=2)
         assert [one.name for one in page] == ["a", "b"]
-        assert [one.data["name"] for one in datasets.list(session, limit=2, cursor=cursor)[0]] == ["c"]
-        assert datasets.get(session, "z") is None
+        assert [(one.name, one.state) for one in datasets.list(session, limit=2, cursor=cursor)[0]] == [("c", "READY"), ("z", "CHECKING")]
+        assert datasets.get(session, "y") is None
+
+
+def test_only_who_holds_a_check_decides_it(store: Store) -> None:
+    with store.begin() as session:
+        datasets.ask(session, name="a", asked={})
+        assert datasets.begin_check(session, holder="one", seconds=30).attempts == 1
+        assert datasets.begin_check(session, holder="two", seconds=30) is None, "somebody checks it"
+        assert datasets.hold(session, "a", holder="one", seconds=-1, progress={"done": 1, "total": 2, "message": "m"})
+        assert datasets.get(session, "a").progress == {"done": 1, "total": 2, "message": "m"}
+        assert datasets.begin_check(session, holder="two", seconds=30).attempts == 2, "its lease has run out"
+        assert not datasets.hold(session, "a", holder="one", seconds=30)
+        assert not datasets.ready(session, "a", holder="one", data={"digest": "d"})
+        datasets.leave(session, "a", holder="two", counted=False)
+        assert datasets.begin_check(session, holder="three", seconds=30).attempts == 2
+        assert datasets.refuse(session, "a", holder="three", problems=[{"pointer": "", "message": "m"}])
+        assert datasets.begin_check(session, holder="four", seconds=30) is None
+        again = datasets.ask(session, name="a", asked={"train": {}})
+        assert (again.state, again.asked, again.problems, again.attempts) == ("CHECKING", {"train": {}}, None, 0)
+        assert not datasets.ready(session, "a", holder="three", data={"digest": "d"}), "what was asked before is decided"
 
 
 def test_workers_are_counted_until_they_leave_or_are_not_heard_of(store: Store) -> None:

@@ -231,7 +231,7 @@ def test_a_writer_waits_for_another_one(store: Store) -> None:
                 dataset.data = {"n": dataset.data["n"] + 1}
 
     with store.begin() as session:
-        session.add(Dataset(name="n", digest="", data={"n": 0}))
+        session.add(Dataset(name="n", state="READY", digest="", data={"n": 0}))
     threads = [threading.Thread(target=count_up) for _ in range(4)]
     for thread in threads:
         thread.start()

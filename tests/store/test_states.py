@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 import detkds_core.store
 from detkds_core.store import Store, jobs
 from detkds_core.store.ids import new_id
-from detkds_core.store.models import Candidate, Checkpoint, Confirmation, Distillation, Job, Search, Trial
+from detkds_core.store.models import Candidate, Checkpoint, Confirmation, Dataset, Distillation, Job, Search, Trial
 from detkds_core.store.states import MACHINES, IllegalTransitionError, Move, active, move, move_each, terminal
 
 WAYS = {
@@ -74,6 +74,7 @@ WAYS = {
     Trial: {("PROPOSED", "MEASURED"), ("PROPOSED", "INFEASIBLE"), ("PROPOSED", "REJECTED"), ("PROPOSED", "DUPLICATE")},
     Confirmation: {("PROPOSED", "MEASURED"), ("PROPOSED", "INFEASIBLE")},
     Checkpoint: {("UPLOADING", "READY"), ("UPLOADING", "REFUSED")},
+    Dataset: {("CHECKING", "READY"), ("CHECKING", "REFUSED"), ("REFUSED", "CHECKING")},
 }
 
 
@@ -82,6 +83,9 @@ def columns(table: type, state: str) -> dict[str, object]:
     if table is Checkpoint:
         decided = {"READY": {"digest": "d"}, "REFUSED": {"reason": "no tensor"}}.get(state, {})
         return {"name": "n", "size": 3, "sha256": "s", **decided}
+    if table is Dataset:
+        ready = state == "READY"
+        return {"digest": "d" if ready else None, "data": {} if ready else None, "problems": [] if state == "REFUSED" else None}
     if table is Job:
         leased = state == "RUNNING"
         return {
@@ -95,7 +99,7 @@ def columns(table: type, state: str) -> dict[str, object]:
     return {"name": "n", "spec": {}, "dataset": "d", "dataset_digest": ""}
 
 
-TOLD = ("lease_token", "lease_expires_at", "result", "digest", "reason")
+TOLD = ("lease_token", "lease_expires_at", "result", "digest", "reason", "data", "problems")
 
 
 def to_reach(table: type, state: str) -> dict[str, object]:
@@ -103,7 +107,7 @@ def to_reach(table: type, state: str) -> dict[str, object]:
     return {name: value for name, value in columns(table, state).items() if name in TOLD}
 
 
-@pytest.mark.parametrize("table", [Job, Search, Distillation, Checkpoint])
+@pytest.mark.parametrize("table", [Job, Search, Distillation, Checkpoint, Dataset])
 def test_every_transition_is_tried_and_only_the_known_ones_are_possible(store: Store, table: type) -> None:
     for old, new in itertools.product(MACHINES[table], repeat=2):
         with store.begin() as session:

@@ -28,6 +28,12 @@ def written() -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture
+def checked() -> Callable[..., dict[str, Any]]:
+    """Ask for a dataset and wait until its check has ended."""
+    return _running.checked
+
+
+@pytest.fixture
 def refused() -> Callable[..., str]:
     """The detail of an answer that refuses, once it is sure that it is a whole problem and tells nothing of the inside."""
 
@@ -38,6 +44,23 @@ def refused() -> Callable[..., str]:
         assert document["request_id"] == answer.headers["x-request-id"]
         assert "Traceback" not in answer.text
         return str(document["detail"])
+
+    return detail
+
+
+@pytest.fixture
+def refused_dataset(refused) -> Callable[..., str]:
+    """What is wrong with a dataset that is asked for: told at once, or by its check."""
+
+    def detail(http: httpx2.Client, body: dict[str, Any]) -> str:
+        answer = http.post("/datasets", json=body)
+        if answer.status_code != 202:
+            return str(refused(answer))
+        found = _running.checked(http, body)
+        assert found["state"] == "REFUSED", found
+        told = "; ".join(problem["message"] for problem in found["problems"])
+        assert "Traceback" not in told
+        return told
 
     return detail
 

@@ -138,24 +138,24 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_an_image_that_is_a_bomb_or_no_image_is_refused_by_its_header(service, written, refused, tmp_path_factory, kind) -> None:
+def test_an_image_that_is_a_bomb_or_no_image_is_refused_by_its_header(service, written, refused_dataset, tmp_path_factory, kind) -> None:
     content, words = IMAGES[kind]
     place = service.roots / tmp_path_factory.mktemp("bomb", numbered=True).name
     train, val = written(place / "train", 3, shade=70), written(place / "val", 3, shade=80)
     (place / "train/images/001.png").write_bytes(content)
     before = psutil.Process().memory_info().rss
-    assert words in refused(service.http.post("/datasets", json={"name": "bomb", "train": train, "val": val}))
+    assert words in refused_dataset(service.http, {"name": "bomb", "train": train, "val": val})
     assert psutil.Process().memory_info().rss - before < 80 * MIB
 
 
 @pytest.mark.parametrize(
     "text", ["[" * 500_000, '{"images":' * 100_000, '{"images": [' + "[]," * 5 + "[]]" + "}", '{"images": 1e999999}', "\x00" * 1000]
 )
-def test_annotations_that_are_a_bomb_are_a_problem(service, refused, text) -> None:
+def test_annotations_that_are_a_bomb_are_a_problem(service, refused_dataset, text) -> None:
     path = service.roots / "bomb.json"
     path.write_text(text)
     split = {"annotations": str(path), "images": str(service.roots / "train/images")}
-    refused(service.http.post("/datasets", json={"name": "bomb", "train": split, "val": split}))
+    assert refused_dataset(service.http, {"name": "bomb", "train": split, "val": split})
 
 
 @pytest.mark.parametrize("length", [2**63 - 1, 1 << 40, 17 << 20, 0])

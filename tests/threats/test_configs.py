@@ -68,13 +68,13 @@ def test_yaml_and_python_are_no_request(service, refused, kind, content) -> None
 
 
 @pytest.mark.parametrize(("name", "content"), [("evil.py", PYTHON), ("evil.yaml", YAML), ("evil.json", b'{"_base_": "evil.py"}')])
-def test_a_configuration_in_place_of_data_is_read_as_data(service, refused, written, name, content) -> None:
+def test_a_configuration_in_place_of_data_is_read_as_data(service, refused_dataset, name, content) -> None:
     folder = service.roots / f"config-{name}"
     folder.mkdir()
     (folder / name).write_bytes(content)
     images = str(service.roots / "train/images")
     split = {"annotations": str(folder / name), "images": images}
-    detail = refused(service.http.post("/datasets", json={"name": "evil", "train": split, "val": split}))
+    detail = refused_dataset(service.http, {"name": "evil", "train": split, "val": split})
     assert "is not JSON" in detail or "has no list 'images'" in detail
     assert not Path("/tmp/the-config-ran").exists()
 

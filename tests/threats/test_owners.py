@@ -52,9 +52,9 @@ def secret_things(guarded) -> dict[str, str]:
 
 
 def operations(http: Any) -> list[tuple[str, str, dict[str, Any]]]:
-    """(method, path, operation) of all that has an id in its path."""
-    document = http.get("/openapi.json").json()
-    return [(method, path, one) for path, methods in document["paths"].items() if "{" in path for method, one in methods.items()]
+    """(method, path, operation) of all that has an id in its path. Datasets, which have names, are the installation's, for all."""
+    paths = http.get("/openapi.json").json()["paths"]
+    return [(method, path, one) for path, methods in paths.items() if "_id}" in path for method, one in methods.items()]
 
 
 def body_of(operation: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_no_dataset_comes_from_an_address(service, refused, written, listener) -
     assert asked == []
 
 
-def test_addresses_inside_annotations_are_names_of_files_that_are_not_there(service, refused, written, listener) -> None:
+def test_addresses_inside_annotations_are_names_of_files_that_are_not_there(service, checked, refused_dataset, written, listener) -> None:
     """COCO's records carry `coco_url` and `flickr_url`; nobody follows them, nor a file name that is an address."""
     port, asked = listener
     sound = written(service.roots / "linked-val", 3, shade=60)
@@ -89,10 +89,10 @@ def test_addresses_inside_annotations_are_names_of_files_that_are_not_there(serv
     for record in content["images"]:
         record |= {"coco_url": f"http://127.0.0.1:{port}/a.jpg", "flickr_url": "http://169.254.169.254/a.jpg"}
     path.write_text(json.dumps(content))
-    assert service.http.post("/datasets", json={"name": "linked", "train": train, "val": sound}).status_code == 201
+    assert checked(service.http, {"name": "linked", "train": train, "val": sound})["state"] == "READY"
     content["images"][0]["file_name"] = f"http://127.0.0.1:{port}/a.jpg"
     path.write_text(json.dumps(content))
-    assert "there is no such file" in refused(service.http.post("/datasets", json={"name": "linked-2", "train": train, "val": sound}))
+    assert "there is no such file" in refused_dataset(service.http, {"name": "linked-2", "train": train, "val": sound})
     assert asked == []
 
 

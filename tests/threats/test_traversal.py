@@ -67,18 +67,18 @@ FILE_NAMES += ["~/secret.png", "%2e%2e/secret.png"]
 
 
 @pytest.mark.parametrize("file_name", FILE_NAMES)
-def test_a_file_name_in_annotations_stays_below_its_folder(service, written, refused, tmp_path_factory, file_name) -> None:
+def test_a_file_name_in_annotations_stays_below_its_folder(service, written, refused_dataset, tmp_path_factory, file_name) -> None:
     folder = tmp_path_factory.mktemp("attack", numbered=True)
     place = service.roots / folder.name
     train, val = written(place / "train", 3, shade=20), written(place / "val", 3, shade=30)
     content = json.loads((place / "train/coco.json").read_text())
     content["images"][0]["file_name"] = file_name
     (place / "train/coco.json").write_text(json.dumps(content))
-    detail = refused(service.http.post("/datasets", json={"name": "attack", "train": train, "val": val}))
+    detail = refused_dataset(service.http, {"name": "attack", "train": train, "val": val})
     assert any(words in detail for words in ("leaves the image folder", "control characters", "there is no such file")), detail
 
 
-def test_links_out_of_a_root_lead_nowhere(service, written, refused, secret) -> None:
+def test_links_out_of_a_root_lead_nowhere(service, written, refused, refused_dataset, secret) -> None:
     place = service.roots / "links"
     train, val = written(place / "train", 3, shade=50), written(place / "val", 3, shade=55)
     (service.roots / "out").symlink_to(secret.parent)
@@ -88,7 +88,7 @@ def test_links_out_of_a_root_lead_nowhere(service, written, refused, secret) -> 
     image = place / "train/images/001.png"
     image.unlink()
     image.symlink_to(secret)
-    detail = refused(service.http.post("/datasets", json={"name": "links", "train": train, "val": val}))
+    detail = refused_dataset(service.http, {"name": "links", "train": train, "val": val})
     assert "is a link out of the image folder" in detail
     checkpoint = service.roots / "link.safetensors"
     checkpoint.symlink_to(secret)

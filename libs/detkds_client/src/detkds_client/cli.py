@@ -15,12 +15,17 @@ from detkds_client.checkpoint_commands import checkpoints_app
 from detkds_client.connection import DigestError, ProblemError, ServiceUnreachable
 from detkds_client.key_commands import keys_app
 from detkds_client.options import Classes, Json, Refusal, Url, connected
+from detkds_client.show_progress import checking
 from detkds_client.spelling import names
 from detkds_client.worker_commands import job, logs, workers_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
-app.add_typer(datasets_app, name="datasets", help="List datasets; `detkds datasets add` registers one of yours.")
+app.add_typer(
+    datasets_app,
+    name="datasets",
+    help="List datasets; `detkds datasets add` registers one of yours, `show` says how it is.",
+)
 app.add_typer(checkpoints_app, name="checkpoints", help="List uploaded checkpoints; `detkds checkpoints upload` sends one.")
 app.add_typer(keys_app, name="keys", help="List API keys; `detkds keys create` makes one, `detkds keys revoke` ends one.")
 app.add_typer(workers_app, name="workers", help="List workers and what they hold; `detkds workers drain` gives one no more jobs.")
@@ -55,16 +60,29 @@ def add_dataset(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Check a COCO-format dataset and register it."""
-    with connected(url) as client:
+    """Check a COCO-format dataset and register it. Ctrl-C leaves the check running; `detkds datasets show NAME` says how far it is."""
+    with connected(url) as client, checking(quiet=as_json) as on_progress:
         added = client.register_dataset(
             name,
             train_annotations=train_annotations,
             train_images=train_images,
             val_annotations=val_annotations,
             val_images=val_images,
+            on_progress=on_progress,
         )
     show.as_json(added) if as_json else show.datasets([added])
+
+
+@datasets_app.command("show")
+def show_dataset(
+    name: Annotated[str, typer.Argument(help="Of `detkds datasets`.")],
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show a dataset: what it has, how far its check is, or what is wrong with it."""
+    with connected(url) as client:
+        found = client.dataset(name)
+    show.as_json(found) if as_json else show.dataset(found)
 
 
 @app.command()

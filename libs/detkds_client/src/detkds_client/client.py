@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
+from urllib.parse import quote
 
 import httpx2
 
-from detkds_client.connection import Connection, DigestError, given, problem_of
+from detkds_client.connection import Connection, DigestError, ProblemError, given, problem_of, told
 from detkds_client.types import (
     Candidate,
     Checkpoint,
@@ -413,6 +414,9 @@ class Client(Connection):
     def datasets(self) -> list[Dataset]:
         return cast(list[Dataset], list(self.items("/datasets", None)))
 
+    def dataset(self, name: str) -> Dataset:
+        return cast(Dataset, self.get(f"/datasets/{quote(name, safe='')}"))
+
     def register_dataset(
         self,
         name: str,
@@ -421,15 +425,23 @@ class Client(Connection):
         train_images: str,
         val_annotations: str,
         val_images: str,
-        idempotency_key: str | None = None,
+        on_progress: Callable[[Dataset], None] | None = None,
+        poll: float = 0.5,
     ) -> Dataset:
-        """Check a COCO-format dataset below the service's registered folders, and remember it under a name."""
+        """Have a COCO-format dataset below the service's registered folders checked and remembered under a name; returns once it is READY.
+
+        Raises ProblemError with all that is wrong where it is REFUSED.
+        """
         body = {
             "name": name,
             "train": {"annotations": train_annotations, "images": train_images},
             "val": {"annotations": val_annotations, "images": val_images},
         }
-        return cast(Dataset, self.post("/datasets", body, idempotency_key))
+        self.post("/datasets", body)
+        checked = cast(Dataset, self.wait(f"/datasets/{name}", cast(Callable[[Any], None] | None, on_progress), poll, None))
+        if checked["state"] == "REFUSED":
+            raise ProblemError({"detail": told(checked["problems"]), "errors": checked["problems"]}, 422)
+        return checked
 
     def detectors(self) -> dict[str, Any]:
         """`{"detectors": [...], "pairs": [...]}`."""

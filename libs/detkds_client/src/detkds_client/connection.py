@@ -6,14 +6,15 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx2
 
-FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED", "DEAD")
+FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED", "DEAD")  # of searches and distillations
+DECIDED_STATES = ("READY", "REFUSED")  # of datasets and checkpoints
 PATIENCE = 90.0  # seconds that waiting outlives an unreachable service: its restart, or a database's
 
 
@@ -34,7 +35,12 @@ class ProblemError(Exception):
         self.errors: list[dict[str, str]] = list(problem.get("errors", []))
         text = str(problem.get("detail") or problem.get("title") or f"the service answered {status}")
         # The detail stops after some fields; whoever repairs a file wants to see all that is wrong with it.
-        super().__init__("\n".join(f"{dotted(one['pointer'])}: {one['message']}" for one in self.errors) if len(self.errors) > 1 else text)
+        super().__init__(told(self.errors) if len(self.errors) > 1 else text)
+
+
+def told(errors: Iterable[Mapping[str, Any]]) -> str:
+    """What is wrong with fields, a line each."""
+    return "\n".join(f"{dotted(one['pointer'])}: {one['message']}" for one in errors)
 
 
 class DigestError(Exception):
@@ -122,7 +128,7 @@ class Connection:
                 continue
             if on_progress is not None:
                 on_progress(document)
-            if document["state"] in FINAL_STATES:
+            if document["state"] in (*FINAL_STATES, *DECIDED_STATES):
                 return document
             if timeout is not None and time.monotonic() - started > timeout:
                 raise TimeoutError(f"{path} is still {document['state']} after {timeout:.0f} s")

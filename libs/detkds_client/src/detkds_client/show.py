@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from detkds_client.connection import dotted
 from detkds_client.types import Candidate, Checkpoint, Dataset, Distillation, Job, Key, NamedPolicy, Result, Search
 from detkds_core.policy import readable
 
@@ -165,16 +166,33 @@ def datasets(found: Sequence[Dataset]) -> None:
     rows = [
         (
             one["name"],
-            "built in" if one["builtin"] else "registered",
+            "built in" if one["builtin"] else "registered" if one["state"] == "READY" else one["state"].lower(),
             str(len(one["classes"])) if one["classes"] else "-",
             count(one["train_images"]),
             count(one["val_images"]),
-            (one["digest"] or "made on first use")[:20],
+            (one["digest"] or ("made on first use" if one["builtin"] else "-"))[:20],
         )
         for one in found
     ]
     columns = [("name", ""), ("kind", ""), ("classes", "right"), ("train images", "right"), ("val images", "right"), ("digest", "")]
     listed(columns, rows, "No dataset.")
+
+
+def dataset(one: Dataset) -> None:
+    """A dataset, how far its check is, and what is wrong with it."""
+    datasets([one])
+    if one["progress"] is not None:
+        print(checking_line(one))
+    for problem in one["problems"]:
+        print(f"{dotted(problem['pointer'])}: {problem['message']}")
+
+
+def checking_line(one: Dataset) -> str:
+    """How far a check is, in a line."""
+    progress = one["progress"]
+    if progress is None:
+        return f"{one['name']}: {'waits for its check' if one['state'] == 'CHECKING' else one['state'].lower()}"
+    return f"{one['name']}: {progress['message']}" + (f", {progress['done']:,} of {progress['total']:,}" if progress["total"] else "")
 
 
 def checkpoints(found: Sequence[Checkpoint]) -> None:

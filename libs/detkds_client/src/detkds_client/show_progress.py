@@ -9,7 +9,8 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from detkds_client.show import ap, console, duration
+from detkds_client.show import ap, checking_line, console, duration
+from detkds_client.types import Dataset
 
 BAR_WIDTH = 24  # characters
 
@@ -51,3 +52,14 @@ def following() -> Iterator[Callable[[Mapping[str, Any]], None]]:
         return
     with Live(console=screen, refresh_per_second=4, transient=True) as live:
         yield lambda document: live.update(progress_line(document))
+
+
+@contextmanager
+def checking(*, quiet: bool) -> Iterator[Callable[[Dataset], None]]:
+    """A function that shows how far the check of a dataset is: in one live line of a terminal, nowhere else."""
+    screen = console()
+    if quiet or not screen.is_terminal:
+        yield lambda dataset: None
+        return
+    with Live(console=screen, refresh_per_second=4, transient=True) as live:
+        yield lambda dataset: live.update(Text(checking_line(dataset), no_wrap=True, overflow="ellipsis"))

@@ -201,15 +201,33 @@ class Comparison(TypedDict):
     groups: list[Group]
 
 
+class CheckProgress(TypedDict):
+    """How far the check of a dataset is: of `total` images `done`; of an annotation file, 0 of 0."""
+
+    done: int
+    total: int
+    message: str
+
+
+class FieldError(TypedDict):
+    """What is wrong with one field. pointer: a JSON pointer into what was asked for; empty: with all of it."""
+
+    pointer: str
+    message: str
+
+
 class Dataset(TypedDict):
-    """A dataset that searches may name."""
+    """A dataset that searches may name once it is READY; what is wrong with one that is REFUSED."""
 
     name: str
     builtin: bool
+    state: Literal["CHECKING", "READY", "REFUSED"]
     classes: list[str]
     train_images: int | None
     val_images: int | None
     digest: str | None
+    progress: CheckProgress | None
+    problems: list[FieldError]
 
 
 class Checkpoint(TypedDict):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
@@ -34,6 +35,7 @@ from detkds_api import (
     workers,
 )
 from detkds_api.caller import Callers, Pace
+from detkds_api.checking import Checker
 from detkds_api.description import complete
 from detkds_api.gate import Gate
 from detkds_api.settings import Settings
@@ -60,13 +62,16 @@ Errors are RFC 9457 problems whose `errors[]` say which field was wrong and what
 def create_app(settings: Settings) -> FastAPI:
     """The app over the store of `settings`. The database must have been migrated (`detkds serve` does)."""
     store = Store(settings.url)
+    checker = Checker(store, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         settings.home.mkdir(parents=True, exist_ok=True)
         store.migrate()
         uploads.remove_left(settings.home)
+        checker.start()
         yield
+        await run_in_threadpool(checker.stop)
         store.close()
 
     app = FastAPI(
@@ -80,6 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.store = store
     app.state.settings = settings
     app.state.fleets = Fleets()
+    app.state.checker = checker
     app.state.readiness = health.Readiness(store, settings)
     app.state.streams = live.Streams(settings.quota_streams)
     app.state.requests = requests = metrics.Requests()

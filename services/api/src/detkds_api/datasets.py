@@ -1,31 +1,35 @@
-"""`GET /datasets`, `POST /datasets`: what searches can run on."""
+"""`GET /datasets`, `POST /datasets`: what searches can run on, and the checks that it passes first."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Path as InPath
 from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy.orm import Session
 
+from detkds_api.checking import Checker
 from detkds_api.fields import Body, PathText
 from detkds_api.lists import Cursor, Limit, Page, page_of
 from detkds_api.paths import inside
-from detkds_api.problems import Conflict, FieldError, Unavailable, answers, invalid, pointer
+from detkds_api.problems import Conflict, FieldError, FieldErrorView, NotFound, Unavailable, answers, invalid, pointer
 from detkds_api.service import Service, example
 from detkds_api.settings import Settings
-from detkds_api.slots import Slots
+from detkds_api.slots import RETRY_SECONDS
 from detkds_core.catalogue import PAIRS
 from detkds_core.store import datasets as stored
+from detkds_core.store.models import Dataset
+from detkds_core.store.vocabulary import DatasetState
 
 router = APIRouter(tags=["datasets"])
 
 BUILTIN = ("digits", "trees")  # written again here, for their room brings numpy and Pillow, which a start need not wait for
-registering = Slots(2, "datasets are being checked")
-
+MOST_UNCHECKED = 100  # datasets that may wait for their check, of everybody together
 
 PLAIN = "[a-z0-9][a-z0-9._-]{0,63}"
 
@@ -38,6 +42,14 @@ def plain_name(text: str) -> str:
 
 
 DatasetName = Annotated[str, AfterValidator(plain_name), Field(json_schema_extra={"pattern": f"^{PLAIN}$"})]
+
+
+def checker_of(request: Request) -> Checker:
+    checker: Checker = request.app.state.checker
+    return checker
+
+
+Checks = Annotated[Checker, Depends(checker_of)]
 
 
 class SplitPaths(Body):
@@ -55,24 +67,51 @@ class DatasetRequest(Body):
     val: SplitPaths
 
 
+class CheckProgress(BaseModel):
+    """How far a check is: of `total` images `done`; of an annotation file, 0 of 0."""
+
+    done: int
+    total: int
+    message: str
+
+
 class DatasetView(BaseModel):
-    """A dataset that searches may name. A built-in one is made on first use; until then nothing more is told of it."""
+    """A dataset that searches may name once it is READY. CHECKING: `progress` says how far; REFUSED: `problems` say why, by the fields of
+    the request that asked for it.
+
+    A built-in one is made on first use; until then nothing more is told of it.
+    """
 
     name: str
     builtin: bool
+    state: DatasetState
     classes: list[str]
     train_images: int | None
     val_images: int | None
     digest: str | None
+    progress: CheckProgress | None
+    problems: list[FieldErrorView]
 
 
-EXAMPLE = {
+EXAMPLE: dict[str, Any] = {
     "name": "cells",
     "builtin": False,
+    "state": "READY",
     "classes": ["nucleus", "membrane"],
     "train_images": 800,
     "val_images": 200,
     "digest": "5f0c0d0e…",
+    "progress": None,
+    "problems": [],
+}
+CHECKING = {
+    **EXAMPLE,
+    "state": "CHECKING",
+    "classes": [],
+    "train_images": None,
+    "val_images": None,
+    "digest": None,
+    "progress": {"done": 310, "total": 800, "message": "reading the images of train"},
 }
 REQUEST_EXAMPLE = {
     "name": "cells",
@@ -81,14 +120,18 @@ REQUEST_EXAMPLE = {
 }
 
 
-def view(data: dict[str, Any], *, builtin: bool) -> DatasetView:
+def view(record: Dataset) -> DatasetView:
+    data = record.data or {"classes": [], "train": {}, "val": {}}
     return DatasetView(
-        name=data["name"],
-        builtin=builtin,
+        name=record.name,
+        builtin=False,
+        state=record.state,  # type: ignore[arg-type]
         classes=list(data["classes"]),
         train_images=data["train"].get("count"),
         val_images=data["val"].get("count"),
-        digest=data["digest"],
+        digest=record.digest,
+        progress=CheckProgress(**record.progress) if record.progress is not None else None,
+        problems=[FieldErrorView(**one) for one in record.problems or ()],
     )
 
 
@@ -121,72 +164,73 @@ def find_dataset(session: Session, settings: Settings, name: str) -> dict[str, A
     if record is None:
         known = ", ".join((*BUILTIN, *stored.names(session)))
         raise invalid([FieldError("/dataset", f"{name!r} is not a known dataset; one of {known}; POST /datasets registers yours")])
+    if record.data is None:
+        why = "is being checked; wait until it is READY" if record.state == "CHECKING" else "was refused; mend it and register it again"
+        raise invalid([FieldError("/dataset", f"{name!r} {why} (GET /datasets/{name})")])
     return dict(record.data)
 
 
 @router.post(
     "/datasets",
-    status_code=201,
+    status_code=202,
     responses={
-        201: example(EXAMPLE),
+        202: example(CHECKING),
         200: {**example(EXAMPLE), "description": "It was there already", "model": DatasetView},
         **answers(Conflict, Unavailable),
     },
     openapi_extra=example(REQUEST_EXAMPLE, request=True),
 )
-def register_dataset(wanted: DatasetRequest, service: Service, response: Response) -> DatasetView:
+def register_dataset(wanted: DatasetRequest, service: Service, checker: Checks, response: Response) -> DatasetView:
     """Check a dataset (files, images, boxes, ids, leaks between train and val) and remember it under a name.
 
-    Registering the same content again answers 200 with what is there; other content under a name that is taken is refused.
+    The answer comes when that is begun; `Location` tells where to look until it is READY, or REFUSED with all that is wrong. One that was
+    refused is checked again when it is asked for again. Asking again for the same files answers with what is there (200 where it is READY);
+    other files under a name that is taken are refused.
     """
-    from detkds_core.datasets import DatasetError, register
-
     if wanted.name in BUILTIN:
         raise Conflict(f"{wanted.name!r} is the name of a built-in dataset; choose another")
-    paths: dict[tuple[str, str], Path] = {}
+    asked = files_of(wanted, service.settings.data_roots)
+    with service.store.begin() as session:
+        known = stored.get(session, wanted.name)
+        if (known is None or known.state == "REFUSED") and (unchecked := stored.count_unchecked(session)) >= MOST_UNCHECKED:
+            message = f"{unchecked} datasets wait for their check, which is as many as may; ask again in a while"
+            raise Unavailable(message, headers={"Retry-After": str(RETRY_SECONDS)})
+        record = stored.ask(session, name=wanted.name, asked=asked)
+        if files_known(record) != asked:
+            told = f" (digest {record.digest[:12]}…)" if record.digest else ""
+            raise Conflict(f"{wanted.name!r} is registered with other files{told}; choose another name")
+    response.headers["Location"] = f"/datasets/{record.name}"
+    if record.state == "READY":
+        response.status_code = 200
+    checker.nudge()
+    return view(record)
+
+
+def files_of(wanted: DatasetRequest, roots: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """The real paths of a request's files and folders, as the store has them. Raises InvalidInput."""
+    found: dict[str, dict[str, str]] = {"train": {}, "val": {}}
     errors: list[FieldError] = []
     for split, choice in (("train", wanted.train), ("val", wanted.val)):
         for kind in ("annotations", "images"):
             try:
-                paths[split, kind] = inside(getattr(choice, kind), service.settings.data_roots)
+                found[split][kind] = str(inside(getattr(choice, kind), roots))
             except ValueError as error:
                 errors.append(FieldError(pointer(split, kind), str(error)))
     if errors:
         raise invalid(errors)
-    try:
-        with registering.one():
-            dataset = register(
-                wanted.name,
-                paths["train", "annotations"],
-                paths["train", "images"],
-                paths["val", "annotations"],
-                paths["val", "images"],
-                roots=service.settings.data_roots,
-            )
-    except DatasetError as error:
-        raise invalid([dataset_error(problem) for problem in error.problems]) from None
-    data = dataset.to_json()
-    with service.store.begin() as session:
-        existing = stored.get(session, wanted.name)
-        if existing is None:
-            stored.create(session, name=wanted.name, data=data)
-        elif existing.data != data:
-            raise Conflict(
-                f"{wanted.name!r} is registered with other content (digest {existing.data['digest'][:12]}…); choose another name"
-            )
-        else:
-            response.status_code = 200
-    return view(data, builtin=False)
+    return found
 
 
-def dataset_error(problem: str) -> FieldError:
-    """`annotations.train: annotations[17].bbox ...` points at `/train/annotations`; the text is then about the place inside the file."""
-    found = re.match(r"(annotations|images)\.(train|val)\b(?:: )?", problem)
-    return FieldError(pointer(found[2], found[1]), problem[found.end() :]) if found else FieldError("", problem)
+def files_known(record: Dataset) -> dict[str, dict[str, str]]:
+    """The files of a dataset that is there; one from before checks were kept has them in its JSON alone."""
+    known = record.asked or record.data
+    assert known is not None
+    return {split: {kind: known[split][kind] for kind in ("annotations", "images")} for split in ("train", "val")}
 
 
 def builtin_view(name: str) -> DatasetView:
-    return DatasetView(name=name, builtin=True, classes=[], train_images=None, val_images=None, digest=None)
+    nothing: dict[str, Any] = {"train_images": None, "val_images": None, "digest": None, "progress": None}
+    return DatasetView(name=name, builtin=True, state="READY", classes=[], problems=[], **nothing)
 
 
 @router.get("/datasets", responses={200: example({"items": [EXAMPLE], "next_cursor": None})})
@@ -197,5 +241,17 @@ def list_datasets(service: Service, limit: Limit = 50, cursor: Cursor = None) ->
         items = [builtin_view(name) for name in BUILTIN]
     with service.store.read() as session:
         found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor))
-        items += [view(record.data, builtin=False) for record in found]
+        items += map(view, found)
     return Page(items=items, next_cursor=after)
+
+
+@router.get("/datasets/{name}", responses={200: example(EXAMPLE)})
+def get_dataset(name: Annotated[str, InPath(examples=["cells"])], service: Service) -> DatasetView:
+    """One dataset: what it has, how far its check is, or what is wrong with it."""
+    if name in BUILTIN:
+        return builtin_view(name)
+    with service.store.read() as session:
+        record = stored.get(session, name) if "\0" not in name else None
+        if record is None:
+            raise NotFound(f"there is no dataset {name!r}; GET /datasets lists them")
+        return view(record)

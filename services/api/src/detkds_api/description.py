@@ -21,7 +21,7 @@ REQUEST_ID = {
 LOCATION = {
     "description": "Where to look at it.",
     "required": True,
-    "schema": {"type": "string", "pattern": "^/(searches|distill)/[0-9a-f-]{36}$"},
+    "schema": {"type": "string", "pattern": "^/((searches|distill)/[0-9a-f-]{36}|datasets/[a-z0-9][a-z0-9._-]*)$"},
 }
 
 

@@ -30,6 +30,7 @@ MAX_ANNOTATION_BYTES = 2 << 30
 MAX_IMAGE_BYTES = 256 << 20
 ORIENTATION = 0x0112  # EXIF tag
 PIXEL_READERS = 8
+Report = Callable[[int, int, str], None]  # of how many, how many are done, and of what
 
 
 class Problems:
@@ -64,11 +65,12 @@ def register(
     val_annotations: Path,
     val_images: Path,
     roots: Sequence[Path] | None = None,
+    report: Report = lambda done, total, message: None,
 ) -> Dataset:
     """Check a COCO-format dataset and return it with its digest.
 
     annotations: COCO instances files; images: the folders that their file names are relative to (JPEG and PNG). roots: folders
-    that everything must lie in, after symbolic links; None: anywhere.
+    that everything must lie in, after symbolic links; None: anywhere. report: told of each image that was read.
     Raises DatasetError with every problem found.
     """
     problems = Problems()
@@ -85,12 +87,13 @@ def register(
         file = _resolved(f"annotations.{split}", annotations, roots, problems, wants_folder=False)
         folder = _resolved(f"images.{split}", images, roots, problems, wants_folder=True)
         paths[split] = (file, folder)
+        report(0, 0, f"reading the annotations of {split}")
         if file is None or (content := _content(f"annotations.{split}", file, problems)) is None:
             continue
         contents[split] = content
         images_found, categories[split] = _check_records(split, content, problems)
         if folder is not None:
-            hashes[split] = _read_images(split, images_found, folder, problems)
+            hashes[split] = _read_images(split, images_found, folder, problems, report)
     if len(categories) == 2:
         _check_categories(categories["train"], categories["val"], problems)
     if len(hashes) == 2:
@@ -271,12 +274,14 @@ def _check_categories(train: Mapping[int, str], val: Mapping[int, str], problems
             )
 
 
-def _read_images(split: str, records: Sequence[Mapping[str, Any]], folder: Path, problems: Problems) -> dict[str, str]:
+def _read_images(split: str, records: Sequence[Mapping[str, Any]], folder: Path, problems: Problems, report: Report) -> dict[str, str]:
     """sha256 of each file name's bytes; whatever is wrong with a file is a problem."""
     hashes: dict[str, str] = {}
     # Reading and hashing release the interpreter's lock.
     with ThreadPoolExecutor(min(PIXEL_READERS, os.cpu_count() or 1)) as pool:
-        for record, (found, kind, problem) in zip(records, pool.map(lambda r: _read_image(folder, r), records), strict=True):
+        read = zip(records, pool.map(lambda r: _read_image(folder, r), records), strict=True)
+        for done, (record, (found, kind, problem)) in enumerate(read, start=1):
+            report(done, len(records), f"reading the images of {split}")
             if problem:
                 problems.add(f"images.{split}: {kind}", f"images.{split}: {record['file_name']} (id {record['id']}): {problem}")
             else:

@@ -25,6 +25,12 @@ def acquire(session: Session, name: str, *, holder: str, seconds: float) -> bool
     return session.scalar(first) is not None
 
 
+def renew(session: Session, name: str, *, holder: str, seconds: float) -> bool:
+    """Keep a duty for `seconds` from now. False: it was somebody else's meanwhile, who may have given it up by now."""
+    statement = update(Lease).where(Lease.name == name, Lease.holder == holder).values(expires_at=db_time(seconds)).returning(Lease.name)
+    return session.scalar(statement) is not None
+
+
 def give_up(session: Session, name: str, *, holder: str) -> None:
     """Leave a duty to the next one at once."""
     session.execute(delete(Lease).where(Lease.name == name, Lease.holder == holder))

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, get_args
 
 from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, synonym
 
 from .clock import Moment, db_time
 from .ids import new_id
@@ -18,6 +18,7 @@ from .vocabulary import (
     CandidateState,
     CheckpointState,
     ConfirmationState,
+    DatasetState,
     DistillationState,
     JobKind,
     JobState,
@@ -74,15 +75,31 @@ class Times:
     updated_at: Mapped[datetime] = mapped_column(default=db_time())
 
 
-class Dataset(Base):
-    """A registered dataset. data: its JSON (`Dataset.to_json`), counts and digest included."""
+class Dataset(Times, Base):
+    """A registered dataset, once it is READY. data: its JSON (`Dataset.to_json`), counts and digest included; NULL until then.
+
+    asked: {"train", "val"}, each {"annotations", "images"}: the paths that are checked; NULL: it is from before checks were kept.
+    attempts, progress: of the check; problems: why it is REFUSED, each {"pointer", "message"}.
+    """
 
     __tablename__ = "datasets"
+    __table_args__ = (
+        one_of("state", get_args(DatasetState)),
+        CheckConstraint("(state = 'READY') = (digest IS NOT NULL)", name="ready_has_digest"),
+        CheckConstraint("(state = 'READY') = (data IS NOT NULL)", name="ready_has_data"),
+        CheckConstraint("(state = 'REFUSED') = (problems IS NOT NULL)", name="refused_has_problems"),
+        Index(None, "state", "updated_at"),
+    )
 
     name: Mapped[str] = mapped_column(NAME, primary_key=True)
-    digest: Mapped[str] = mapped_column(String(128))
-    data: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime] = mapped_column(default=db_time())
+    id = synonym("name")
+    state: Mapped[str] = mapped_column(WORD, default="CHECKING")
+    asked: Mapped[dict[str, Any] | None]
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    progress: Mapped[dict[str, Any] | None]
+    problems: Mapped[list[Any] | None]
+    digest: Mapped[str | None] = mapped_column(String(128))
+    data: Mapped[dict[str, Any] | None]
 
 
 class Labelled:

@@ -13,8 +13,17 @@ from sqlalchemy import ColumnElement, bindparam, update
 from sqlalchemy.orm import Session
 
 from .clock import db_time
-from .models import Candidate, Checkpoint, Confirmation, Distillation, Job, Search, Trial
-from .vocabulary import CandidateState, CheckpointState, ConfirmationState, DistillationState, JobState, SearchState, TrialState
+from .models import Candidate, Checkpoint, Confirmation, Dataset, Distillation, Job, Search, Trial
+from .vocabulary import (
+    CandidateState,
+    CheckpointState,
+    ConfirmationState,
+    DatasetState,
+    DistillationState,
+    JobState,
+    SearchState,
+    TrialState,
+)
 
 Machine = Mapping[str, frozenset[str]]
 
@@ -51,6 +60,7 @@ CANDIDATE: Machine = _machine(
 )
 CONFIRMATION: Machine = _machine(ConfirmationState, PROPOSED=("MEASURED", "INFEASIBLE"))
 CHECKPOINT: Machine = _machine(CheckpointState, UPLOADING=("READY", "REFUSED"))
+DATASET: Machine = _machine(DatasetState, CHECKING=("READY", "REFUSED"), REFUSED=("CHECKING",))  # CHECKING: its files were mended
 
 MACHINES: Mapping[type[Any], Machine] = {
     Job: JOB,
@@ -60,6 +70,7 @@ MACHINES: Mapping[type[Any], Machine] = {
     Trial: TRIAL,
     Confirmation: CONFIRMATION,
     Checkpoint: CHECKPOINT,
+    Dataset: DATASET,
 }
 
 # What a failure of an attempt means: worth another one, or final.

@@ -12,6 +12,7 @@ TrialState = CandidateState
 ConfirmationState = Literal["PROPOSED", "MEASURED", "INFEASIBLE"]
 JobKind = Literal["evaluate", "confirm", "distill"]
 CheckpointState = Literal["UPLOADING", "READY", "REFUSED"]
+DatasetState = Literal["CHECKING", "READY", "REFUSED"]
 ResultKind = Literal["search", "distill"]
 Role = Literal["searched", "alone", "reference"]
 Scope = Literal["read", "run", "admin"]  # of an API key, each with all before it
