@@ -113,13 +113,26 @@ def test_a_descent_is_steps_of_the_tensors_own_size():
     """Adam's first steps are as long as its rate: 50 of 0.02 standard deviations, less what its memory slows down at the end."""
     x, still = torch.tensor([-2.0, 2.0, -2.0, 2.0]), torch.ones(3)
     tensors = {("logits", 0): x, ("edges", 0): still}
-    moved = descended(lambda now, _step: (now["logits", 0] * torch.tensor([1.0, 1.0, 0.0, 1e-9])).sum(), tensors)
+    slopes = torch.tensor([1.0, 1.0, 0.0, 1e-9])
+    moved = descended(lambda now, _step: (now["logits", 0] * slopes).sum(), tensors, enough=lambda _: False)
     change = moved["logits", 0] - x
     assert change[:2].tolist() == pytest.approx([-2.0, -2.0], rel=1e-2)
     assert change[2] == 0
     assert abs(change[3]) < 1e-2  # a gradient that is rounding beside the others
     assert torch.equal(moved["edges", 0], still)
     assert torch.equal(x, tensors["logits", 0])
+
+
+def test_a_descent_that_has_come_nearer_after_a_few_steps_ends():
+    tensors, asked = {("logits", 0): torch.tensor([-2.0, 2.0])}, []
+
+    def enough(now):
+        asked.append(now["logits", 0])
+        return True
+
+    moved = descended(lambda now, _step: now["logits", 0].sum(), tensors, enough=enough)
+    assert (moved["logits", 0] - tensors["logits", 0]).tolist() == pytest.approx([-0.4, -0.4], rel=1e-2), "ten steps of 0.04"
+    assert [one.tolist() for one in asked] == [moved["logits", 0].tolist()], "asked once"
 
 
 @pytest.fixture
@@ -170,7 +183,7 @@ def test_a_descent_of_what_is_said_of_proposals(spec, small_digits, tmp_path):
     (finding,), stills = probe(start, learner, batches_for(learner, start.train, recipe, 3), [parse_formula(formula)])
     found = descent(finding.resolved, learner.student, stills[0], recipe)
     assert found.distance[1] < found.distance[0]
-    assert found.task is not None
+    assert found.task is None, "the head need not be asked"
 
 
 def job_of(spec, candidates, **entries):

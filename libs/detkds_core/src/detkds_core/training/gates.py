@@ -28,6 +28,7 @@ RESPONSES = ("logits", "boxes", "edges", "points")
 OF_ROIS = ("scores", "boxes", "masks")
 Tensors = dict[tuple[str, int], Tensor]  # by signal and level
 STEPS = 50  # of a descent, by Adam
+FIRST = 10  # of these, after which a policy that has come nearer needs no more
 STEP = 0.02  # of a tensor's own standard deviation, its length at most
 GROWTH = 0.01  # of a gap or a loss: less is none
 
@@ -58,12 +59,18 @@ class Descent:
     """Where a policy alone leads what it compares on a batch, before and after: of gaps, means over the tensors that moved.
 
     likeness: 1 - linear CKA with the teacher's; distance: L2 to the teacher's over its length. task: the frozen head's own loss on the
-    student's maps; None for a policy that moves no maps.
+    student's maps; None for a policy that moves no maps, and for one that came nearer at once.
     """
 
     likeness: tuple[float, float]
     distance: tuple[float, float]
     task: tuple[float, float] | None
+
+    @property
+    def gap(self) -> tuple[float, float]:
+        """Both measures added up, before and after. Neither tells alone: CKA takes the teacher's opposite for the teacher, and a loss that
+        sees no scale may lengthen what it turns the right way."""
+        return self.likeness[0] + self.distance[0], self.likeness[1] + self.distance[1]
 
 
 def judge(
@@ -145,13 +152,8 @@ def duplicate_of(finding: Finding, known: Sequence[Known]) -> int | None:
 
 
 def leads_away(descent: Descent) -> str | None:
-    """Why a policy teaches the wrong thing: the gap to the teacher grows, and with it what the student's own head loses on the maps.
-
-    The gap is both of its measures added up. Neither tells alone: CKA takes the teacher's opposite for the teacher, and a loss that sees
-    no scale may lengthen what it turns the right way.
-    """
-    before, after = (sum(pair) for pair in zip(descent.likeness, descent.distance, strict=True))
-    if not _grows((before, after)):
+    """Why a policy teaches the wrong thing: the gap to the teacher grows, and with it what the student's own head loses on the maps."""
+    if not _grows(descent.gap):
         return None
     text = (
         f"alone it leads away from the teacher: 1 - CKA from {descent.likeness[0]:.4g} to {descent.likeness[1]:.4g}, "
@@ -170,7 +172,8 @@ def _grows(pair: tuple[float, float]) -> bool:
 def descent(policy: Policy, student: Student, still: Still, recipe: Recipe) -> Descent:
     """Let what a policy compares follow its gradient alone for `STEPS` steps: maps of the student, and responses as maps of their own.
 
-    policy: of fixed weights. Nothing else moves, the backbone is not asked, and the head only for its loss at the end.
+    policy: of fixed weights. Nothing else moves, the backbone is not asked, and the head only for its loss at the end. One that has come
+    nearer to the teacher, by more than nothing, after the `FIRST` steps goes no further.
     """
     plain = Policy(tuple(replace(term, warm_up=0, stop=1.0, decay=1.0) for term in policy.terms))
     on_maps = any(term.knowledge in FEATURES for term in plain.terms)
@@ -180,19 +183,31 @@ def descent(policy: Policy, student: Student, still: Still, recipe: Recipe) -> D
         scene = replace(still.scene, step=still.scene.step + step)  # masks are drawn anew
         return torch.stack(list(policy_losses(plain, signals_of(tensors, student, still), still.said, scene).values())).sum()
 
-    after = descended(loss, before)
-    values = [*gaps(before, after, student, still)]
-    if on_maps:
-        values += [frozen_loss(student, still, maps_of(tensors, still), recipe) for tensors in (before, after)]
-    found = torch.tensor(values, dtype=torch.float64, device=still.inputs.device)
-    means = parallel.mean_over_devices(found).tolist()
-    return Descent((means[0], means[1]), (means[2], means[3]), (means[4], means[5]) if on_maps else None)
+    def means(values: Sequence[float]) -> list[float]:
+        found = torch.tensor(values, dtype=torch.float64, device=still.inputs.device)
+        return [float(value) for value in parallel.mean_over_devices(found).tolist()]
+
+    def so_far(tensors: Tensors) -> Descent:
+        was_unlike, unlike, was_apart, apart = means(gaps(before, tensors, student, still))
+        return Descent((was_unlike, unlike), (was_apart, apart), None)
+
+    def nearer(tensors: Tensors) -> bool:
+        was, now = so_far(tensors).gap
+        return now < was * (1 - GROWTH)
+
+    after = descended(loss, before, enough=nearer)
+    found = so_far(after)
+    if not on_maps or not _grows(found.gap):
+        return found
+    was, now = means([frozen_loss(student, still, maps_of(tensors, still), recipe) for tensors in (before, after)])
+    return replace(found, task=(was, now))
 
 
-def descended(loss: Callable[[Tensors, int], Tensor], tensors: Tensors) -> Tensors:
+def descended(loss: Callable[[Tensors, int], Tensor], tensors: Tensors, *, enough: Callable[[Tensors], bool]) -> Tensors:
     """The tensors after `STEPS` steps of Adam down a loss (of them and the step's number); those without a gradient stay.
 
-    A step is as long as the tensor's spread makes it, and a gradient that is small beside the tensor's first is none: it is rounding.
+    enough: of the tensors after the `FIRST` steps, whether these will do. A step is as long as the tensor's spread makes it, and a gradient
+    that is small beside the tensor's first is none: it is rounding.
     """
     moved = {key: value.clone().requires_grad_() for key, value in tensors.items()}
     groups = [{"params": [value], "lr": STEP * value.detach().std(correction=0).item()} for value in moved.values()]
@@ -204,6 +219,8 @@ def descended(loss: Callable[[Tensors, int], Tensor], tensors: Tensors) -> Tenso
             if step == 0 and slope is not None:
                 group["eps"] = max(1e-30, 1e-3 * slope.square().mean().sqrt().item())
         optimizer.step()
+        if step + 1 == FIRST and enough({key: value.detach() for key, value in moved.items()}):
+            break
     return {key: value.detach() for key, value in moved.items()}
 
 
