@@ -28,7 +28,7 @@ from detkds_core.report import false_rejects
 
 FILE = Path(__file__).parent / "data" / "live.json"
 ITERATIONS = 2_000  # of the search
-GROUP = 8
+GROUP = 16  # so that a search has few jobs, each of which begins with seconds of imports
 FINALISTS = 5
 STATES = ("QUEUED", "RUNNING", "CONFIRMING")
 VERDICT = ("verdict", "returned", "why", "against_alone", "against_reference", "comparisons", "searched", "reference")
