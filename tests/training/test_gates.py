@@ -202,6 +202,15 @@ CANDIDATES = [
 ]
 
 
+def test_a_reference_need_not_show_that_it_can_teach(spec, monkeypatch):
+    monkeypatch.setattr(gates, "leads_away", lambda _: "away")
+    texts = ["1000000·l2(global)", "0.3·l2[balanced](global)", "0.5·l1[balanced](global)", "0.3·l2[balanced](scale(global))"]
+    known = [(text, {"reference": index != 2}) for index, text in enumerate(texts)]
+    rows = measure_candidates(job_of(spec, known, gates=list(GATES)), SILENT)["candidates"]
+    assert [row["rejected"] and row["rejected"]["gate"] for row in rows] == [None, None, "descent", "duplicate"]
+    assert [row["ap"] is not None for row in rows] == [True, True, False, False]
+
+
 def test_refused_candidates_are_not_trained_and_cost_the_others_nothing(spec):
     rows = measure_candidates(job_of(spec, CANDIDATES, gates=list(GATES)), SILENT)["candidates"]
     assert [row["rejected"] and row["rejected"]["gate"] for row in rows] == [

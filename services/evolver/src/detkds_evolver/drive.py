@@ -149,8 +149,11 @@ def enqueue_group(session: Session, search: Search, evolution: Evolution, job: J
         **(known_looks(search, evolution, job) if new else {"known": []}),
     }
     for candidate in spec["candidates"]:
-        if (one := new.get(candidate["index"])) is not None and one.audit:
+        one = new.get(candidate["index"])
+        if one is not None and one.audit:
             candidate["audit"] = True
+        if one is not None and one.stage == "reference":
+            candidate["reference"] = True
     return enqueue(session, search, "evaluate", spec)
 
 

@@ -131,6 +131,7 @@ CASCADE: Mapping[str, Gate] = {  # in the order of `evolution.spec.GATES`: what 
     "first_loss": too_large,
     "descent": misleading,
 }
+OF_UNKNOWN = ("first_loss", "descent")  # gates that a policy meets of which nobody knows whether it can teach
 OF_FAILED = ("finite", "gradient")  # gates that a look which failed can meet; the others have nothing to judge by
 
 

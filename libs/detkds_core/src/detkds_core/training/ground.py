@@ -14,7 +14,7 @@ from detkds_core.policy import Policy
 from detkds_core.policy.distillers import DISTILLERS
 from detkds_core.training.batches import Batches
 from detkds_core.training.forks import Fork, branch, branch_recipe, branch_seed, cached_trunk
-from detkds_core.training.gates import Known, Rejection, acts_throughout, descent, judge
+from detkds_core.training.gates import OF_UNKNOWN, Known, Rejection, acts_throughout, descent, judge
 from detkds_core.training.group import Progress, Start, TrainingError, batches_for, fitting, new_learner
 from detkds_core.training.learner import Learner
 from detkds_core.training.probe import Finding, probe
@@ -136,11 +136,13 @@ def looked_at(spec: Mapping[str, Any], start: Start, ground: Ground, policies: M
     """Look at the candidates and let those that are measured for the first time pass the job's gates.
 
     Jobs that name neither a fork nor gates nor known candidates look at none; nobody looks at policies without terms or with learned parts.
+    A reference need not show that it can teach: `first_loss` refuses FitNets now and then, whose scale is its author's.
     """
     found = Looked()
     gates = spec.get("gates") or ()
     if unknown := set(gates) - set(GATES):
         raise TrainingError("bad_data", f"gates: {', '.join(sorted(unknown))}: none of {', '.join(GATES)}")
+    references = {one["index"] for one in spec["candidates"] if one.get("reference")}
     looking = {index: policy for index, policy in policies.items() if policy.terms and not policy.distillers}
     if not looking or not (ground.fork or "gates" in spec or "known" in spec):
         return found
@@ -154,7 +156,8 @@ def looked_at(spec: Mapping[str, Any], start: Start, ground: Ground, policies: M
         for index, finding in zip(looking, findings, strict=True):
             others = [one for one in known if one.index != index]
             descents = map(descent, repeat(finding.resolved), repeat(at.student), stills, repeat(ground.recipe))
-            refusal, took = judge(finding, gates, others, descents)
+            met = [gate for gate in gates if gate not in OF_UNKNOWN] if index in references else gates
+            refusal, took = judge(finding, met, others, descents)
             found.findings[index] = finding
             if refusal is not None:
                 found.refused[index] = refusal
