@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
 
@@ -17,7 +18,7 @@ from detkds_api.settings import Settings
 from detkds_core.store import Store
 from detkds_core.store import datasets as stored
 
-from .conftest import checked, free_port, running, write_coco
+from .conftest import KEY, checked, free_port, running, write_coco
 
 
 def body(service, name="copy", **changes):
@@ -147,6 +148,48 @@ def test_wrong_content_is_told_with_its_place_and_checked_again_once_it_is_mende
     assert checked(service.http, asked)["state"] == "READY"
 
 
+def test_annotations_that_have_changed_since_are_not_taken_for_those_that_were_checked(service):
+    shutil.copytree(service.roots / "train", service.roots / "changing")
+    asked = body(
+        service, "changing", train_annotations=service.roots / "changing/coco.json", train_images=service.roots / "changing/images"
+    )
+    assert checked(service.http, asked)["state"] == "READY"
+    content = json.loads((service.roots / "changing/coco.json").read_text())
+    content["annotations"][0]["bbox"] = [9, 9, 20, 20]
+    (service.roots / "changing/coco.json").write_text(json.dumps(content))
+    answer = service.http.post("/datasets", json=asked)
+    assert answer.status_code == 409
+    assert "and the annotations of train have changed since; choose another name" in answer.json()["detail"]
+
+
+def test_what_is_not_ready_can_be_removed(service):
+    same = body(service, "unwanted")
+    same["val"] = same["train"]
+    assert problems(service, same)
+    assert service.http.delete("/datasets/unwanted").json()["state"] == "REFUSED"
+    assert service.http.get("/datasets/unwanted").status_code == service.http.delete("/datasets/unwanted").status_code == 404
+    assert checked(service.http, body(service, "unwanted"))["state"] == "READY"
+    for name in ("unwanted", "digits"):
+        assert service.http.delete(f"/datasets/{name}").status_code == 409
+
+
+def test_a_name_that_is_no_text_is_refused_and_harms_no_list(service):
+    odd = os.fsencode(service.roots) + b"/bild\xe9r"
+    shutil.copytree(os.fsencode(service.roots / "train"), odd)
+    (service.roots / "plain").symlink_to(os.fsdecode(odd))
+    found = errors(service.http.post("/datasets", json=body(service, "odd", train_images=service.roots / "plain/images")))
+    assert "leads to a name that is no text; rename it" in found["/train/images"]
+    assert service.http.get("/datasets").status_code == 200
+
+
+def test_halves_that_are_no_words_are_none(service):
+    content = json.loads((service.roots / "val/coco.json").read_text())
+    for image in content["images"]:
+        image["half"] = ["selection"]
+    (service.roots / "halved.json").write_text(json.dumps(content))
+    assert checked(service.http, body(service, "halved", val_annotations=service.roots / "halved.json"))["state"] == "READY"
+
+
 def test_images_in_train_and_val_are_a_leak(service):
     same = body(service, "leak")
     same["val"] = same["train"]
@@ -188,7 +231,7 @@ def alone(tmp_path):
 
 def ask(alone, name="shapes"):
     with alone.store.begin() as session:
-        stored.ask(session, name=name, asked=alone.splits)
+        stored.ask(session, name=name, owner=None, asked=alone.splits)
 
 
 def known(alone, name="shapes"):
@@ -260,6 +303,65 @@ def test_a_check_that_is_killed_is_begun_anew_and_a_third_time_told(alone, monke
     drive(checker, lambda: known(alone).state == "READY")
 
 
+def test_a_check_that_takes_its_service_with_it_again_and_again_is_refused(alone):
+    ask(alone)
+    for number in range(checking.MOST_ATTEMPTS):
+        with alone.store.begin() as session:
+            assert stored.begin_check(session, "shapes", holder=str(number), seconds=-1)
+    checker = alone()
+    checker.step()
+    assert checker.checks == []
+    assert known(alone).problems[0]["message"] == "its check was begun 10 times, and each time the service ended before it"
+
+
+def test_a_service_with_other_folders_leaves_a_check_to_one_that_has_them(alone, monkeypatch, tmp_path):
+    ask(alone)
+    blind = Checker(alone.store, alone.settings.model_copy(update={"data_roots": (tmp_path / "other",)}))
+    blind.step()
+    assert (blind.checks, known(alone).state, known(alone).attempts) == ([], "CHECKING", 0)
+    monkeypatch.setattr(checking, "PATIENCE_SECONDS", 0.0)
+    drive(blind, lambda: known(alone).state == "REFUSED")
+    assert "is outside the folders that data may come from" in known(alone).problems[0]["message"]
+
+
+def test_one_check_that_cannot_be_looked_at_does_not_hold_up_the_others(alone, monkeypatch):
+    for name in ("a", "b", "c"):
+        ask(alone, name)
+    checker = alone()
+    checker.step()
+    read = checking.Check.read
+
+    def broken(check):
+        if check.name == "a":
+            raise RuntimeError("of this test")
+        read(check)
+
+    monkeypatch.setattr(checking.Check, "read", broken)
+    drive(checker, lambda: {known(alone, name).state for name in ("b", "c")} == {"READY"})
+    assert known(alone, "a").state == "CHECKING"
+
+
+def test_a_check_that_fails_says_why_in_the_log_of_the_service(alone, monkeypatch, caplog):
+    monkeypatch.setattr(checking, "ATTEMPTS", 1)
+    with alone.store.begin() as session:
+        stored.ask(session, name="shapes", owner=None, asked={**alone.splits, "val": {"annotations": alone.splits["val"]["annotations"]}})
+    checker = alone()
+    drive(checker, lambda: known(alone).state == "REFUSED")
+    assert "without an answer" in known(alone).problems[0]["message"]
+    assert any("KeyError: 'images'" in getattr(record, "crash", "") for record in caplog.records)
+
+
+def test_memory_is_bounded_by_what_is_read_and_by_the_machine(tmp_path):
+    def sparse(name, size):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+        return {"annotations": str(tmp_path / name), "images": "/"}
+
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert checking.memory_for({"train": sparse("t", 1 << 20), "val": sparse("v", 0)}) == checking.MEMORY + (16 << 20)
+    assert checking.memory_for({"train": sparse("huge", 1 << 40), "val": sparse("v", 0)}) <= max(checking.MEMORY, machine // 2)
+
+
 def test_a_check_that_hangs_is_ended(alone, monkeypatch):
     monkeypatch.setattr(checking, "SILENCE_SECONDS", 0.5)
     ask(alone)
@@ -319,3 +421,29 @@ def test_more_than_may_wait_are_turned_away(service, monkeypatch):
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
     assert service.http.get("/datasets/one-too-many").status_code == 404
     assert service.http.post("/datasets", json=body(service, "shapes")).status_code == 200, "nothing waits"
+
+
+def test_of_one_owner_few_may_wait_and_a_refused_one_is_its_owners(alone, monkeypatch, tmp_path):
+    monkeypatch.setattr("detkds_api.checking.CHECKS", 0)
+    settings = alone.settings.model_copy(update={"api_key": KEY, "port": free_port()})
+    with running(settings) as url:
+        operator = httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY.get_secret_value()}"}, trust_env=False)
+        clients = {}
+        for owner in ("ann", "bob"):
+            secret = operator.post("/keys", json={"name": "k", "owner": owner, "scope": "run"}).json()["secret"]
+            clients[owner] = httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}, trust_env=False)
+        ask_as = lambda owner, name: clients[owner].post("/datasets", json={"name": name, **alone.splits})  # noqa: E731
+        assert [ask_as("ann", f"a{number}").status_code for number in range(11)] == [202] * 10 + [429]
+        assert ask_as("bob", "b").status_code == 202
+        with alone.store.begin() as session:
+            stored.begin_check(session, "a0", holder="h", seconds=30)
+            stored.refuse(session, "a0", holder="h", problems=[{"pointer": "", "message": "m"}] * 9)
+        assert ask_as("bob", "a0").status_code == 409
+        assert clients["bob"].delete("/datasets/a0").status_code == 403
+        assert [len(one["problems"]) for one in clients["ann"].get("/datasets").json()["items"] if one["name"] == "a0"] == [3]
+        assert len(clients["ann"].get("/datasets/a0").json()["problems"]) == 9
+        assert ask_as("ann", "a0").status_code == 202
+        assert clients["ann"].delete("/datasets/a0").json()["state"] == "CHECKING"
+        assert operator.delete("/datasets/b").status_code == 200
+        for client in (operator, *clients.values()):
+            client.close()

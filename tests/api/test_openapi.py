@@ -42,6 +42,7 @@ OPERATIONS = {
     ("get", "/datasets"),
     ("post", "/datasets"),
     ("get", "/datasets/{name}"),
+    ("delete", "/datasets/{name}"),
     ("get", "/detectors"),
     ("get", "/policies"),
     ("get", "/search-space"),

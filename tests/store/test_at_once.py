@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy.orm import Session
 
-from detkds_core.store import Store, events, jobs, searches
+from detkds_core.store import Store, datasets, events, jobs, searches
 from detkds_core.store.models import Job
 
 DATASET = {"name": "shapes", "digest": "d1"}
@@ -77,3 +77,18 @@ def test_no_event_of_a_search_becomes_visible_behind_a_later_one(store: Store) -
     with store.read() as watching:
         (told,) = (one.data for one in events.after(watching, search) if one.kind == "progress")
     assert told["done"] == 2
+
+
+def test_who_comes_to_a_check_that_was_decided_meanwhile_does_not_take_it(store: Store) -> None:
+    """It saw the dataset CHECKING, and took the lease after another one had decided and left."""
+    with store.begin() as session:
+        datasets.ask(session, name="a", owner=None, asked={"old": {}})
+    with store.begin() as late:
+        assert [one.name for one in datasets.unheld(late)] == ["a"]
+        with store.begin() as first:
+            datasets.begin_check(first, "a", holder="first", seconds=30)
+            datasets.refuse(first, "a", holder="first", problems=[{"pointer": "", "message": "m"}])
+        assert datasets.begin_check(late, "a", holder="late", seconds=30) is None
+    with store.begin() as session:
+        datasets.ask(session, name="a", owner=None, asked={"new": {}})
+        assert datasets.begin_check(session, "a", holder="next", seconds=30).asked == {"new": {}}

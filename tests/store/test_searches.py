@@ -441,12 +441,12 @@ def test_datasets_have_names(store: Store) -> None:
     asked = {"train": {}, "val": {}}
     for name in ("b", "a", "c", "z"):
         with store.begin() as session:
-            datasets.ask(session, name=name, asked=asked)
+            datasets.ask(session, name=name, owner=None, asked=asked)
             if name != "z":
-                assert datasets.begin_check(session, holder=name, seconds=30).name == name
+                assert datasets.begin_check(session, name, holder=name, seconds=30).name == name
                 assert datasets.ready(session, name, holder=name, data={"name": name, "digest": "d"})
     with store.begin() as session:
-        assert datasets.ask(session, name="a", asked={"train": 1}).asked == asked, "READY for good"
+        assert datasets.ask(session, name="a", owner=None, asked={"train": 1}).asked == asked, "READY for good"
         assert datasets.count_unchecked(session) == 1
     with store.read() as session:
         assert datasets.names(session) == ["a", "b", "c"]
@@ -458,21 +458,30 @@ def test_datasets_have_names(store: Store) -> None:
 
 def test_only_who_holds_a_check_decides_it(store: Store) -> None:
     with store.begin() as session:
-        datasets.ask(session, name="a", asked={})
-        assert datasets.begin_check(session, holder="one", seconds=30).attempts == 1
-        assert datasets.begin_check(session, holder="two", seconds=30) is None, "somebody checks it"
+        datasets.ask(session, name="a", owner="ann", asked={})
+        assert [one.name for one in datasets.unheld(session)] == ["a"]
+        assert datasets.begin_check(session, "a", holder="one", seconds=30).attempts == 1
+        assert datasets.unheld(session) == [], "somebody checks it"
+        assert datasets.begin_check(session, "a", holder="two", seconds=30) is None
         assert datasets.hold(session, "a", holder="one", seconds=-1, progress={"done": 1, "total": 2, "message": "m"})
         assert datasets.get(session, "a").progress == {"done": 1, "total": 2, "message": "m"}
-        assert datasets.begin_check(session, holder="two", seconds=30).attempts == 2, "its lease has run out"
+        assert [one.name for one in datasets.unheld(session)] == ["a"], "its lease has run out"
+        assert datasets.begin_check(session, "a", holder="two", seconds=30).attempts == 2
         assert not datasets.hold(session, "a", holder="one", seconds=30)
         assert not datasets.ready(session, "a", holder="one", data={"digest": "d"})
         datasets.leave(session, "a", holder="two", counted=False)
-        assert datasets.begin_check(session, holder="three", seconds=30).attempts == 2
+        assert datasets.begin_check(session, "a", holder="three", seconds=30).attempts == 2
         assert datasets.refuse(session, "a", holder="three", problems=[{"pointer": "", "message": "m"}])
-        assert datasets.begin_check(session, holder="four", seconds=30) is None
-        again = datasets.ask(session, name="a", asked={"train": {}})
+        assert datasets.begin_check(session, "a", holder="four", seconds=30) is None, "it is decided"
+        assert datasets.ask(session, name="a", owner="bob", asked={"train": {}}).state == "REFUSED", "it is not his"
+        again = datasets.ask(session, name="a", owner="ann", asked={"train": {}})
         assert (again.state, again.asked, again.problems, again.attempts) == ("CHECKING", {"train": {}}, None, 0)
+        assert datasets.begin_check(session, "a", holder="five", seconds=30).asked == {"train": {}}, "four left no lease"
         assert not datasets.ready(session, "a", holder="three", data={"digest": "d"}), "what was asked before is decided"
+        assert [datasets.count_unchecked(session, owner=owner) for owner in (None, "ann", "bob")] == [1, 1, 0]
+        assert datasets.remove(session, "a")
+        assert not datasets.hold(session, "a", holder="five", seconds=30), "who checks it finds out"
+        assert not datasets.remove(session, "a")
 
 
 def test_workers_are_counted_until_they_leave_or_are_not_heard_of(store: Store) -> None:

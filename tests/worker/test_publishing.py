@@ -14,7 +14,7 @@ import pytest
 
 from detkds_core import datasets
 from detkds_core.store import Store, jobs
-from detkds_core.store.artifacts import Artifacts
+from detkds_core.store.artifacts import Artifacts, file_sha256
 from detkds_worker import publishing, supervise
 from detkds_worker.settings import Settings
 from detkds_worker.supervise import attempt_folder, run_claim
@@ -254,6 +254,26 @@ def test_a_dataset_that_this_machine_sees_is_taken_where_it_lies(
         expected = [data[split][kind] for split in ("train", "val") for kind in ("annotations", "images")]
         assert row(database, claim)["result"]["paths"] == expected
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_registered_dataset_whose_annotations_are_others_by_now_is_refused(
+    database: Store, settings: Callable[..., Settings], tmp_path: Path, few_digits: Callable[[Path], datasets.Dataset]
+) -> None:
+    """Figures of both would carry one digest."""
+    data = {**few_digits(tmp_path / "shared").to_json(), "name": "mine", "digest": "of a user"}
+    data["train"]["sha256"] = file_sha256(Path(data["train"]["annotations"]))
+    ours, claim = settings(TELLS_WHAT_IT_SEES), claimed(database, on_dataset(data))
+    assert run_claim(database, claim, ours) == "succeeded"
+    for change, why in (
+        (lambda path: path.write_text("{}"), "have changed since they were checked"),
+        (Path.unlink, "cannot be read on this"),
+    ):
+        change(Path(data["train"]["annotations"]))
+        claim = claimed(database, on_dataset(data))
+        assert run_claim(database, claim, ours) == "failed"
+        failure = row(database, claim)["failure"]
+        assert failure["kind"] == "bad_data"
+        assert why in failure["detail"]
 
 
 def test_a_builtin_dataset_that_comes_out_differently_here_is_refused(

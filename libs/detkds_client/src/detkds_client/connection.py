@@ -16,6 +16,7 @@ import httpx2
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED", "DEAD")  # of searches and distillations
 DECIDED_STATES = ("READY", "REFUSED")  # of datasets and checkpoints
 PATIENCE = 90.0  # seconds that waiting outlives an unreachable service: its restart, or a database's
+PASSING = (429, 502, 503, 504)  # statuses of a service, or of something before it, that will answer again
 
 
 def dotted(pointer: str) -> str:
@@ -121,10 +122,11 @@ class Connection:
             try:
                 document = self.get(path)
                 reached = time.monotonic()
-            except ServiceUnreachable:
-                if time.monotonic() - reached > PATIENCE:
+            except (ServiceUnreachable, ProblemError) as error:
+                passing = isinstance(error, ServiceUnreachable) or error.status in PASSING
+                if not passing or time.monotonic() - reached > PATIENCE:
                     raise
-                time.sleep(poll)
+                time.sleep(max(poll, 1.0) if isinstance(error, ProblemError) else poll)
                 continue
             if on_progress is not None:
                 on_progress(document)

@@ -13,7 +13,7 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
-from detkds_api.problems import Forbidden, KeyMissing, TooMany
+from detkds_api.problems import UNREACHABLE, Forbidden, KeyMissing, TooMany, database_away
 from detkds_core.store import Store, keys
 from detkds_core.store.vocabulary import Scope
 
@@ -67,19 +67,22 @@ class Callers:
         raise KeyMissing(f"{wrong}; send 'Authorization: Bearer KEY' (DETKDS_API_KEY)", headers={"WWW-Authenticate": "Bearer"})
 
     def owner_of(self, secret: str) -> Caller | None:
-        """The caller of a secret of the database, which is asked every few seconds."""
+        """The caller of a secret of the database, which is asked every few seconds. Raises Unavailable."""
         name, now = keys.digest(secret), time.monotonic()
         with self.lock:
             until, caller = self.known.get(name, (0.0, None))
         if now < until:
             return caller
-        with self.store.read() as session:
-            key = keys.find(session, secret)
-            caller = Caller(key.owner, cast(Scope, key.scope), key.id) if key is not None else None
-            unseen = key is not None and keys.unseen(session, key.id)
-        if caller is not None and unseen:
-            with self.store.begin() as session:
-                keys.used(session, str(caller.key))
+        try:
+            with self.store.read() as session:
+                key = keys.find(session, secret)
+                caller = Caller(key.owner, cast(Scope, key.scope), key.id) if key is not None else None
+                unseen = key is not None and keys.unseen(session, key.id)
+            if caller is not None and unseen:
+                with self.store.begin() as session:
+                    keys.used(session, str(caller.key))
+        except UNREACHABLE:
+            raise database_away() from None
         with self.lock:
             if len(self.known) >= KNOWN_KEYS:
                 self.known.clear()

@@ -15,13 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
 from detkds_api.intake import PASSED_ON
-from detkds_api.problems import FieldError
+from detkds_api.paths import inside
+from detkds_api.problems import UNREACHABLE, FieldError
 from detkds_api.settings import Settings
 from detkds_core import processes
 from detkds_core.store import Store, datasets
@@ -29,13 +29,15 @@ from detkds_core.store.models import Dataset
 
 CHECKS = 2  # at once, of this service
 ATTEMPTS = 3  # that may end without an answer
+MOST_ATTEMPTS = 10  # those included that ended with their service, which at first says nothing of the dataset
+PATIENCE_SECONDS = 600.0  # that a service waits for another one which has the folders that it lacks itself
 LEASE_SECONDS = 30.0
 SILENCE_SECONDS = 900.0  # without a word; the largest annotation file is read in less
 IDLE_SECONDS = 2.0  # between two looks for what other services left
 TICK = 0.1
+MAX_ANNOTATION_BYTES = 2 << 30  # of a file; a larger one is refused unread
 MEMORY = 4 << 30  # bytes that a check may have beside what its annotations need: eight images of 256 MiB are read at once
 OF_ANNOTATIONS = 16  # bytes of memory that a byte of annotations may need, as Python objects
-UNREACHABLE = (OperationalError, InterfaceError)
 log = logging.getLogger("detkds.api")
 
 
@@ -70,6 +72,8 @@ class Check:
                 told = json.loads(line)
                 if "progress" in told:
                     self.progress = told["progress"]
+                elif "crash" in told:
+                    log.error("the check of a dataset failed", extra={"dataset": self.name, "crash": told["crash"]})
                 else:
                     self.answer = told
 
@@ -125,19 +129,48 @@ class Checker:
     def step(self) -> None:
         """Look at every check that runs, and begin what waits while there is room."""
         for check in list(self.checks):
-            self.look(check)
-        while len(self.checks) < CHECKS and not self.ending:
+            try:
+                self.look(check)
+            except UNREACHABLE:
+                raise
+            except Exception:  # of one check: the others go on
+                log.exception("a check is ended after an error", extra={"dataset": check.name})
+                self.checks.remove(check)
+                check.end()
+        if len(self.checks) < CHECKS and not self.ending:
             with self.store.read() as session:
-                if not datasets.count_unchecked(session):
-                    return
-            self.count += 1
-            holder = f"{self.place}:{self.count}:{time.monotonic_ns()}"
-            with self.store.begin() as session:
-                dataset = datasets.begin_check(session, holder=holder, seconds=LEASE_SECONDS)
-            if dataset is None:
+                waiting = [one.name for one in datasets.unheld(session) if self.suits(one)]
+            for name in waiting[: CHECKS - len(self.checks)]:
+                self.begin(name)
+
+    def suits(self, dataset: Dataset) -> bool:
+        """Whether this service sees the files; one that has other folders leaves them to the others."""
+        try:
+            for split in (dataset.asked or {}).values():
+                for path in split.values():
+                    inside(path, self.settings.data_roots)
+        except ValueError:
+            return time.time() - dataset.updated_at.timestamp() > PATIENCE_SECONDS  # nobody does: its check says so
+        return True
+
+    def begin(self, name: str) -> None:
+        """Begin a check; one that took its services with it, again and again, refuses its dataset."""
+        self.count += 1
+        holder = f"{self.place}:{self.count}:{time.monotonic_ns()}"
+        with self.store.begin() as session:
+            dataset = datasets.begin_check(session, name, holder=holder, seconds=LEASE_SECONDS)
+            if dataset is not None and dataset.attempts > MOST_ATTEMPTS:
+                why = f"its check was begun {MOST_ATTEMPTS} times, and each time the service ended before it"
+                datasets.refuse(session, name, holder=holder, problems=[FieldError("", why)._asdict()])
                 return
+        if dataset is None:
+            return
+        try:
             self.checks.append(Check(dataset, holder, self.settings))
-            log.info("a dataset is checked", extra={"dataset": dataset.name, "attempt": dataset.attempts})
+        except OSError as error:  # no process can be started: the lease runs out, and it is tried again
+            log.warning("the check of a dataset cannot be begun", extra={"dataset": name, "reason": str(error)})
+            return
+        log.info("a dataset is checked", extra={"dataset": name, "attempt": dataset.attempts})
 
     def look(self, check: Check) -> None:
         """Tell its progress, or what came out."""
@@ -180,11 +213,10 @@ class Checker:
 
 
 def memory_for(asked: Mapping[str, Mapping[str, str]]) -> int:
-    """Bytes that a check may have: annotations become Python objects."""
+    """Bytes that a check may have: annotations become Python objects. At most a share of the machine's."""
     sizes = 0
     for split in asked.values():
-        try:
-            sizes += Path(split["annotations"]).stat().st_size
-        except OSError:  # it will be told
-            continue
-    return MEMORY + OF_ANNOTATIONS * sizes
+        with suppress(OSError):  # it will be told
+            sizes += min(Path(split["annotations"]).stat().st_size, MAX_ANNOTATION_BYTES)
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(MEMORY + OF_ANNOTATIONS * sizes, max(MEMORY, whole // CHECKS))

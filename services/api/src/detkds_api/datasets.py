@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,19 +17,33 @@ from detkds_api.checking import Checker
 from detkds_api.fields import Body, PathText
 from detkds_api.lists import Cursor, Limit, Page, page_of
 from detkds_api.paths import inside
-from detkds_api.problems import Conflict, FieldError, FieldErrorView, NotFound, Unavailable, answers, invalid, pointer
-from detkds_api.service import Service, example
+from detkds_api.problems import (
+    Conflict,
+    FieldError,
+    FieldErrorView,
+    Forbidden,
+    NotFound,
+    TooMany,
+    Unavailable,
+    answers,
+    invalid,
+    pointer,
+)
+from detkds_api.service import Running, Service, example
 from detkds_api.settings import Settings
 from detkds_api.slots import RETRY_SECONDS
 from detkds_core.catalogue import PAIRS
 from detkds_core.store import datasets as stored
+from detkds_core.store import owners
+from detkds_core.store.artifacts import file_sha256
 from detkds_core.store.models import Dataset
 from detkds_core.store.vocabulary import DatasetState
 
 router = APIRouter(tags=["datasets"])
 
 BUILTIN = ("digits", "trees")  # written again here, for their room brings numpy and Pillow, which a start need not wait for
-MOST_UNCHECKED = 100  # datasets that may wait for their check, of everybody together
+LISTED = 3  # problems that a list names of each dataset; one by itself has all
+MOST_UNCHECKED, UNCHECKED = 100, 10  # datasets that may wait for their check: of everybody together, of one owner
 
 PLAIN = "[a-z0-9][a-z0-9._-]{0,63}"
 
@@ -49,6 +63,7 @@ def checker_of(request: Request) -> Checker:
     return checker
 
 
+DatasetPath = Annotated[str, InPath(examples=["cells"])]  # any text is taken, so that what is no name is answered as what is not there
 Checks = Annotated[Checker, Depends(checker_of)]
 
 
@@ -113,6 +128,12 @@ CHECKING = {
     "digest": None,
     "progress": {"done": 310, "total": 800, "message": "reading the images of train"},
 }
+REFUSED = {
+    **CHECKING,
+    "state": "REFUSED",
+    "progress": None,
+    "problems": [{"pointer": "/train/annotations", "message": "annotations[17].bbox (id 4): [9, 9, 0, 5] has no area"}],
+}
 REQUEST_EXAMPLE = {
     "name": "cells",
     "train": {"annotations": "/data/cells/train.json", "images": "/data/cells/train"},
@@ -120,7 +141,8 @@ REQUEST_EXAMPLE = {
 }
 
 
-def view(record: Dataset) -> DatasetView:
+def view(record: Dataset, most: int | None = None) -> DatasetView:
+    """most: problems that it names; None: all."""
     data = record.data or {"classes": [], "train": {}, "val": {}}
     return DatasetView(
         name=record.name,
@@ -131,7 +153,7 @@ def view(record: Dataset) -> DatasetView:
         val_images=data["val"].get("count"),
         digest=record.digest,
         progress=CheckProgress(**record.progress) if record.progress is not None else None,
-        problems=[FieldErrorView(**one) for one in record.problems or ()],
+        problems=[FieldErrorView(**one) for one in (record.problems or [])[:most]],
     )
 
 
@@ -176,7 +198,7 @@ def find_dataset(session: Session, settings: Settings, name: str) -> dict[str, A
     responses={
         202: example(CHECKING),
         200: {**example(EXAMPLE), "description": "It was there already", "model": DatasetView},
-        **answers(Conflict, Unavailable),
+        **answers(Conflict, TooMany, Unavailable),
     },
     openapi_extra=example(REQUEST_EXAMPLE, request=True),
 )
@@ -184,26 +206,50 @@ def register_dataset(wanted: DatasetRequest, service: Service, checker: Checks, 
     """Check a dataset (files, images, boxes, ids, leaks between train and val) and remember it under a name.
 
     The answer comes when that is begun; `Location` tells where to look until it is READY, or REFUSED with all that is wrong. One that was
-    refused is checked again when it is asked for again. Asking again for the same files answers with what is there (200 where it is READY);
-    other files under a name that is taken are refused.
+    refused is checked again when its owner asks for it again. Asking again for the same files answers with what is there (200 where it is
+    READY); other files under a name that is taken are refused, and so are annotations that have changed since.
     """
     if wanted.name in BUILTIN:
         raise Conflict(f"{wanted.name!r} is the name of a built-in dataset; choose another")
     asked = files_of(wanted, service.settings.data_roots)
     with service.store.begin() as session:
+        owners.hold(session, service.caller.owner)
         known = stored.get(session, wanted.name)
-        if (known is None or known.state == "REFUSED") and (unchecked := stored.count_unchecked(session)) >= MOST_UNCHECKED:
-            message = f"{unchecked} datasets wait for their check, which is as many as may; ask again in a while"
-            raise Unavailable(message, headers={"Retry-After": str(RETRY_SECONDS)})
-        record = stored.ask(session, name=wanted.name, asked=asked)
-        if files_known(record) != asked:
-            told = f" (digest {record.digest[:12]}…)" if record.digest else ""
-            raise Conflict(f"{wanted.name!r} is registered with other files{told}; choose another name")
+        if known is None or known.state == "REFUSED":
+            with_room(session, service)
+        record = stored.ask(session, name=wanted.name, owner=service.caller.owner, asked=asked)
+    if record.state == "REFUSED":
+        raise Conflict(f"{wanted.name!r} is a dataset of another owner, whose check it did not pass; choose another name")
+    if (difference := differing(record, asked)) is not None:
+        raise Conflict(f"{wanted.name!r} is registered{difference}; choose another name")
     response.headers["Location"] = f"/datasets/{record.name}"
     if record.state == "READY":
         response.status_code = 200
     checker.nudge()
     return view(record)
+
+
+def with_room(session: Session, service: Running) -> None:
+    """Raises Unavailable, TooMany where too many wait for their check."""
+    if (unchecked := stored.count_unchecked(session)) >= MOST_UNCHECKED:
+        message = f"{unchecked} datasets wait for their check, which is as many as may; ask again in a while"
+        raise Unavailable(message, headers={"Retry-After": str(RETRY_SECONDS)})
+    if service.caller.sees is not None and (own := stored.count_unchecked(session, owner=service.caller.owner)) >= UNCHECKED:
+        raise TooMany(f"{own} datasets of {service.caller.owner!r} wait for their check; wait for one, or remove it")
+
+
+def differing(record: Dataset, asked: Mapping[str, Mapping[str, str]]) -> str | None:
+    """In what a dataset that is there differs from what is asked for: in its files, or in what they hold by now. None: in nothing."""
+    known = record.asked or record.data
+    assert known is not None
+    told = f" (digest {record.digest[:12]}…)" if record.digest else ""
+    if any(known[split][kind] != path for split, paths in asked.items() for kind, path in paths.items()):
+        return f" with other files{told}"
+    for split, paths in asked.items():
+        sha256 = (record.data or known)[split].get("sha256")
+        if sha256 is not None and file_sha256(Path(paths["annotations"])) != sha256:
+            return f"{told}, and the annotations of {split} have changed since"
+    return None
 
 
 def files_of(wanted: DatasetRequest, roots: Sequence[Path]) -> dict[str, dict[str, str]]:
@@ -221,13 +267,6 @@ def files_of(wanted: DatasetRequest, roots: Sequence[Path]) -> dict[str, dict[st
     return found
 
 
-def files_known(record: Dataset) -> dict[str, dict[str, str]]:
-    """The files of a dataset that is there; one from before checks were kept has them in its JSON alone."""
-    known = record.asked or record.data
-    assert known is not None
-    return {split: {kind: known[split][kind] for kind in ("annotations", "images")} for split in ("train", "val")}
-
-
 def builtin_view(name: str) -> DatasetView:
     nothing: dict[str, Any] = {"train_images": None, "val_images": None, "digest": None, "progress": None}
     return DatasetView(name=name, builtin=True, state="READY", classes=[], problems=[], **nothing)
@@ -235,18 +274,18 @@ def builtin_view(name: str) -> DatasetView:
 
 @router.get("/datasets", responses={200: example({"items": [EXAMPLE], "next_cursor": None})})
 def list_datasets(service: Service, limit: Limit = 50, cursor: Cursor = None) -> Page[DatasetView]:
-    """The built-in datasets, then the registered ones by name."""
+    """The built-in datasets, then the registered ones by name; of what is wrong with one that was REFUSED the first few problems."""
     items: list[DatasetView] = []
     if cursor is None:
         items = [builtin_view(name) for name in BUILTIN]
     with service.store.read() as session:
         found, after = page_of(lambda: stored.list(session, limit=limit, cursor=cursor))
-        items += map(view, found)
+        items += [view(record, LISTED) for record in found]
     return Page(items=items, next_cursor=after)
 
 
 @router.get("/datasets/{name}", responses={200: example(EXAMPLE)})
-def get_dataset(name: Annotated[str, InPath(examples=["cells"])], service: Service) -> DatasetView:
+def get_dataset(name: DatasetPath, service: Service) -> DatasetView:
     """One dataset: what it has, how far its check is, or what is wrong with it."""
     if name in BUILTIN:
         return builtin_view(name)
@@ -255,3 +294,22 @@ def get_dataset(name: Annotated[str, InPath(examples=["cells"])], service: Servi
         if record is None:
             raise NotFound(f"there is no dataset {name!r}; GET /datasets lists them")
         return view(record)
+
+
+@router.delete("/datasets/{name}", responses={200: example(REFUSED), **answers(Conflict, Forbidden)})
+def delete_dataset(name: DatasetPath, service: Service) -> DatasetView:
+    """Remove a dataset that is not READY: one that was REFUSED, or whose check shall end. The answer is what it was.
+
+    A READY one stays: results rest on it.
+    """
+    with service.store.begin() as session:
+        record = stored.get(session, name) if "\0" not in name else None
+        if record is None and name not in BUILTIN:
+            raise NotFound(f"there is no dataset {name!r}; GET /datasets lists them")
+        if record is None or record.state == "READY":
+            raise Conflict(f"{name!r} is READY, and stays: results may rest on it")
+        if service.caller.sees not in (None, record.owner):
+            raise Forbidden(f"{name!r} is a dataset of another owner, who may remove it, as a key with scope admin may")
+        was = view(record)
+        stored.remove(session, name)
+        return was

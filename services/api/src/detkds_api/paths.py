@@ -29,6 +29,8 @@ def inside(text: str, roots: Sequence[Path]) -> Path:
         raise ValueError(f"{text!r} leads outside the registered folders {', '.join(map(str, roots))} (DETKDS_DATA_ROOTS)")
     if not there:
         raise ValueError(absent(text))
+    if not str(resolved).isprintable():
+        raise ValueError(f"{text!r} leads to a name that is no text; rename it")
     return resolved
 
 

@@ -138,7 +138,7 @@ class DatasetNotHereError(Exception):
 def with_local_dataset(spec: dict[str, Any]) -> dict[str, Any]:
     """The specification with this machine's files of a built-in dataset, which the API made where this machine may not see it.
 
-    Raises DatasetNotHereError.
+    Raises DatasetNotHereError; also for a registered dataset whose annotations are not those that were checked: figures of both would meet.
     """
     asked: dict[str, Any] = spec.get("dataset") or {}
     if not asked:
@@ -147,12 +147,32 @@ def with_local_dataset(spec: dict[str, Any]) -> dict[str, Any]:
     from detkds_core.datasets import BUILT_IN, DatasetError, default_cache, on_this_machine
 
     if asked.get("name") not in BUILT_IN:
+        for split in ("train", "val"):
+            same_annotations(asked, split)
         return spec
     try:
         found = on_this_machine(asked, default_cache())
     except DatasetError as error:
         raise DatasetNotHereError(str(error)) from error
     return {**spec, "dataset": {**asked, "train": found.train.to_json(), "val": found.val.to_json()}}
+
+
+def same_annotations(dataset: dict[str, Any], split: str) -> None:
+    """Raises DatasetNotHereError where a registered split's annotations are missing or have changed."""
+    sha256, path = dataset[split].get("sha256"), Path(dataset[split]["annotations"])
+    if sha256 is None:  # registered before it was kept
+        return
+    what = f"the annotations of {split} of dataset {dataset['name']!r} ({path})"
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise DatasetNotHereError(
+            f"{what} cannot be read on this machine ({error.strerror}); mount its folder here as on the API's"
+        ) from None
+    if found != sha256:
+        raise DatasetNotHereError(
+            f"{what} have changed since they were checked (SHA-256 {sha256[:12]}…, now {found[:12]}…); register them under another name"
+        )
 
 
 def with_local_checkpoints(artifacts: Artifacts, spec: dict[str, Any], settings: Settings) -> dict[str, Any]:

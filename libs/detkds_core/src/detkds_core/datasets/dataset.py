@@ -110,7 +110,7 @@ def halves(images: Iterable[Mapping[str, Any]], seed: int = 0) -> tuple[tuple[in
     ground), otherwise a shuffle by seed; an odd image goes to the report. Raises DatasetError for fewer than two images.
     """
     named = {image["id"]: image.get("half") for image in images}
-    if set(named.values()) == {"selection", "report"}:
+    if all(half in ("selection", "report") for half in named.values()) and {"selection", "report"} <= set(named.values()):
         first = [i for i, half in named.items() if half == "selection"]
         second = [i for i, half in named.items() if half == "report"]
     else:

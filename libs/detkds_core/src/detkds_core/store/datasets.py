@@ -9,24 +9,26 @@ import builtins
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from . import leases, pages
 from .clock import db_time
-from .models import Dataset
+from .models import Dataset, Lease
 from .states import move
 
+_DUTY = "check of the dataset "  # of a lease, before the name
 AFRESH: Mapping[str, Any] = {"attempts": 0, "progress": None}
 
 
-def ask(session: Session, *, name: str, asked: Mapping[str, Any]) -> Dataset:
-    """The dataset of this name, CHECKING with these paths where it is new or was REFUSED; else as it is."""
+def ask(session: Session, *, name: str, owner: str | None, asked: Mapping[str, Any]) -> Dataset:
+    """The dataset of this name, CHECKING with these paths where it is new, or was REFUSED to the same owner; else as it is."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    values = {"name": name, "state": "CHECKING", "asked": dict(asked), **AFRESH, "created_at": db_time(), "updated_at": db_time()}
-    session.execute(insert(Dataset).values(**values).on_conflict_do_nothing())
-    move(session, Dataset, Dataset.name == name, source="REFUSED", target="CHECKING", asked=dict(asked), problems=None, **AFRESH)
+    values = {"name": name, "owner": owner or "", "state": "CHECKING", "asked": dict(asked), **AFRESH}
+    session.execute(insert(Dataset).values(**values, created_at=db_time(), updated_at=db_time()).on_conflict_do_nothing())
+    mine = [Dataset.name == name, Dataset.owner == (owner or "")]
+    move(session, Dataset, *mine, source="REFUSED", target="CHECKING", asked=dict(asked), problems=None, **AFRESH)
     return session.scalars(select(Dataset).where(Dataset.name == name).execution_options(populate_existing=True)).one()
 
 
@@ -44,21 +46,32 @@ def list(session: Session, *, limit: int = 50, cursor: str | None = None) -> tup
     return pages.ascending(session, select(Dataset), Dataset.name, kind=str, limit=limit, cursor=cursor)
 
 
-def count_unchecked(session: Session) -> int:
-    """How many wait for their check, or are being checked."""
-    return session.scalar(select(func.count()).select_from(Dataset).where(Dataset.state == "CHECKING")) or 0
+def count_unchecked(session: Session, *, owner: str | None = None) -> int:
+    """How many wait for their check, or are being checked; of an owner (None: of all)."""
+    of_owner = [] if owner is None else [Dataset.owner == owner]
+    return session.scalar(select(func.count()).select_from(Dataset).where(Dataset.state == "CHECKING", *of_owner)) or 0
 
 
-def begin_check(session: Session, *, holder: str, seconds: float) -> Dataset | None:
-    """The dataset that has waited longest of those that nobody checks: it is the holder's to check for so many seconds. None: none waits.
+def unheld(session: Session, *, limit: int = 1000) -> builtins.list[Dataset]:
+    """The datasets that wait for their check and that nobody checks now, the one that has waited longest first."""
+    held = select(Lease.name).where(Lease.name == _DUTY + Dataset.name, Lease.expires_at >= db_time()).exists()
+    query = select(Dataset).where(Dataset.state == "CHECKING", ~held).order_by(Dataset.updated_at, Dataset.name)
+    return builtins.list(session.scalars(query.limit(limit)))
+
+
+def begin_check(session: Session, name: str, *, holder: str, seconds: float) -> Dataset | None:
+    """Take the check of a dataset for so many seconds, which is one attempt more. None: somebody else has it, or it is decided.
 
     holder: of this check alone; whoever wakes up late and is not its holder any more decides nothing.
     """
-    for name in session.scalars(select(Dataset.name).where(Dataset.state == "CHECKING").order_by(Dataset.updated_at, Dataset.name)).all():
-        if leases.acquire(session, _duty(name), holder=holder, seconds=seconds):
-            session.execute(update(Dataset).where(Dataset.name == name).values(attempts=Dataset.attempts + 1))
-            return session.scalars(select(Dataset).where(Dataset.name == name).execution_options(populate_existing=True)).one()
-    return None
+    if not leases.acquire(session, _duty(name), holder=holder, seconds=seconds):
+        return None
+    # Only now: before, somebody else could decide it, and only the lease keeps it as it is.
+    counted = update(Dataset).where(Dataset.name == name, Dataset.state == "CHECKING").values(attempts=Dataset.attempts + 1)
+    if session.scalar(counted.returning(Dataset.name)) is None:
+        leases.give_up(session, _duty(name), holder=holder)
+        return None
+    return session.scalars(select(Dataset).where(Dataset.name == name).execution_options(populate_existing=True)).one()
 
 
 def hold(session: Session, name: str, *, holder: str, seconds: float, progress: Mapping[str, Any] | None = None) -> bool:
@@ -87,6 +100,15 @@ def refuse(session: Session, name: str, *, holder: str, problems: Sequence[Mappi
     return _decide(session, name, holder, target="REFUSED", problems=[dict(one) for one in problems])
 
 
+def remove(session: Session, name: str) -> bool:
+    """Forget a dataset that is not READY; who checks it finds out. False: there is none such."""
+    gone = delete(Dataset).where(Dataset.name == name, Dataset.state != "READY").returning(Dataset.name)
+    if session.scalar(gone) is None:
+        return False
+    session.execute(delete(Lease).where(Lease.name == _duty(name)))
+    return True
+
+
 def _decide(session: Session, name: str, holder: str, *, target: str, **values: Any) -> bool:
     if not leases.renew(session, _duty(name), holder=holder, seconds=1):
         return False
@@ -95,4 +117,4 @@ def _decide(session: Session, name: str, holder: str, *, target: str, **values: 
 
 
 def _duty(name: str) -> str:
-    return f"check of the dataset {name}"
+    return _DUTY + name

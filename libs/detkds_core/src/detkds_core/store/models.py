@@ -76,9 +76,11 @@ class Times:
 
 
 class Dataset(Times, Base):
-    """A registered dataset, once it is READY. data: its JSON (`Dataset.to_json`), counts and digest included; NULL until then.
+    """A dataset that somebody registered: for all, once it is READY. data: its JSON (`Dataset.to_json`), counts and digest included; NULL
+    until then.
 
-    asked: {"train", "val"}, each {"annotations", "images"}: the paths that are checked; NULL: it is from before checks were kept.
+    owner: who asked for it; "": the operator, or it is from before owners were kept. asked: {"train", "val"}, each {"annotations",
+    "images"}: the paths that are checked; NULL: it is from before checks were kept.
     attempts, progress: of the check; problems: why it is REFUSED, each {"pointer", "message"}.
     """
 
@@ -93,6 +95,7 @@ class Dataset(Times, Base):
 
     name: Mapped[str] = mapped_column(NAME, primary_key=True)
     id = synonym("name")
+    owner: Mapped[str] = mapped_column(NAME, default="")
     state: Mapped[str] = mapped_column(WORD, default="CHECKING")
     asked: Mapped[dict[str, Any] | None]
     attempts: Mapped[int] = mapped_column(Integer, default=0)

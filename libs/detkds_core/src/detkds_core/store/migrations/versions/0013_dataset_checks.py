@@ -12,6 +12,7 @@ depends_on = None
 def upgrade() -> None:
     with op.batch_alter_table("datasets") as datasets:
         datasets.add_column(sa.Column("state", sa.String(length=20), nullable=False, server_default="READY"))
+        datasets.add_column(sa.Column("owner", sa.String(length=200), nullable=False, server_default=""))
         datasets.add_column(sa.Column("asked", sa.JSON(), nullable=True))
         datasets.add_column(sa.Column("attempts", sa.Integer(), nullable=False, server_default="0"))
         datasets.add_column(sa.Column("progress", sa.JSON(), nullable=True))
@@ -20,6 +21,7 @@ def upgrade() -> None:
     op.execute("UPDATE datasets SET updated_at = created_at")
     with op.batch_alter_table("datasets") as datasets:
         datasets.alter_column("state", server_default=None)
+        datasets.alter_column("owner", server_default=None)
         datasets.alter_column("attempts", server_default=None)
         datasets.alter_column("updated_at", nullable=False)
         datasets.alter_column("digest", existing_type=sa.String(length=128), nullable=True)
@@ -37,7 +39,7 @@ def downgrade() -> None:
     with op.batch_alter_table("datasets") as datasets:
         for name in ("state", "ready_has_digest", "ready_has_data", "refused_has_problems"):
             datasets.drop_constraint(op.f(f"ck_datasets_{name}"), type_="check")
-        for name in ("state", "asked", "attempts", "progress", "problems", "updated_at"):
+        for name in ("state", "owner", "asked", "attempts", "progress", "problems", "updated_at"):
             datasets.drop_column(name)
         datasets.alter_column("digest", existing_type=sa.String(length=128), nullable=False)
         datasets.alter_column("data", existing_type=sa.JSON(), nullable=False)
