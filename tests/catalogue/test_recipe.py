@@ -49,6 +49,12 @@ def test_a_smaller_batch_keeps_the_images_of_a_step(batch, devices, smaller):
     assert found is None or found.images_per_step == recipe.images_per_step
 
 
+@pytest.mark.parametrize(("least", "smaller"), [(1, (4, 4)), (2, (4, 4)), (3, None)])
+def test_a_smaller_batch_leaves_each_device_what_the_policy_needs(least, smaller):
+    found = Recipe(batch=8, accumulate=2, devices=2).with_smaller_batch(least)
+    assert (found and (found.batch, found.accumulate)) == smaller
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

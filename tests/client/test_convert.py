@@ -55,3 +55,25 @@ def test_a_pickle_with_code_in_it_does_not_run(tmp_path):
     with pytest.raises(ConvertError, match="cannot be read as tensors only"):
         convert(tmp_path / "evil.pth", tmp_path / "evil.safetensors")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_backbone_is_taken_from_a_classifier_or_a_detector_and_starts_a_student(detkds, tmp_path, service, wanted):
+    classifier = {"conv1.weight": torch.ones(2), "layer1.0.conv1.weight": torch.ones(3), "fc.weight": torch.ones(4)}
+    torch.save(classifier, tmp_path / "classifier.pth")
+    detector = {f"backbone.{key}": value for key, value in classifier.items() if key != "fc.weight"}
+    torch.save({**detector, "neck.a": torch.ones(1)}, tmp_path / "detector.pth")
+    target = service.roots / "backbone.safetensors"
+    for source in ("classifier.pth", "detector.pth"):
+        done = detkds("convert", str(tmp_path / source), str(target), "--backbone")
+        assert done.returncode == 0, done.stderr
+        assert "a backbone; give it as a student's checkpoint" in done.stdout
+        with safe_open(target, framework="pt") as file:
+            assert set(file.keys()) == {"backbone.conv1.weight", "backbone.layer1.0.conv1.weight"}
+            assert file.metadata() == {"part": "backbone"}
+    student = {"detector": wanted["student"]["detector"], "checkpoint": str(target)}
+    assert service.http.post("/searches", json={**wanted, "student": student}).status_code == 202
+    answer = service.http.post("/searches", json={**wanted, "teacher": {**wanted["teacher"], "checkpoint": str(target)}})
+    assert "does not say which classes it knows" in answer.json()["detail"]
+    torch.save({"fc.weight": torch.ones(1)}, tmp_path / "none.pth")
+    with pytest.raises(ConvertError, match="no backbone is among the 1 tensors"):
+        convert(tmp_path / "none.pth", target, backbone=True)

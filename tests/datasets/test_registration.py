@@ -102,7 +102,7 @@ BOX = "annotations.train: annotations[3].bbox (id 6): "
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (put("train", "annotations", 3, bbox=[5, 6, 0, 4]), BOX + "[5, 6, 0, 4] has no area; width and height are above 0"),
+        (put("train", "annotations", 3, bbox=[5, 6, 0, 4]), BOX + "[5, 6, 0, 4] has no area, as have 1 of 6; width and height are above 0"),
         (put("train", "annotations", 3, bbox=[5, 6, 4, -1]), BOX + "[5, 6, 4, -1] has no area"),
         (
             put("train", "annotations", 3, bbox=[30, 6, 12, 4]),
@@ -159,6 +159,18 @@ def test_a_damaged_record_is_named(draft, damage, problem):
     found = draft.problems()
     assert any(problem in line for line in found), found
     assert max(map(len, found)) < 400
+
+
+def test_a_few_boxes_without_area_in_train_are_let_through_as_in_coco(draft):
+    draft.train["annotations"] += [{**draft.train["annotations"][0], "id": number, "bbox": [5, 6, 10, 20]} for number in range(100, 300)]
+    draft.train["annotations"][3]["bbox"] = [5, 6, 1.03, 0.0]
+    assert draft.register().train.count == 3
+    draft.val["annotations"] = [{**draft.val["annotations"][number % 4], "id": number} for number in range(200)]
+    draft.val["annotations"][5]["bbox"] = [5, 6, 0, 4]
+    assert draft.problems() == [
+        "annotations.val: annotations[5].bbox (id 5): [5, 6, 0, 4] has no area; width and height are above 0 "
+        "([x, y, width, height], not corners)"
+    ]
 
 
 def rewrite(file_name: str, change: Callable[[bytes], bytes]) -> Callable[[Draft], None]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
-from detkds_core.policy import Distiller, PairFacts, Policy, Term, canonical, check, legality, pair_legality, parse_formula
+from detkds_core.policy import Distiller, PairFacts, Policy, Term, canonical, check, images_needed, legality, pair_legality, parse_formula
 from detkds_core.policy.distillers import DISTILLERS
 from detkds_core.policy.vocabulary import DISTANCES, NOT_OFFERED, REGIONS, SLOTS
 
@@ -291,3 +291,11 @@ def test_folding_keeps_a_term_legal(one: Term) -> None:
 
 def test_released_policies_are_legal() -> None:
     assert check(parse_formula("6·l1(norm_N(scale_r2(catt(global)))) + 2·l1(norm_HW(local_s4(fgbg)))")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "images"),
+    [("none", 1), ("l2(global)", 1), ("l1(norm_N(global)) + l2(fgbg)", 2), ("cor(global)", 3), ("cor[region=proposals](logits)", 1)],
+)
+def test_the_fewest_images_of_a_forward_on_which_every_term_has_a_gradient(text, images):
+    assert images_needed(parse_formula(text).terms) == images

@@ -1,5 +1,7 @@
 """Batches are a function of the step; symmetries move boxes with their pixels."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,20 @@ def test_boxes_are_scaled_with_the_image(small_digits):
     assert half.images[0].shape == (3, 32, 32)
     for a, b in zip(full.boxes, half.boxes, strict=True):
         torch.testing.assert_close(b, a / 2)
+
+
+def test_a_box_without_area_is_left_out(small_digits, tmp_path):
+    content = small_digits.train.load()
+    content["annotations"][0]["bbox"][3] = 0.0
+    (tmp_path / "flat.json").write_text(json.dumps(content))
+    split = small_digits.train.to_json()
+    flat, whole = (
+        Batches({**split, "annotations": path}, Recipe(batch=4, image_size=64), 0)
+        for path in (str(tmp_path / "flat.json"), split["annotations"])
+    )
+    image = content["annotations"][0]["image_id"]
+    assert len(flat.truth[image][0]) == len(whole.truth[image][0]) - 1
+    assert sum(len(boxes) for boxes, _, _ in flat.truth.values()) == sum(len(boxes) for boxes, _, _ in whole.truth.values()) - 1
 
 
 def test_a_zoomed_image_keeps_its_boxes_on_their_pixels():

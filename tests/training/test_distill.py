@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from detkds_core.datasets import selection_ids
 from detkds_core.policy import named_policies, parse_formula, to_json
 from detkds_core.training import distillation
 from detkds_core.training.distillation import distill, teacher_warnings
+from detkds_core.training.group import DoesNotFitError, TrainingError
 
 
 class Killed(Exception):
@@ -206,3 +208,61 @@ def test_a_batch_that_does_not_fit_is_cut_and_the_step_keeps_its_images(spec, tm
     assert second.endswith("(CUDA out of memory. Tried to allocate 20.00 MiB)")
     asked = run({**job, "recipe": {**job["recipe"], "batch": 2, "accumulate": 4}}, tmp_path / "asked" / "1")
     assert asked["sha256"] == result["sha256"]
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["from its last state", "anew"])
+def test_a_later_batch_that_does_not_fit_is_cut_too(spec, tmp_path, monkeypatch, saved):
+    """Its images may be larger than the first one's. What was learnt since the last state was kept is learnt again."""
+    job = spec(kind="distill", policy=to_json(parse_formula("1·l2(global)")), recipe={"iterations": 3, "batch": 8})
+    monkeypatch.setattr(distillation, "RESUME_SECONDS", 0.0 if saved else 1e9)
+    seen: list[int] = []
+
+    def refuse(module, inputs):
+        if type(module).__name__ == "ResNet" and module.training:
+            seen.append(len(inputs[0]))
+            if seen == [8, 8, 8]:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(refuse)
+    try:
+        result = run(job, tmp_path / "cut" / "1")
+    finally:
+        handle.remove()
+    assert seen == [8, 8, 8, *[4] * (2 if saved else 6)]
+    assert result["recipe"]["batch"] == 4
+    assert sum("did not fit" in one for one in result["warnings"]) == 1
+
+
+def test_a_batch_is_not_cut_below_what_the_policy_needs(spec, tmp_path):
+    job = spec(kind="distill", policy=to_json(parse_formula("10·l1(norm_N(global))")), recipe={"iterations": 2, "batch": 2})
+
+    def refuse(module, inputs):
+        if type(module).__name__ == "ResNet" and module.training:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(refuse)
+    try:
+        with pytest.raises(DoesNotFitError, match="CUDA out of memory"):
+            run(job, tmp_path / "cut" / "1")
+    finally:
+        handle.remove()
+
+
+def test_of_equal_students_the_one_that_learned_longer_is_kept(spec, tmp_path):
+    none = to_json(parse_formula("none"))
+    job = spec(kind="distill", policy=none, recipe={"iterations": 3, "batch": 2, "eval_every": 1, "lr": 1e-12})
+    result = run(job, tmp_path / "equal" / "1")
+    assert len({one["ap"] for one in result["evaluations"]}) == 1
+    assert result["student"]["iteration"] == 3
+
+
+def test_selection_images_without_a_box_are_told_before_anything_is_trained(spec, tmp_path, small_digits):
+    content = small_digits.val.load()
+    first = sorted(selection_ids(small_digits))[0]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != first]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    none = to_json(parse_formula("none"))
+    job = spec(kind="distill", policy=none, recipe={"iterations": 2, "batch": 2, "eval_every": 1, "eval_images": 1})
+    job["dataset"] = {**job["dataset"], "val": {**job["dataset"]["val"], "annotations": str(tmp_path / "val.json")}}
+    with pytest.raises(TrainingError, match=r"recipe\.eval_images: the first 1 images of the selection half hold no box"):
+        run(job, tmp_path / "blind" / "1")

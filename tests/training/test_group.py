@@ -1,11 +1,14 @@
 """A candidate's numbers depend on its policy and the seed, not on its company, a kill, or a neighbour's failure."""
 
+import pytest
 import torch
+from safetensors.torch import save_file
 
 from detkds_core.catalogue import Recipe
-from detkds_core.policy import named_policies
+from detkds_core.detectors.build import CheckpointError, backbone_weights, build_detector, save_weights
+from detkds_core.policy import Policy, named_policies
 from detkds_core.training.batches import Batches
-from detkds_core.training.group import new_learner, prepare, train, weights_digest
+from detkds_core.training.group import new_learner, prepare, start_warnings, train, weights_digest
 from detkds_core.training.jobs import measure_candidates
 
 SILENT = lambda *_: None  # noqa: E731 (a progress sink)
@@ -80,6 +83,41 @@ def test_all_candidates_start_from_the_same_inherited_weights(spec):
     assert start.weights["backbone.conv1.weight"].shape != teacher["backbone.conv1.weight"].shape
     apart = prepare(spec(inherit=False), 3)
     assert not torch.equal(apart.weights["bbox_head.gfl_cls.weight"], teacher["bbox_head.gfl_cls.weight"])
+
+
+def test_a_student_begins_with_a_backbone_of_its_own_and_its_teachers_neck_and_head(spec, tmp_path):
+    one = spec()
+    name = one["student"]["detector"]
+    given = backbone_weights(build_detector(name, ("a",)).state_dict())
+    save_file({key: value.contiguous() for key, value in given.items()}, tmp_path / "backbone.safetensors", metadata={"part": "backbone"})
+    start = prepare({**one, "student": {"detector": name, "checkpoint": str(tmp_path / "backbone.safetensors")}}, 3)
+    teacher = start.teacher.model.state_dict()
+    assert all(torch.equal(start.weights[key], value) for key, value in given.items())
+    assert torch.equal(start.weights["bbox_head.gfl_cls.weight"], teacher["bbox_head.gfl_cls.weight"])
+    other = {"detector": "gfl_r18w16_fpn32" if name != "gfl_r18w16_fpn32" else "gfl_r18w8_fpn32"}
+    with pytest.raises(CheckpointError, match=r"does not fit the detector's backbone: .* of another shape"):
+        prepare({**one, "student": {**other, "checkpoint": str(tmp_path / "backbone.safetensors")}}, 3)
+
+
+def test_a_backbone_of_random_weights_is_not_frozen(spec, small_digits, tmp_path):
+    """MMDetection freezes the first stage and all normalisation of pretrained ones."""
+    zoo = "retinanet_r50_fpn"
+    torch.manual_seed(0)
+    model = build_detector(zoo, small_digits.classes)
+    assert not model.train().backbone.bn1.training
+    save_weights(model, tmp_path / "teacher.safetensors", {})
+    job = spec(teacher={"detector": zoo, "checkpoint": str(tmp_path / "teacher.safetensors")}, student={"detector": zoo})
+    start = prepare(job, 3)
+    (warning,) = start_warnings(start)
+    assert warning.startswith("the backbone of retinanet_r50_fpn begins with random weights")
+    backbone = new_learner(start, Policy(()), Recipe.from_json(job["recipe"]), 3).student.model.backbone
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert backbone.bn1.training
+    whole = prepare({**job, "student": {"detector": zoo, "checkpoint": str(tmp_path / "teacher.safetensors")}}, 3)
+    assert start_warnings(whole) == start_warnings(prepare(spec(), 3)) == []
+    kept = new_learner(whole, Policy(()), Recipe.from_json(job["recipe"]), 3).student.model.backbone
+    assert not kept.conv1.weight.requires_grad
+    assert not kept.bn1.training
 
 
 def test_a_job_measures_each_candidate_and_says_why_one_could_not_be(spec, small_digits):

@@ -193,15 +193,19 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A PyTorch checkpoint (.pth) of a detector.")],
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     classes: Classes = None,
+    backbone: Annotated[bool, typer.Option("--backbone", help="Only the backbone, of a detector or a classifier.")] = False,
 ) -> None:
-    """Make a teacher's checkpoint ready for the service: tensors only, with its class names in the header."""
+    """Make a checkpoint ready for the service: a teacher's, with its class names in the header, or the backbone a student begins with."""
     from detkds_client.convert import ConvertError
     from detkds_client.convert import convert as run
 
     try:
-        found = run(source, target, names(classes))
+        found = run(source, target, names(classes), backbone=backbone)
     except ConvertError as error:
         raise Refusal(str(error)) from error
+    if backbone:
+        print(f"{target}: a backbone; give it as a student's checkpoint (--student DETECTOR:{target})")
+        return
     print(f"{target}: {len(found)} classes ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})")
 
 

@@ -10,10 +10,11 @@ class ConvertError(Exception):
     """Why a checkpoint cannot be converted, and what would be right."""
 
 
-def convert(source: Path, target: Path, classes: tuple[str, ...] | None = None) -> tuple[str, ...]:
+def convert(source: Path, target: Path, classes: tuple[str, ...] | None = None, *, backbone: bool = False) -> tuple[str, ...]:
     """Write the tensors of `source` to `target` with the class names in its header, and return those.
 
-    Only tensors are read; a pickle with code in it is refused. classes: needed when the checkpoint does not name its own.
+    Only tensors are read; a pickle with code in it is refused. classes: needed when the checkpoint does not name its own. backbone: write
+    that alone, for a student to begin with; `source` may be a classifier's, as torchvision has them, and no class counts.
     """
     if target.suffix != ".safetensors":
         raise ConvertError(f"{target} does not end in .safetensors")
@@ -21,19 +22,21 @@ def convert(source: Path, target: Path, classes: tuple[str, ...] | None = None) 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from detkds_core.detectors.build import CheckpointError, read_checkpoint
+    from detkds_core.detectors.build import BACKBONE, CheckpointError, backbone_weights, read_checkpoint
 
     try:
         weights, metadata = read_checkpoint(source)
+        if backbone:
+            weights, metadata = backbone_weights(weights), {"part": BACKBONE}
     except CheckpointError as error:
         raise ConvertError(str(error)) from error
-    if classes is not None:
+    if classes is not None and not backbone:
         metadata = {**metadata, "classes": json.dumps(list(classes))}
-    if "classes" not in metadata:
+    if "classes" not in metadata and not backbone:
         raise ConvertError(f"{source} does not name its classes; give them in the order of training: --classes 'car,person,...'")
     # Tensors that share memory are refused by safetensors, and a view would drag its whole storage along.
     try:
         save_file({name: value.contiguous().clone() for name, value in weights.items()}, target, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise ConvertError(f"{target} cannot be written: {error}") from error
-    return tuple(json.loads(metadata["classes"]))
+    return tuple(json.loads(metadata.get("classes", "[]")))

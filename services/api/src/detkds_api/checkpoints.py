@@ -22,13 +22,15 @@ HEADER_LIMIT = 16 << 20  # bytes; a detector of 1,000 tensors has a header of ab
 class Checkpoint(NamedTuple):
     """A weights file. place: its path, or its reference among the artifacts, as a job's specification has it; name: for people.
 
-    classes: of the detector, in order, None when the header does not say; detector: its catalogue name, likewise.
+    classes: of the detector, in order, None when the header does not say; detector: its catalogue name, likewise. backbone: whether it is
+    of a backbone alone, which knows no classes.
     """
 
     place: str
     name: str
     classes: tuple[str, ...] | None
     detector: str | None
+    backbone: bool = False
 
 
 def find(session: Session, text: str, roots: Sequence[Path], *, owner: str | None, seen: Callable[[Path], bool]) -> Checkpoint:
@@ -109,7 +111,8 @@ def read_header(path: Path) -> Checkpoint:
     metadata = header.get("__metadata__")
     metadata = metadata if isinstance(metadata, dict) else {}
     detector = metadata.get("detector")
-    return Checkpoint(str(path), path.name, class_names(metadata.get("classes"), path), detector if isinstance(detector, str) else None)
+    classes, of_backbone = class_names(metadata.get("classes"), path), metadata.get("part") == "backbone"
+    return Checkpoint(str(path), path.name, classes, detector if isinstance(detector, str) else None, of_backbone)
 
 
 def class_names(text: object, path: Path) -> tuple[str, ...] | None:

@@ -37,10 +37,10 @@ class TeacherChoice(Body):
 
 
 class StudentChoice(Body):
-    """A detector to train: its catalogue name, and weights to start from if there are any."""
+    """A detector to train: its catalogue name, and weights to start from if there are any: its own, or of its backbone alone."""
 
     detector: Name = Field(description="of `GET /detectors`")
-    checkpoint: PathText | None = Field(default=None, description="weights to start from; default: none")
+    checkpoint: PathText | None = Field(default=None, description="weights to start from, of all or of the backbone; default: none")
 
 
 class RecipeChoice(Body):
@@ -76,7 +76,7 @@ class RecipeChoice(Body):
     )
     image_size: int | None = Field(default=None, ge=32, le=4096, description="pixels of the longer side")
     short_side: int | None = Field(default=None, ge=32, le=4096, description="largest shorter side, pixels; null: any")
-    train_short_sides: list[int] | None = Field(default=None, max_length=20, description="multi-scale training: each image draws one")
+    train_short_sides: list[int] | None = Field(default=None, max_length=64, description="multi-scale training: each image draws one")
     augment: Name | None = Field(default=None, description=one_of(AUGMENTATIONS))
     train_images: int | None = Field(default=None, ge=1, description="null: all")
     eval_images: int | None = Field(default=None, ge=1, description="null: all")
@@ -208,6 +208,8 @@ def checked_detector(
     except ValueError as error:
         errors.append(FieldError(where, str(error)))
         return None
+    if found.backbone and role == "student":
+        return {"detector": choice.detector, "checkpoint": found.place} if len(errors) == before else None
     if found.classes is None:
         errors.append(FieldError(where, f"{found.name} does not say which classes it knows; 'detkds convert' writes them into its header"))
     elif classes is not None and found.classes != classes:

@@ -15,6 +15,7 @@ from typing import Any
 
 from detkds_core.catalogue import Recipe
 from detkds_core.catalogue.recipe import smaller_batch_warning
+from detkds_core.policy import from_json, images_needed
 from detkds_core.training.launch import RANK, run_together
 
 PROGRESS_SECONDS = 0.5
@@ -100,12 +101,14 @@ def run_on_devices(spec: dict[str, Any], folder: Path, command: list[str]) -> in
             return 1
         failure = json.loads(failures[0].read_text())  # the first: the others' are what it caused
         before = Recipe.from_json(spec["recipe"])
-        after = before.with_smaller_batch()
+        after = before.with_smaller_batch(images_needed(from_json(spec["policy"]).terms) if spec["kind"] == "distill" else 1)
         if spec["kind"] != "distill" or not failure.pop("does_not_fit", False) or after is None:
             _write(folder / "failure.json", failure)
             return 1
         warning = smaller_batch_warning(before, after, failure["detail"])
         spec = {**spec, "recipe": after.to_json(), "warnings": [*spec.get("warnings", []), warning]}
+        if (saved := folder.parent / "resume.pt").is_file():  # what has been learnt stays learnt
+            spec["resume_from"] = str(saved)
 
 
 def failure_file(folder: Path) -> Path:
@@ -113,10 +116,12 @@ def failure_file(folder: Path) -> Path:
 
 
 def failure_of(error: Exception) -> dict[str, Any]:
+    from torch import OutOfMemoryError
+
     from detkds_core.training.group import DoesNotFitError
 
     failure: dict[str, Any] = {"kind": failure_kind(error), "detail": f"{type(error).__name__}: {error}"[:4000]}
-    return failure | ({"does_not_fit": True} if isinstance(error, DoesNotFitError) and RANK in os.environ else {})
+    return failure | ({"does_not_fit": True} if isinstance(error, DoesNotFitError | OutOfMemoryError) and RANK in os.environ else {})
 
 
 def repeatable() -> None:

@@ -102,10 +102,13 @@ class Recipe:
                 )
         return recipe, warnings
 
-    def with_smaller_batch(self) -> "Recipe | None":
-        """The same images a step in more and smaller forwards (half as large if that is whole); None when they cannot be smaller."""
+    def with_smaller_batch(self, least: int = 1) -> "Recipe | None":
+        """The same images a step in more and smaller forwards (half as large if that is whole); None when they cannot be smaller.
+
+        least: images that a forward of one device must have, for the policy's sake (`policy.images_needed`).
+        """
         for parts in range(2, self.batch + 1):
-            if self.batch % (parts * self.devices) == 0:
+            if self.batch % (parts * self.devices) == 0 and self.batch // (parts * self.devices) >= least:
                 return replace(self, batch=self.batch // parts, accumulate=self.accumulate * parts)
         return None
 

@@ -30,6 +30,7 @@ MAX_ANNOTATION_BYTES = 2 << 30
 MAX_IMAGE_BYTES = 256 << 20
 ORIENTATION = 0x0112  # EXIF tag
 PIXEL_READERS = 8
+MOST_FLAT = 0.01  # share of the boxes of train that may have no width or no height
 Report = Callable[[int, int, str], None]  # of how many, how many are done, and of what
 
 
@@ -179,11 +180,13 @@ def _check_records(split: str, content: Mapping[str, Any], problems: Problems) -
                 f"{at}.category_id (id {number}): {box['category_id']!r} is not a category's id; they are {listed}"
                 + (", ..." if len(category_ids) > LISTED else ""),
             )
+    if split == "train":
+        _check_flat(where, boxes, indices, problems)
     fewest = 2 if split == "val" else 1
     if len(content["images"]) < fewest:
         reason = "; half of val selects and half reports, so give at least 2" if split == "val" else "; give at least 1"
         problems.add(f"{where}: too few images", f"{where}: has {len(content['images'])} images{reason}")
-    if not any(not box.get("iscrowd", 0) for box in boxes.values()):
+    if not any(not box.get("iscrowd", 0) and min(box["bbox"][2:]) > 0 for box in boxes.values()):
         crowd = f" but {len(boxes)} crowd annotations" if boxes else ""
         problems.add(f"{where}: no boxes", f"{where}: has no valid box{crowd}; there is nothing to learn or to measure")
     return list(images.values()), {number: category["name"] for number, category in categories.items()}
@@ -251,6 +254,8 @@ def _annotation_problems(record: Mapping[str, Any]) -> Iterable[tuple[str, str]]
 
 def _check_box(where: str, at: str, number: int, box: Sequence[float], image: Mapping[str, Any], problems: Problems) -> None:
     x, y, width, height = box
+    if min(width, height) == 0 and max(width, height) >= 0 and where == "annotations.train":
+        return  # a few are let through (`_check_flat`): COCO itself has two
     if width <= 0 or height <= 0:
         problems.add(
             f"{where}: boxes without area",
@@ -261,6 +266,19 @@ def _check_box(where: str, at: str, number: int, box: Sequence[float], image: Ma
             f"{where}: boxes outside their image",
             f"{at}.bbox (id {number}): {list(box)} reaches x {x:g} to {x + width:g} and y {y:g} to {y + height:g}, outside image "
             f"{image['id']} of {image['width']} x {image['height']} pixels; cut it at the edge",
+        )
+
+
+def _check_flat(where: str, boxes: Mapping[int, Mapping[str, Any]], indices: Mapping[int, int], problems: Problems) -> None:
+    """Boxes of no width or no height teach nothing, and training leaves them out; many of them are a mistake."""
+    flat = {number: box for number, box in boxes.items() if min(box["bbox"][2:]) == 0 <= max(box["bbox"][2:])}
+    if len(flat) <= MOST_FLAT * len(boxes):
+        return
+    for number, box in flat.items():
+        problems.add(
+            f"{where}: boxes without area",
+            f"{where}: annotations[{indices[id(box)]}].bbox (id {number}): {list(box['bbox'])} has no area, as have {len(flat)} of "
+            f"{len(boxes)}; width and height are above 0 ([x, y, width, height], not corners)",
         )
 
 

@@ -17,6 +17,8 @@ from detkds_core.catalogue.small import small_backbone
 from detkds_core.detectors.runtime import prepare_mmdet
 
 CLASS_HEADS = ("bbox_head", "mask_head")
+BACKBONE = "backbone"  # of a checkpoint, in its keys and in its header
+CLASSIFIERS = ("fc", "head", "classifier", "neck")  # of a file of a classifier, what is not its backbone
 
 
 class CheckpointError(ValueError):
@@ -123,6 +125,19 @@ def read_pickle(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read as tensors only ({type(error).__name__}); save its state_dict alone") from error
 
 
+def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """In what a checkpoint differs from what it shall fill: `2 missing (a, b)`, with the first keys of each kind."""
+    missing = [key for key in own if key not in weights]
+    surplus = [key for key in weights if key not in own]
+    shapes = [
+        f"{key}: {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    kinds = (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
+    return [f"{len(found)} {word} ({', '.join(found[:3])})" for word, found in kinds if found]
+
+
 def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
     """Fill `model` from a checkpoint that must fit it exactly, and return the checkpoint's metadata.
 
@@ -133,22 +148,52 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
     classes = list(getattr(model, "dataset_meta", {}).get("classes", ()))
     if "classes" in metadata and classes and json.loads(metadata["classes"]) != classes:
         raise CheckpointError(f"{path.name}: was trained on the classes {json.loads(metadata['classes'])}, the dataset has {classes}")
-    missing = [key for key in own if key not in weights]
-    surplus = [key for key in weights if key not in own]
-    shapes = [
-        f"{key}: {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    problems = [
-        f"{len(found)} {word} ({', '.join(found[:3])})"
-        for word, found in (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
-        if found
-    ]
-    if problems:
+    if problems := misfits(own, weights):
         raise CheckpointError(f"{path.name}: does not fit the detector: " + "; ".join(problems))
     model.load_state_dict({key: weights[key].to(own[key].dtype) for key in own})
     return metadata
+
+
+def load_student(model: nn.Module, path: Path) -> bool:
+    """Fill a student from a checkpoint of the whole detector, or of its backbone alone; whether it was the whole.
+
+    A file of a backbone says so in its header (`detkds convert --backbone`). Raises CheckpointError as `load_weights` does.
+    """
+    weights, metadata = read_checkpoint(path)
+    if metadata.get("part") != BACKBONE:
+        load_weights(model, path)
+        return True
+    own = {f"{BACKBONE}.{key}": value for key, value in model.backbone.state_dict().items()}
+    problems = misfits(own, weights)
+    if problems:
+        raise CheckpointError(f"{path.name}: does not fit the detector's backbone: " + "; ".join(problems))
+    model.load_state_dict({key: weights[key].to(own[key].dtype) for key in own}, strict=False)
+    return False
+
+
+def backbone_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone in a state_dict of a detector, or of a classifier, as torchvision and MMPretrain write them: `backbone.conv1.weight`.
+
+    Raises CheckpointError where there is none.
+    """
+    prefix = f"{BACKBONE}."
+    found = {key: value for key, value in weights.items() if key.startswith(prefix)}
+    if not found:
+        found = {prefix + key: value for key, value in weights.items() if key.split(".")[0] not in CLASSIFIERS}
+    if not found:
+        raise CheckpointError(f"no backbone is among the {len(weights)} tensors")
+    return found
+
+
+def thaw(model: nn.Module) -> bool:
+    """Let a backbone of random weights learn, all of it; whether some of it was frozen, as MMDetection has it for pretrained ones."""
+    backbone: Any = model.backbone
+    frozen = getattr(backbone, "frozen_stages", -1) >= 0 or getattr(backbone, "norm_eval", False)
+    frozen = frozen or not all(parameter.requires_grad for parameter in backbone.parameters())
+    if frozen:
+        backbone.frozen_stages, backbone.norm_eval = -1, False
+        backbone.requires_grad_(True)
+    return frozen
 
 
 def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str] = ("neck", "bbox_head", "rpn_head", "roi_head")) -> list[str]:

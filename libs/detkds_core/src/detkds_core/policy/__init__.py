@@ -3,7 +3,7 @@
 from detkds_core.policy.canonical import canonical
 from detkds_core.policy.formula import formula, parse_formula, readable
 from detkds_core.policy.named import NamedPolicy, named_policies
-from detkds_core.policy.pair import PairFacts, pair_legality
+from detkds_core.policy.pair import PairFacts, images_needed, pair_legality
 from detkds_core.policy.rules import check, legality
 from detkds_core.policy.schema import canonical_json, from_json, json_schema, to_json
 from detkds_core.policy.space import SearchSpace
@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "formula",
     "from_json",
+    "images_needed",
     "json_schema",
     "legality",
     "named_policies",

@@ -1,6 +1,6 @@
 """What a pair can be trained with: the facts that decide, and the rules."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from detkds_core.policy.meaning import OF_IMAGES, few_scores, last
@@ -36,6 +36,16 @@ PairRule = Callable[[Term, PairFacts], Iterator[Reason]]
 def pair_legality(term: Term, facts: PairFacts) -> list[Reason]:
     """Why a legal term has no meaning on this pair; empty if it has."""
     return [reason for rule in PAIR_RULES.values() for reason in rule(term, facts)]
+
+
+def images_needed(terms: Iterable[Term]) -> int:
+    """The fewest images that a forward of one device may have, so that each of the terms has a gradient: 1, 2 or 3."""
+
+    def lacking(term: Term, images: int) -> bool:
+        facts = PairFacts(images_per_batch=images)
+        return any(True for rule in (_two_images, _three_images) for _ in rule(term, facts))
+
+    return max((next((images for images in (1, 2) if not lacking(term, images)), 3) for term in terms), default=1)
 
 
 def _regions(term: Term, facts: PairFacts) -> Iterator[Reason]:

@@ -63,6 +63,8 @@ class Batches:
         for annotation in content["annotations"]:
             if annotation["image_id"] in self.truth and not annotation.get("iscrowd", 0):
                 x, y, width, height = annotation["bbox"]
+                if min(width, height) <= 0:  # COCO has two; such a box teaches nothing, and no detector says so
+                    continue
                 boxes, classes, objects = self.truth[annotation["image_id"]]
                 boxes.append([x, y, x + width, y + height])
                 classes.append(labels[annotation["category_id"]])

@@ -16,9 +16,9 @@ from detkds_core.catalogue.recipe import smaller_batch_warning
 from detkds_core.datasets import Dataset, report_ids
 from detkds_core.detectors.build import export_student, parameter_count, read_pickle, save_student
 from detkds_core.evaluation.predict import measure
-from detkds_core.policy import Policy, from_json
+from detkds_core.policy import Policy, from_json, images_needed
 from detkds_core.training import parallel
-from detkds_core.training.group import DoesNotFitError, Start, batches_for, new_learner, prepare, train
+from detkds_core.training.group import DoesNotFitError, Start, batches_for, new_learner, prepare, start_warnings, train
 from detkds_core.training.jobs import Report, TrainingError, environment, figures, measure_together, resolved_recipe, selection
 from detkds_core.training.learner import Learner, final_weights, restore, state_of
 
@@ -52,9 +52,11 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
     """
     dataset = Dataset.from_json(spec["dataset"])
     recipe, notes = resolved_recipe(spec, dataset)
-    warnings = [*spec.get("warnings", []), *notes]
     start, policy = prepare(spec, spec["seed"]), from_json(spec["policy"])
+    warnings = [*spec.get("warnings", []), *notes, *start_warnings(start)]
     state = read_pickle(Path(spec["resume_from"])) if spec.get("resume_from") else None
+    if recipe.eval_every is not None:
+        selection(dataset, recipe)  # one on which nothing can be measured is told before hours are spent
     began = time.monotonic()
     if state is None:
         report(0, recipe.iterations + 2, f"measuring the teacher on {len(report_ids(dataset))} images")
@@ -69,10 +71,12 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
         try:
             _train(run, start, dataset, recipe, spec, folder, report, {"teacher": teacher, "warnings": warnings}, began)
             break
-        except DoesNotFitError as error:
-            smaller, reason = recipe.with_smaller_batch(), str(error)
+        except (DoesNotFitError, torch.OutOfMemoryError) as error:  # the second: a later batch, of larger images
+            smaller, reason = recipe.with_smaller_batch(images_needed(policy.terms)), str(error).partition("\n")[0]
             if smaller is None or parallel.devices() > 1:  # the others wait in a step that will not end: who started them starts again
                 raise
+        saved = folder.parent / "resume.pt"
+        state = read_pickle(saved) if saved.is_file() else state  # what has been learnt stays learnt
         del run  # outside of the except block, whose traceback holds on to every tensor of the step
         gc.collect()
         torch.cuda.empty_cache()
@@ -141,11 +145,11 @@ def _train(
 
 
 def _evaluate(run: Run, dataset: Dataset, recipe: Recipe) -> None:
-    """Measure the student on the selection images and keep its weights if there were none better."""
+    """Measure the student on the selection images and keep its weights if there were none better; of equals those that learned longer."""
     with final_weights(run.learner) as model:
         metrics, _ = measure_together(model, dataset, selection(dataset, recipe), recipe)
         run.evaluations.append({"iteration": run.step, **figures(metrics)})
-        if run.best is None or metrics.ap > run.best["ap"]:
+        if run.best is None or metrics.ap >= run.best["ap"]:
             weights = {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
             run.best = {"iteration": run.step, "ap": metrics.ap, "weights": weights}
 

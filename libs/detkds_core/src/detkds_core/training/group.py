@@ -17,7 +17,7 @@ from detkds_core import distillers
 from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, detector
 from detkds_core.datasets import default_cache
 from detkds_core.datasets.kept import TOKENS
-from detkds_core.detectors.build import build_detector, inherit, load_weights, safe_channels_last
+from detkds_core.detectors.build import build_detector, inherit, load_student, load_weights, safe_channels_last, thaw
 from detkds_core.detectors.cross_head import head_tail
 from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
 from detkds_core.detectors.tap import dense_head
@@ -62,6 +62,7 @@ class Start:
     device: torch.device
     train: Mapping[str, Any] | None = None  # the training images ({"annotations", "images"}), and the digest of their dataset
     dataset_digest: str = ""
+    thawed: bool = False  # whether the student's backbone is drawn at random where MMDetection freezes some of a pretrained one
 
 
 def default_device() -> torch.device:
@@ -88,15 +89,27 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
     teacher = load_teacher(teacher_entry.name, spec["teacher"]["checkpoint"], classes, device)
     torch.manual_seed(seed)
     student = build_detector(student_entry.name, classes)
-    if spec["student"].get("checkpoint"):
-        load_weights(student, checkpoint_path(spec["student"]["checkpoint"]))
-    elif spec.get("inherit", True):
+    checkpoint = spec["student"].get("checkpoint")
+    whole = bool(checkpoint) and load_student(student, checkpoint_path(checkpoint))
+    if not whole and spec.get("inherit", True):
         inherit(student, teacher.cpu())
         teacher.to(device)
     weights = {key: value.clone() for key, value in student.state_dict().items()}
     frozen = Teacher(teacher, levels.teacher, levels.strides)
     dataset = spec["dataset"]
-    return Start(frozen, teacher_entry, student_entry, weights, classes, levels, device, dataset["train"], dataset.get("digest", ""))
+    digest = dataset.get("digest", "")
+    thawed = not checkpoint and thaw(student)
+    return Start(frozen, teacher_entry, student_entry, weights, classes, levels, device, dataset["train"], digest, thawed)
+
+
+def start_warnings(start: Start) -> list[str]:
+    """What has to be said of a student's first weights."""
+    if not start.thawed:
+        return []
+    return [
+        f"the backbone of {start.student_entry.name} begins with random weights, where MMDetection begins with pretrained ones; all of it "
+        "is trained, for which published schedules are short: give a student.checkpoint (detkds convert --backbone)"
+    ]
 
 
 def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int, on_token_step: Progress | None = None) -> Learner:
@@ -108,6 +121,8 @@ def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int, on_toke
     torch.manual_seed(seed)
     model = build_detector(start.student_entry.name, start.classes)
     model.load_state_dict(start.weights)
+    if start.thawed:
+        thaw(model)
     torch.manual_seed(seed + 1)
     adapters = make_adapters(start.teacher_entry, start.student_entry, len(start.levels.student))
     model.to(start.device).train()

@@ -21,7 +21,7 @@ from detkds_core.training import parallel
 from detkds_core.training.batches import Batches
 from detkds_core.training.capacity import together
 from detkds_core.training.ground import Ground, Looked, Report, ground_of, looked_at
-from detkds_core.training.group import DoesNotFitError, Progress, Start, batches_for, prepare, train
+from detkds_core.training.group import DoesNotFitError, Progress, Start, batches_for, prepare, start_warnings, train
 from detkds_core.training.group import TrainingError as TrainingError
 from detkds_core.training.learner import Learner, final_weights
 from detkds_core.training.pull import fixed
@@ -41,6 +41,8 @@ def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any
     dataset = Dataset.from_json(spec["dataset"])
     recipe, warnings = resolved_recipe(spec, dataset)
     start = prepare(spec, spec["seed"])
+    if spec["kind"] == "evaluate":
+        selection(dataset, recipe)  # one on which nothing can be measured is told at once
     candidates = {candidate["index"]: candidate for candidate in spec["candidates"]}
     policies = {index: from_json(candidate["policy"]) for index, candidate in candidates.items()}
     rows: dict[int, dict[str, Any]] = {}
@@ -58,6 +60,7 @@ def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any
         rows[index] = measured[index] if index in measured else _row(index, looked.resolved(index, policy))
         looked.tell(index, rows[index])
     found = [rows[index] for index in candidates]
+    warnings += start_warnings(start)
     return {"candidates": found, "warnings": warnings, "environment": environment(), **({"fork": trunk} if trunk else {})}
 
 
@@ -155,8 +158,15 @@ def resolved_recipe(spec: Mapping[str, Any], dataset: Dataset) -> tuple[Recipe, 
 
 
 def selection(dataset: Dataset, recipe: Recipe) -> list[int]:
-    """The images that candidates and checkpoints are chosen by."""
-    return list(selection_ids(dataset))[: recipe.eval_images]
+    """The images that candidates and checkpoints are chosen by. Raises TrainingError where no box is on them."""
+    ids = list(selection_ids(dataset))[: recipe.eval_images]
+    on_them = set(ids)
+    if not any(one["image_id"] in on_them and not one.get("iscrowd", 0) for one in dataset.val.load()["annotations"]):
+        raise TrainingError(
+            "bad_data",
+            f"recipe.eval_images: the first {len(ids)} images of the selection half hold no box to measure on; give more, or none",
+        )
+    return ids
 
 
 def measure_together(model: nn.Module, dataset: Dataset, ids: Sequence[int], recipe: Recipe) -> tuple[Metrics, list[dict[str, Any]]]:
