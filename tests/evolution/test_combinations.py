@@ -94,19 +94,22 @@ def test_a_small_search_opens_with_fewer_terms_an_island():
     assert [openings(budget) for budget in (100, 1500, 2500, 100_000)] == [2, 3, 5, 6]
 
 
-def test_the_best_terms_are_grafted_onto_the_best_hand_designed_policy_of_several():
+def test_the_best_terms_are_grafted_onto_the_best_hand_designed_policies_of_several():
     kl = Term("logits", ("softmax_HW",), "kl", 5.0)
     boxes = Term("localization", ("none",), "l1", 1.0)
     better = canonical(parse_formula("l2[region=teacher_score, warm_up=500](global) + 0.04·kl_sigmoid(logits)"))
     history = seen(make_spec(), (NONE, 10, None), (FRS, 15, None), (better, 20, None), (PKD, 25, None))
     moves = list(grafted(history, [(kl, 4), (boxes, 5)]))
-    global_term, logits_term = better.terms
+    (global_term, logits_term), (frs_global, frs_logits) = better.terms, FRS.terms
+    half_kl, half_boxes = replace(kl, weight=2.5), replace(boxes, weight=0.5)
     assert moves == [
-        (Policy((global_term, replace(kl, weight=2.5))), (2, 4)),
-        (Policy((global_term, logits_term, replace(boxes, weight=0.5))), (2, 5)),
+        (Policy((global_term, half_kl)), (2, 4)),
+        (Policy((global_term, logits_term, half_boxes)), (2, 5)),
+        (Policy((frs_global, half_kl)), (1, 4)),
+        (Policy((frs_global, frs_logits, half_boxes)), (1, 5)),
     ]
     assert not list(grafted(seen(make_spec(), (NONE, 10, None), (PKD, 25, None)), [(kl, 4)])), "nobody has several terms"
     proposed = replace(better, terms=(replace(better.terms[0], weight=3.0), better.terms[1]))
     history.asked(Job(1, 0, 0, (4,), (Candidate(4, proposed, "stage2", None, (), "combine"),)))
     history.told(1, {4: Outcome(30)})
-    assert not list(grafted(history, [(kl, 4)])), "a combination that was proposed is better"
+    assert list(grafted(history, [(kl, 4), (boxes, 5)])) == moves, "whatever was combined before"

@@ -1,6 +1,7 @@
 """Climbing by hand: who is promoted, which rung misleads, who is measured again."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -86,6 +87,18 @@ def test_with_one_rung_below_the_full_proxy_single_terms_wait_there():
     assert promotion(singles, closing=False) is None
     assert promotion(singles, closing=True) == (1, [5, 4])
     assert promotion(history(rows, group=2, rungs=(10, 90), pairs=(0, 1, 2, 3)), closing=False) == (1, [3])
+
+
+def test_references_wait_as_single_terms_do_for_they_are_confirmed_anyway():
+    made = History(make_spec(calibration=0, group=2, rungs=(10, 90)))
+    candidates = [replace(pair(index), stage="reference" if index < 3 else "stage2") for index in range(6)]
+    made.asked(Job(0, 0, 0, tuple(range(6)), tuple(candidates)))
+    made.told(0, {index: Outcome(10.0 - index) for index in range(6)})
+    assert promotion(made, closing=False) == (1, [3])
+    made.asked(Job(1, 1, 0, (3,), ()))
+    made.told(1, {3: Outcome(9.0)})
+    assert promotion(made, closing=False) is None
+    assert promotion(made, closing=True) == (1, [0]), "at the end the best goes, whatever it is"
 
 
 def test_no_more_than_a_group_climbs_at_once():

@@ -68,7 +68,8 @@ def test_each_knowledge_against_no_distillation_by_hand():
     first, second = insight(rows)["knowledge"]
     # mean 24, s = sqrt(2), t(1) = 12.7062: half = 12.7062
     assert (first["knowledge"], first["candidates"], first["gain"], first["best_gain"]) == ("global", 2, 4.0, 5.0)
-    assert first["interval"] == pytest.approx([4 - 12.7062, 4 + 12.7062], abs=1e-3)
+    # two values 2 apart: t(1) = 12.7062 times their deviation, sqrt(2), times sqrt(1 / 2 + 1)
+    assert first["interval"] == pytest.approx([4 - 12.7062 * 3**0.5, 4 + 12.7062 * 3**0.5], abs=1e-3)
     assert (second["knowledge"], second["gain"], second["interval"]) == ("logits", -1.0, None)
 
 

@@ -188,7 +188,11 @@ def foreseen(course: Spec) -> Foreseen:
 
 
 def played(course: Spec) -> Evolution:
-    """A search that has ended, or proposed PLAYED candidates: they are worth random numbers, nearly the same at every rung."""
+    """A search that has ended, or proposed PLAYED candidates: they are worth random numbers, nearly the same at every rung.
+
+    Optuna's samplers take minutes to choose so many, and measure each candidate at the full proxy, as random policies are.
+    """
+    course = replace(course, algorithm="random") if course.algorithm in ("tpe", "nsga2") else course
     evolution, rng = Evolution(course), random.Random(0)
     worth: dict[int, float] = {}
     while len(evolution.candidates) < PLAYED and (job := evolution.ask()) is not None:

@@ -22,6 +22,7 @@ ELITE = 8  # how many of the best candidates breed
 TOURNAMENT = 3
 ATTEMPTS = 50
 OPENING = 12  # combinations made by hand before mutation
+GRAFTED = 3  # hand-designed policies of several terms that they begin with, and terms that each is tried with
 ENUMERATED = 5_000  # combinations looked through when draws find nothing new
 DAMPING = 0.5  # two to five terms add up: their gradients together stay near that of one (1 / sqrt(2) .. 1 / sqrt(5))
 
@@ -91,7 +92,7 @@ def opening_moves(history: History, choices: dict[str, list[Choice]]) -> Iterato
     """The combinations worth trying before any mutation, in the order of their promise.
 
     First what an additive model has for the best: every island that gains over no distillation, with weights that keep the length of
-    all gradients together near that of one. Then the best with each other island, the best of each on the best hand-designed policy of
+    all gradients together near that of one. Then the best with each other island, the best terms on the best hand-designed policies of
     several terms, and fewer and more of all.
     """
     best = [formulas[0] for formulas in choices.values()]  # one of each island, the best first
@@ -113,14 +114,15 @@ def opening_moves(history: History, choices: dict[str, list[Choice]]) -> Iterato
 
 
 def grafted(history: History, best: Sequence[Choice]) -> Iterator[Move]:
-    """The hand-designed policy that is the best of those with several terms, with the best term of each island in place of its own, or
-    beside it; nothing where a combination that was proposed is better."""
-    whole = next((one.candidate for one in history.ranked if len(one.candidate.policy.terms) > 1), None)
-    if whole is None or whole.stage != "reference":
-        return
-    for term, origin in best:
-        others = tuple(mine for mine in whole.policy.terms if mine.knowledge != term.knowledge)
-        yield replace(whole.policy, terms=(*others, scaled(term, DAMPING))), (whole.index, origin)
+    """The best hand-designed policies of several terms, each with the best term of an island in place of its own, or beside it.
+
+    Several, and whatever was combined before: a short rung orders them badly where detectors hardly detect yet.
+    """
+    designed = [one.candidate for one in history.ranked if one.candidate.stage == "reference" and len(one.candidate.policy.terms) > 1]
+    for whole in designed[:GRAFTED]:
+        for term, origin in best[:GRAFTED]:
+            others = tuple(mine for mine in whole.policy.terms if mine.knowledge != term.knowledge)
+            yield replace(whole.policy, terms=(*others, scaled(term, DAMPING))), (whole.index, origin)
 
 
 def gains(history: History, index: int) -> bool:

@@ -106,12 +106,13 @@ def promotions(history: History, *, closing: bool) -> Iterator[tuple[int, list[i
 
 
 def waits(history: History, index: int) -> bool:
-    """Whether a candidate is a single term that others are to be combined with: it passes the full proxy once no combinations are to come.
+    """Whether a candidate is what combinations are made of, a single term or a reference: it passes the full proxy once none are to come.
 
-    Which term serves best is seen well enough below, and what a small search has for the full proxy decides between combinations.
+    Which term serves best is seen well enough below, and references are confirmed anyway: what a small search has for the full proxy
+    decides between combinations.
     """
-    spec = history.spec
-    return spec.algorithm == "detkds" and spec.stage2_share > 0 and len(history.candidates[index].policy.terms) == 1
+    spec, one = history.spec, history.candidates[index]
+    return spec.algorithm == "detkds" and spec.stage2_share > 0 and (one.stage == "reference" or len(one.policy.terms) == 1)
 
 
 def replication(history: History) -> tuple[int, list[int]] | None:
@@ -141,18 +142,26 @@ def replication(history: History) -> tuple[int, list[int]] | None:
 
 
 def seed_noise(history: History) -> float:
-    """The standard deviation of the full proxy between seeds, pooled over the candidates that were repeated."""
+    """The standard deviation of the full proxy between seeds: as measured, else a quarter of the spread of what is there, a guess."""
     top = history.spec.top
 
     def found() -> float:
+        if (noise := measured_noise(history)) is not None:
+            return noise
         known = [mine[top] for mine in history.values.values() if top in mine]
-        repeated = [values for values in known if len(values) > 1]
-        freedom = sum(len(values) - 1 for values in repeated)
-        if freedom >= 2:
-            return math.sqrt(sum((value - fmean(values)) ** 2 for values in repeated for value in values) / freedom)
         return pstdev([fmean(values) for values in known]) / 4 if known else 0.0
 
     return history.remembered("seed noise", found)
+
+
+def measured_noise(history: History) -> float | None:
+    """The same, pooled over the candidates that were repeated; None where too few were."""
+    top = history.spec.top
+    repeated = [mine[top] for mine in history.values.values() if len(mine.get(top, ())) > 1]
+    freedom = sum(len(values) - 1 for values in repeated)
+    if freedom < 2:
+        return None
+    return math.sqrt(sum((value - fmean(values)) ** 2 for values in repeated for value in values) / freedom)
 
 
 def shrunken(history: History, rung: int, value: float, replicates: int) -> float:

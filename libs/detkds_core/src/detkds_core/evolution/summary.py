@@ -9,7 +9,7 @@ from statistics import NormalDist, fmean
 from typing import Any, Literal
 
 from detkds_core.evolution.history import History
-from detkds_core.evolution.rungs import agreement, calibrating, climbed, seed_noise
+from detkds_core.evolution.rungs import agreement, calibrating, climbed, measured_noise
 from detkds_core.evolution.spec import GATES, Candidate, Outcome
 from detkds_core.policy import formula
 
@@ -163,8 +163,7 @@ def _rungs(history: History) -> list[dict[str, Any]]:
                 "tau": None if tau is None else {"tau": tau[0], "interval": [tau[1], tau[2]], "candidates": tau[3]},
             }
         )
-    full = [mine for mine in history.values.values() if history.spec.top in mine]
-    found[-1]["seed_noise"] = seed_noise(history) if len(full) > 1 else None
+    found[-1]["seed_noise"] = measured_noise(history)
     return found
 
 

@@ -117,7 +117,10 @@ def chance(hits: int, drawn: int, marked: int, every: int) -> float:
 
 
 def knowledge(measured: Sequence[Measured], rung: int) -> list[dict[str, Any]]:
-    """What each knowledge earned where it was used alone: its candidates' AP less that of no distillation (None: not measured there)."""
+    """What each knowledge earned where it was used alone: its candidates' AP less that of no distillation (None: not measured there).
+
+    interval: of the gain, 95 %, as that of two means, for no distillation was measured too, once, and is as uncertain as a candidate.
+    """
     here = [one for one in measured if rung in one.rungs]
     alone = next((one.rungs[rung] for one in here if not one.genes), None)
     groups: dict[str, list[float]] = {}
@@ -128,15 +131,17 @@ def knowledge(measured: Sequence[Measured], rung: int) -> list[dict[str, Any]]:
     lines = []
     for name, values in groups.items():
         interval = mean_interval(values)
+        half = (interval.high - interval.mean) * math.sqrt(1 + len(values))  # s * sqrt(1 / n + 1) in place of s * sqrt(1 / n)
+        gain = None if alone is None else interval.mean - alone
         lines.append(
             {
                 "knowledge": name,
                 "candidates": len(values),
                 "mean": interval.mean,
                 "best": max(values),
-                "gain": None if alone is None else interval.mean - alone,
+                "gain": gain,
                 "best_gain": None if alone is None else max(values) - alone,
-                "interval": None if alone is None or len(values) < 2 else [interval.low - alone, interval.high - alone],
+                "interval": None if gain is None or len(values) < 2 else [gain - half, gain + half],
             }
         )
     return sorted(lines, key=lambda line: (-line["mean"], line["knowledge"]))
