@@ -70,7 +70,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "migration": {"patch": [(islands, "MIGRATE", 0.0)]},
     "replication": {"patch": [(rungs, "REPLICATES", 1)]},
     "cap on promotions": {"patch": [(rungs, "CAPPED", False)]},
-    "single terms that wait": {"patch": [(rungs, "waits", nothing)]},
+    "single terms and references that wait": {"patch": [(rungs, "waits", nothing)]},
     "references that spare": {"patch": [(searchers, "SPARED", 0)]},
     "grafts on hand-designed policies": {"patch": [(combinations, "grafted", no_moves)]},
     "a last group that leaves what climbs": {"patch": [(searchers, "begun", whole_group)]},
