@@ -76,3 +76,22 @@ def test_a_detector_that_takes_pixels_as_they_are(teacher, mean):
     if mean is not None:
         torch.testing.assert_close(own[0, :, :50, :70], shown.images[0].float())
         assert set(own[0, :, 50:].unique().tolist()) == {114.0}
+
+
+@pytest.mark.parametrize("name", ["rtmdet_tiny", "gfl_r18w8_fpn32"])
+def test_a_teacher_that_fills_its_images_up_further_than_the_student_hands_over_what_lies_under_the_students(name):
+    """A neck that joins maps of neighbouring strides needs sides of whole multiples; a DETR fills nothing up."""
+    teacher, detr = DETECTORS[name], DETECTORS["detr_r18"]
+    levels = match_levels(teacher, detr)
+    student = build_detector("detr_r18", CLASSES).eval()
+    start = Start(Teacher(build_detector(name, CLASSES), levels.teacher), teacher, detr, {}, CLASSES, levels, torch.device("cpu"))
+    odd = Batch([torch.randint(0, 256, (3, 100, 133), dtype=torch.uint8)], [torch.tensor([[4.0, 4, 30, 30]])], [torch.tensor([0])])
+    inputs, _ = model_inputs(student.data_preprocessor, odd, torch.device("cpu"))
+    assert inputs.shape[-2:] == (100, 133)
+    said = teacher_signals(start, student.data_preprocessor, odd, inputs, NEEDS)
+    own, _ = model_inputs(start.teacher.model.data_preprocessor, odd, torch.device("cpu"))
+    assert own.shape[-2:] == (128, 160)
+    maps = [student.extract_feat(inputs)[level] for level in levels.student]
+    assert [x.shape[-2:] for x in said.features] == [x.shape[-2:] for x in maps]
+    for ours, whole in zip(said.features, start.teacher.signals(own, NEEDS).features, strict=True):
+        torch.testing.assert_close(ours, whole[..., : ours.shape[-2], : ours.shape[-1]])

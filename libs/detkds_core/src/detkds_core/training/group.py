@@ -349,14 +349,30 @@ def teacher_signals(start: Start, student_preprocess: nn.Module, batch: Batch, i
     """The teacher's signals on the same images, normalised its own way when it differs from the student's."""
     assert start.teacher is not None
     own = start.teacher.model.data_preprocessor
-    if not _same_normalisation(own, student_preprocess):
-        inputs, _ = model_inputs(own, batch, start.device, pad_to=tuple(inputs.shape[-2:]))
-    return start.teacher.signals(inputs, needs)
+    if _same_normalisation(own, student_preprocess):
+        return start.teacher.signals(inputs, needs)
+    height, width = inputs.shape[-2:]
+    theirs, _ = model_inputs(own, batch, start.device)
+    missing = (max(0, height - theirs.shape[-2]), max(0, width - theirs.shape[-1]))
+    signals = start.teacher.signals(nn.functional.pad(theirs, (0, missing[1], 0, missing[0])), needs)
+    if theirs.shape[-2] <= height and theirs.shape[-1] <= width:
+        return signals
+    strides = start.teacher.strides or tuple(start.teacher_entry.strides[level] for level in start.levels.teacher)
+    return cut_to(signals, (height, width), strides)
 
 
-def model_inputs(
-    preprocess: nn.Module, batch: Batch, device: torch.device, pad_to: tuple[int, ...] | None = None
-) -> tuple[Tensor, list[Any]]:
+def cut_to(signals: Signals, shape: tuple[int, int], strides: Sequence[int]) -> Signals:
+    """The maps of a teacher whose images were filled up further than the student's, as far as these reach (height, width in pixels)."""
+
+    def cut(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(
+            x[..., : -(-shape[0] // stride), : -(-shape[1] // stride)].contiguous() for x, stride in zip(maps, strides, strict=True)
+        )
+
+    return replace(signals, features=cut(signals.features), logits=cut(signals.logits) if signals.logits else ())
+
+
+def model_inputs(preprocess: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, list[Any]]:
     """Normalise and pad a batch: inputs (B, 3, H, W) and MMDetection's samples with ground truth."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
@@ -373,10 +389,7 @@ def model_inputs(
         samples.append(sample)
     images = [image.pin_memory() if device.type == "cuda" else image for image in batch.images]  # else the copy waits for the device
     data = preprocess({"inputs": [image.to(device, non_blocking=True) for image in images], "data_samples": samples}, True)
-    inputs = data["inputs"]
-    if pad_to is not None:
-        inputs = nn.functional.pad(inputs, (0, pad_to[1] - inputs.shape[-1], 0, pad_to[0] - inputs.shape[-2]))
-    return inputs, data["data_samples"]
+    return data["inputs"], data["data_samples"]
 
 
 def _same_normalisation(a: nn.Module, b: nn.Module) -> bool:
