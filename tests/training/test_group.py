@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.build import CheckpointError, backbone_weights, build_detector, save_weights
-from detkds_core.policy import Policy, named_policies
+from detkds_core.policy import Policy, named_policies, parse_formula
 from detkds_core.training.batches import Batches
 from detkds_core.training.group import new_learner, prepare, start_warnings, train, weights_digest
 from detkds_core.training.jobs import measure_candidates
@@ -147,3 +147,22 @@ def test_confirmation_measures_on_the_report_images_and_on_draws_of_them(spec):
     assert len(row["resampled_ap"]) == 200
     known = [ap for ap in row["resampled_ap"] if ap is not None]
     assert min(known) <= row["ap"] <= max(known)
+
+
+@pytest.mark.parametrize("name", ["l2[stop=0.5](global)", "l2[stop=0.5](global) + 0.1·l2(logits)"], ids=["all", "one of two"])
+def test_the_teacher_is_not_asked_any_more_once_all_has_stopped(spec, name, monkeypatch):
+    def weights(ask_on):
+        start, recipe = prepare(job, 3), Recipe.from_json(job["recipe"])
+        learner = new_learner(start, parse_formula(name), recipe, 3)
+        asked, signals = [], start.teacher.signals
+        monkeypatch.setattr(start.teacher, "signals", lambda inputs, needs: (asked.append(needs), signals(inputs, needs))[1])
+        if ask_on:
+            monkeypatch.setattr(type(learner), "needs_at", lambda self, *_: self.needs)
+        train([learner], start, Batches(job["dataset"]["train"], recipe, 3))
+        assert learner.read_losses()["distill/0_global"] == 0
+        return weights_digest(learner.student.model), len(asked)
+
+    job = spec(recipe={"iterations": 6, "batch": 2})
+    (digest, asked), (same, every) = weights(ask_on=False), weights(ask_on=True)
+    assert digest == same
+    assert (asked, every) == (6 if "logits" in name else 3, 6)

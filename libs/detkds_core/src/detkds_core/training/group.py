@@ -228,7 +228,7 @@ def train(
             for part in range(parts):
                 batch = next(coming)
                 inputs, samples, scene = shown(start, preprocess, batches, batch, step, part, fast)
-                needs = frozenset().union(*(learner.needs for learner in alive))
+                needs = frozenset().union(*(learner.needs_at(step, recipe.iterations) for learner in alive))
                 with in_precision(recipe, start.device):
                     said = teacher_signals(start, preprocess, batch, inputs, needs) if needs else Signals(features=())
                 for learner in alive:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.pair import Student
-from detkds_core.losses.policy import needs
+from detkds_core.losses.policy import needs, stopped
 from detkds_core.policy import Policy
 from detkds_core.training import parallel
 
@@ -42,6 +42,12 @@ class Learner:
 
     def parameters(self) -> list[nn.Parameter]:
         return self.student.parameters() + [p for p in self.distillers.parameters() if p.requires_grad]
+
+    def needs_at(self, step: int, total_steps: int) -> frozenset[str]:
+        """The signals that a step compares: nothing once every term has stopped, so that neither is the teacher asked."""
+        terms = self.policy.terms
+        over = bool(terms) and not self.policy.distillers and all(stopped(term, step, total_steps) for term in terms)
+        return frozenset() if over else self.needs
 
     def read_losses(self) -> dict[str, float]:
         """The last step's losses as numbers, means over all devices; `ratio`: distillation to task, where there is distillation.

@@ -89,7 +89,11 @@ def losses_of(
     What the policy compares of the pyramid and the dense head is launched before the detector's own loss and runs beside it: in that, small
     operations on the boxes of each image keep the host busy and a GPU mostly idle.
     """
-    policy = learner.policy
+    policy, needs = learner.policy, learner.needs_at(scene.step, scene.total_steps)
+    if learner.needs and not needs:
+        task, _ = learner.student.losses(inputs, samples, needs)
+        nothing = torch.zeros((), device=inputs.device)
+        return task, {f"distill/{index}_{term.knowledge}": nothing for index, term in enumerate(policy.terms)}
     found: dict[str, Tensor] = {}
     joins: list[Callable[[], None]] = []
 
@@ -106,13 +110,13 @@ def losses_of(
             compare(signals, said, early=True)
 
     try:
-        task, signals = learner.student.losses(inputs, samples, learner.needs, meanwhile)
+        task, signals = learner.student.losses(inputs, samples, needs, meanwhile)
     finally:
         for join in joins:
             join()
-    if learner.needs & LATE:
+    if needs & LATE:
         if signals.rois is not None and teacher is not None:
-            said = replace(said, rois=teacher.regard(signals.rois, learner.needs))
+            said = replace(said, rois=teacher.regard(signals.rois, needs))
         compare(signals, said, early=False)
     return task, found
 
