@@ -218,7 +218,7 @@ def alone(tmp_path):
     made = []
 
     def service():
-        made.append(Checker(store, settings))
+        made.append(Checker(settings))
         return made[-1]
 
     service.store, service.settings, service.splits = store, settings, splits
@@ -226,6 +226,7 @@ def alone(tmp_path):
     for one in made:
         for check in one.checks:
             check.end()
+        one.store.close()
     store.close()
 
 
@@ -316,7 +317,7 @@ def test_a_check_that_takes_its_service_with_it_again_and_again_is_refused(alone
 
 def test_a_service_with_other_folders_leaves_a_check_to_one_that_has_them(alone, monkeypatch, tmp_path):
     ask(alone)
-    blind = Checker(alone.store, alone.settings.model_copy(update={"data_roots": (tmp_path / "other",)}))
+    blind = Checker(alone.settings.model_copy(update={"data_roots": (tmp_path / "other",)}))
     blind.step()
     assert (blind.checks, known(alone).state, known(alone).attempts) == ([], "CHECKING", 0)
     monkeypatch.setattr(checking, "PATIENCE_SECONDS", 0.0)

@@ -62,7 +62,7 @@ Errors are RFC 9457 problems whose `errors[]` say which field was wrong and what
 def create_app(settings: Settings) -> FastAPI:
     """The app over the store of `settings`. The database must have been migrated (`detkds serve` does)."""
     store = Store(settings.url)
-    checker = Checker(store, settings)
+    checker = Checker(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -88,8 +88,8 @@ class Check:
 class Checker:
     """Checks what waits for it, in a thread that lives as long as the service."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
-        self.store, self.settings = store, settings
+    def __init__(self, settings: Settings) -> None:
+        self.store, self.settings = Store(settings.url), settings  # connections of its own: requests wait for none of them
         self.place = f"{socket.gethostname()}:{os.getpid()}"
         self.count = 0
         self.checks: list[Check] = []
@@ -125,6 +125,7 @@ class Checker:
                 self.leave(check, counted=False)
             except UNREACHABLE:
                 log.warning("a check could not be given back; its lease runs out", extra={"dataset": check.name})
+        self.store.close()
 
     def step(self) -> None:
         """Look at every check that runs, and begin what waits while there is room."""

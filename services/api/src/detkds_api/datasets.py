@@ -284,7 +284,7 @@ def list_datasets(service: Service, limit: Limit = 50, cursor: Cursor = None) ->
     return Page(items=items, next_cursor=after)
 
 
-@router.get("/datasets/{name}", responses={200: example(EXAMPLE)})
+@router.get("/datasets/{name}", responses={200: example(EXAMPLE), **answers(NotFound)})
 def get_dataset(name: DatasetPath, service: Service) -> DatasetView:
     """One dataset: what it has, how far its check is, or what is wrong with it."""
     if name in BUILTIN:
@@ -296,7 +296,7 @@ def get_dataset(name: DatasetPath, service: Service) -> DatasetView:
         return view(record)
 
 
-@router.delete("/datasets/{name}", responses={200: example(REFUSED), **answers(Conflict, Forbidden)})
+@router.delete("/datasets/{name}", responses={200: example(REFUSED), **answers(Conflict, Forbidden, NotFound)})
 def delete_dataset(name: DatasetPath, service: Service) -> DatasetView:
     """Remove a dataset that is not READY: one that was REFUSED, or whose check shall end. The answer is what it was.
 
