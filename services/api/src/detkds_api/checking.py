@@ -111,13 +111,15 @@ class Checker:
 
     def run(self) -> None:
         while not self.ending:
+            pause = IDLE_SECONDS
             try:
                 self.step()
+                pause = TICK if self.checks else IDLE_SECONDS
             except UNREACHABLE as error:
                 log.warning("the database cannot be reached", extra={"reason": str(error).partition("\n")[0]})
             except Exception:
                 log.exception("the checks of datasets go on after an error")
-            self.asked.wait(TICK if self.checks else IDLE_SECONDS)
+            self.asked.wait(pause)
             self.asked.clear()
         for check in self.checks:
             check.end()
