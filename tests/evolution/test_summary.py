@@ -72,17 +72,26 @@ def test_a_bad_gate_does_not_hide_behind_a_good_one():
     found = funnel(history([*measured, *by_descent, *by_loss, *doubles]))
     nothing = {"audited": 0, "falsely_rejected": 0, "false_reject_rate": None, "false_reject_interval": None, "seconds": None}
     assert list(found["gates"]) == ["duplicate", "first_loss", "descent"], "as a candidate meets them"
-    assert found["gates"]["duplicate"] == {"refused": 2, **nothing}, "a double's measurement says nothing of the gate"
+    audit = {"audited": 1, "falsely_rejected": 0, "false_reject_rate": 0.0}
+    assert found["gates"]["duplicate"] == {"refused": 2, **nothing, **audit, "false_reject_interval": pytest.approx([0, 0.793], abs=1e-3)}
     loss, descent = found["gates"]["first_loss"], found["gates"]["descent"]
     assert (loss["refused"], loss["audited"], loss["falsely_rejected"], loss["false_reject_rate"]) == (3, 3, 0, 0.0)
     assert loss["false_reject_interval"] == pytest.approx([0.0, 0.5615], abs=1e-4)
     assert (descent["refused"], descent["audited"], descent["falsely_rejected"], descent["false_reject_rate"]) == (3, 2, 1, 0.5)
     # middle 0.5, half z / (1 + z^2 / 2) * sqrt(0.25 / 2 + z^2 / 16) = 0.4055
     assert descent["false_reject_interval"] == pytest.approx([0.0945, 0.9055], abs=1e-4)
-    assert (found["audited"], found["falsely_rejected"], found["false_reject_rate"]) == (5, 1, 0.2), "together they look well"
+    assert (found["audited"], found["falsely_rejected"], found["false_reject_rate"]) == (6, 1, 1 / 6), "together they look well"
     assert found["rejected"] == {"descent": 3, "first_loss": 2}
     assert (found["duplicates"], found["infeasible"]) == (2, 1)
     assert sum(gate["refused"] for gate in found["gates"].values()) == 3 + 2 + 2 + 1
+
+
+def test_a_double_is_refused_falsely_where_it_is_good_and_what_counts_for_it_is_not():
+    measured = [Outcome(ap) for ap in (30.0, 20.0, 10.0)]
+    doubles = [Outcome(25.0, rejected="duplicate", same_as=2), Outcome(19.0, rejected="duplicate", same_as=2)]
+    doubles += [Outcome(25.0, rejected="duplicate", same_as=0), Outcome(None, rejected="duplicate", same_as=2)]
+    found = funnel(history([*measured, *doubles]))["gates"]["duplicate"]
+    assert (found["refused"], found["audited"], found["falsely_rejected"]) == (4, 3, 1)
 
 
 def test_what_the_gates_cost_by_hand():

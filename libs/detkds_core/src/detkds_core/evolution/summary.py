@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from detkds_core.evolution.history import History
 from detkds_core.evolution.rungs import agreement, calibrating, climbed, measured_noise
-from detkds_core.evolution.spec import GATES, Candidate, Outcome
+from detkds_core.evolution.spec import GATES, Candidate
 from detkds_core.policy import formula
 
 Fate = Literal["measured", "rejected", "duplicate", "infeasible"]
@@ -46,8 +46,8 @@ def funnel(history: History, costs: Iterable[Mapping[str, Any]] = ()) -> dict[st
     """Proposed, refused by gate, doubles, infeasible, trained at each rung; and the audit. A candidate counts once, as the ledger has it.
 
     An audited candidate, refused and trained all the same, was falsely refused if it is among the best 1 / eta of those at the last rung
-    that it was measured at; one that could not be trained was refused rightly, and is infeasible. `false_reject_rate` has its 95 %
-    interval beside it; both are None where none was audited.
+    that it was measured at; a double, if what it was taken for is not. One that could not be trained was refused rightly, and is
+    infeasible. `false_reject_rate` has its 95 % interval beside it; both are None where none was audited.
 
     `gates`: the same of each gate that was met, in the order of the cascade, and the `seconds` that it took. Here `refused` are all that
     the gate stopped, the doubles and the infeasible among them, which `rejected` leaves to their own counts. `look_seconds`: of looking
@@ -63,12 +63,16 @@ def funnel(history: History, costs: Iterable[Mapping[str, Any]] = ()) -> dict[st
         if gate is None:
             continue
         refused[gate] += 1
-        if fates[index] == "duplicate":  # what an audit measures counts for the earlier candidate, and says nothing of the gate
-            continue
         rejected[gate] += fates[index] == "rejected"
         measured = [(rung, outcome) for rung, _, outcome in rows if outcome.ap is not None]
         audited[gate] += fates[index] == "infeasible" or bool(measured)
-        false[gate] += fates[index] == "rejected" and bool(measured) and _among_the_best(history, *measured[-1])
+        if fates[index] == "infeasible" or not measured:
+            continue
+        rung, outcome = measured[-1]
+        good = _good(history, rung, history.worth(rung, outcome))
+        if fates[index] == "duplicate":  # lost where the candidate that counts for it is not as good
+            good = good and not _good(history, rung, history.means.get(history.original[index], {}).get(rung))
+        false[gate] += good
     look_seconds, gate_seconds = seconds_of(costs)
     met = {*refused, *(gate_seconds or ())}
     return {
@@ -130,9 +134,10 @@ def fate(history: History, index: int) -> Fate:
     return "measured" if any(one.ap is not None for one in outcomes) else "infeasible"
 
 
-def _among_the_best(history: History, rung: int, outcome: Outcome) -> bool:
+def _good(history: History, rung: int, value: float | None) -> bool:
+    """Whether a value is among the best 1 / eta of a rung; None, of what was not measured there, is not."""
     others = sorted((mine[rung] for mine in history.means.values() if rung in mine), reverse=True)
-    return bool(others) and history.worth(rung, outcome) >= others[len(others) // history.spec.eta]
+    return value is not None and bool(others) and value >= others[len(others) // history.spec.eta]
 
 
 def proportion(hits: int, of: int) -> tuple[float, list[float]] | None:

@@ -114,7 +114,7 @@ function gates(found) {
   const look = known(found.look_seconds) && each.every((one) => known(one.seconds))
     ? [{ gate: "the look itself", seconds: Math.max(0, found.look_seconds - sum("seconds")) }] : [];
   return [make("h2", {}, "The gates"),
-    quiet("In the order in which a candidate meets them. Audited: refused and trained all the same, to judge the gate; a double is not, since its measurement counts for the candidate that it repeats. Seconds of a trainer; the look itself serves all gates and finds the weights of the terms."),
+    quiet("In the order in which a candidate meets them. Audited: refused and trained all the same, to judge the gate: wrongly where it is among the best third, a double where what it was taken for is not. Seconds of a trainer; the look itself serves all gates and finds the weights of the terms."),
     table(gateColumns, [...each, ...look, { ...found, gate: "all", refused: sum("refused"), seconds: found.look_seconds }])];
 }
 
