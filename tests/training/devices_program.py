@@ -2,13 +2,16 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from detkds_core.catalogue import DETECTORS, Recipe
+from detkds_core.detectors.build import BACKBONE, backbone_weights, build_detector
 from detkds_core.detectors.runtime import prepare_mmdet
 from detkds_core.policy import from_json
 from detkds_core.training import parallel
@@ -25,6 +28,17 @@ def add_detector_without_batch_coupling() -> None:
     entry = DETECTORS["fcos_r18w8_fpn32"]
     backbone = {**entry.config["backbone"], "norm_eval": True}
     DETECTORS[FROZEN] = replace(entry, name=FROZEN, config={**entry.config, "backbone": backbone})
+
+
+def frozen_student(folder: Path, classes: Sequence[str]) -> dict[str, str]:
+    """The student of that detector with a backbone that counts as pretrained: one of random weights would not stay frozen."""
+    add_detector_without_batch_coupling()
+    prepare_mmdet()
+    torch.manual_seed(7)
+    weights = backbone_weights(build_detector(FROZEN, classes).state_dict())
+    path = folder / "backbone.safetensors"
+    save_file({key: value.contiguous() for key, value in weights.items()}, path, metadata={"part": BACKBONE})
+    return {"detector": FROZEN, "checkpoint": str(path)}
 
 
 def trained(spec: dict[str, Any]) -> dict[str, Any]:

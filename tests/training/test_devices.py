@@ -16,7 +16,7 @@ from detkds_core.training import forks, parallel
 from detkds_core.training.launch import run_together
 
 from . import devices_program
-from .devices_program import FROZEN, trained
+from .devices_program import frozen_student, trained
 
 PROGRAM = str(Path(devices_program.__file__))
 TERM = {"knowledge": "global", "transforms": ["none", "none", "none"], "distance": "l2", "weight": 0.5, "auto": True}
@@ -24,10 +24,10 @@ BALANCED = {**TERM, "distance": "l1", "weight": 0.2, "auto": False, "balanced": 
 
 
 @pytest.mark.parametrize("recipe", [{}, {"accumulate": 2, "precision": "bf16", "ema": 0.9}], ids=["fp32", "bf16 twice"])
-def test_two_processes_equal_one_on_the_same_batches(spec, tmp_path, recipe):
+def test_two_processes_equal_one_on_the_same_batches(spec, small_digits, tmp_path, recipe):
     job = spec(
         policy={"terms": [TERM, BALANCED]},
-        student={"detector": FROZEN, "checkpoint": None},
+        student=frozen_student(tmp_path, small_digits.classes),
         recipe={"iterations": 3, "optimizer": "sgd", "lr": 0.01, "schedule": "steps", "weight_decay": 1e-4, **recipe},
     )
     (tmp_path / "spec.json").write_text(json.dumps({**job, "recipe": {**job["recipe"], "devices": 2}}))

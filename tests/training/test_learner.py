@@ -14,7 +14,7 @@ from detkds_core.training.learner import average, final_weights, make_learner, m
 from detkds_core.training.steps import scaled, study, update
 
 from . import devices_program
-from .devices_program import FROZEN
+from .devices_program import frozen_student
 
 
 class Line(nn.Module):
@@ -161,9 +161,9 @@ def trained(spec, recipe, policy):
     return learner
 
 
-def test_a_batch_in_parts_shows_the_images_of_the_whole(spec):
+def test_a_batch_in_parts_shows_the_images_of_the_whole(spec, small_digits, tmp_path):
     """A loss that is a mean over images has the same mean over the parts of a step, when norms do not couple the images."""
-    job, policy = spec(student={"detector": FROZEN}), parse_formula("1·l2(global)")
+    job, policy = spec(student=frozen_student(tmp_path, small_digits.classes)), parse_formula("1·l2(global)")
     whole, halves = (trained(job, {"iterations": 2, "lr": 1e-9, **cut}, policy) for cut in ({"batch": 4}, {"batch": 2, "accumulate": 2}))
     assert halves.read_losses()["distill/0_global"] == pytest.approx(whole.read_losses()["distill/0_global"], rel=1e-5)
 
