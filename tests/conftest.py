@@ -288,7 +288,7 @@ def browser(chromium: Browser) -> Iterator[Browser]:
     chromium.call("Page.navigate", url="about:blank")
 
 
-CHECKS = "dataset checks"  # the thread of `detkds_api.checking`
+BESIDE_REQUESTS = "dataset checks"  # `detkds_api.checking.THREAD`, which not every test may import
 
 
 @contextmanager
@@ -301,7 +301,7 @@ def counted_work() -> Iterator[Counter[str]]:
     done: Counter[str] = Counter()
 
     def count(what: str) -> None:
-        if threading.current_thread().name != CHECKS:
+        if threading.current_thread().name != BESIDE_REQUESTS:
             done[what] += 1
 
     def statement(*_: object) -> None:

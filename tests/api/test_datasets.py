@@ -399,7 +399,7 @@ def test_few_are_checked_at_once(alone):
         return all(known(alone, f"shapes{number}").state == "READY" for number in range(5))
 
     drive(checker, all_ready)
-    assert most == checking.CHECKS
+    assert most == checking.AT_ONCE
 
 
 def test_a_service_that_ends_leaves_no_process_and_gives_its_checks_back(alone):
@@ -425,7 +425,7 @@ def test_more_than_may_wait_are_turned_away(service, monkeypatch):
 
 
 def test_of_one_owner_few_may_wait_and_a_refused_one_is_its_owners(alone, monkeypatch, tmp_path):
-    monkeypatch.setattr("detkds_api.checking.CHECKS", 0)
+    monkeypatch.setattr("detkds_api.checking.AT_ONCE", 0)
     settings = alone.settings.model_copy(update={"api_key": KEY, "port": free_port()})
     with running(settings) as url:
         operator = httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY.get_secret_value()}"}, trust_env=False)

@@ -1,6 +1,7 @@
 """The whole training of one student: resumed it ends the same, and what it leaves is plain MMDetection."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -184,22 +185,28 @@ def test_what_was_changed_in_a_recipe_is_in_the_result(spec, tmp_path):
     assert result["curve"][-1]["iteration"] == 3
 
 
-def test_a_batch_that_does_not_fit_is_cut_and_the_step_keeps_its_images(spec, tmp_path):
-    """A backbone that refuses more than two images, with the accelerator's own error."""
-    job = spec(kind="distill", policy=to_json(parse_formula("1·l2(global)")), recipe={"iterations": 2, "batch": 8})
+@contextmanager
+def out_of_memory(when):
+    """A backbone that refuses images with the accelerator's own error: `when`, of how many it was shown each time. Gives that list."""
     seen: list[int] = []
 
     def refuse(module, inputs):
         if type(module).__name__ == "ResNet" and module.training:
             seen.append(len(inputs[0]))
-            if len(inputs[0]) > 2:
+            if when(seen):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB\nmore")
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(refuse)
     try:
-        result = run(job, tmp_path / "cut" / "1")
+        yield seen
     finally:
         handle.remove()
+
+
+def test_a_batch_that_does_not_fit_is_cut_and_the_step_keeps_its_images(spec, tmp_path):
+    job = spec(kind="distill", policy=to_json(parse_formula("1·l2(global)")), recipe={"iterations": 2, "batch": 8})
+    with out_of_memory(lambda seen: seen[-1] > 2) as seen:
+        result = run(job, tmp_path / "cut" / "1")
     assert seen == [8, 4, *[2] * 8]  # two steps of four parts
     assert (result["recipe"]["batch"], result["recipe"]["accumulate"]) == (2, 4)
     first, second = [one for one in result["warnings"] if "did not fit" in one]
@@ -215,19 +222,8 @@ def test_a_later_batch_that_does_not_fit_is_cut_too(spec, tmp_path, monkeypatch,
     """Its images may be larger than the first one's. What was learnt since the last state was kept is learnt again."""
     job = spec(kind="distill", policy=to_json(parse_formula("1·l2(global)")), recipe={"iterations": 3, "batch": 8})
     monkeypatch.setattr(distillation, "RESUME_SECONDS", 0.0 if saved else 1e9)
-    seen: list[int] = []
-
-    def refuse(module, inputs):
-        if type(module).__name__ == "ResNet" and module.training:
-            seen.append(len(inputs[0]))
-            if seen == [8, 8, 8]:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(refuse)
-    try:
+    with out_of_memory(lambda seen: seen == [8, 8, 8]) as seen:
         result = run(job, tmp_path / "cut" / "1")
-    finally:
-        handle.remove()
     assert seen == [8, 8, 8, *[4] * (2 if saved else 6)]
     assert result["recipe"]["batch"] == 4
     assert sum("did not fit" in one for one in result["warnings"]) == 1
@@ -235,17 +231,8 @@ def test_a_later_batch_that_does_not_fit_is_cut_too(spec, tmp_path, monkeypatch,
 
 def test_a_batch_is_not_cut_below_what_the_policy_needs(spec, tmp_path):
     job = spec(kind="distill", policy=to_json(parse_formula("10·l1(norm_N(global))")), recipe={"iterations": 2, "batch": 2})
-
-    def refuse(module, inputs):
-        if type(module).__name__ == "ResNet" and module.training:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(refuse)
-    try:
-        with pytest.raises(DoesNotFitError, match="CUDA out of memory"):
-            run(job, tmp_path / "cut" / "1")
-    finally:
-        handle.remove()
+    with out_of_memory(lambda _: True), pytest.raises(DoesNotFitError, match="CUDA out of memory"):
+        run(job, tmp_path / "cut" / "1")
 
 
 def test_of_equal_students_the_one_that_learned_longer_is_kept(spec, tmp_path):

@@ -13,8 +13,8 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
-from detkds_api.problems import UNREACHABLE, Forbidden, KeyMissing, TooMany, database_away
-from detkds_core.store import Store, keys
+from detkds_api.problems import Forbidden, KeyMissing, TooMany, database_away
+from detkds_core.store import UNREACHABLE, Store, keys
 from detkds_core.store.vocabulary import Scope
 
 SCOPES: Mapping[str, int] = {"read": 0, "run": 1, "admin": 2}

@@ -21,13 +21,14 @@ from typing import Any
 
 from detkds_api.intake import PASSED_ON
 from detkds_api.paths import inside
-from detkds_api.problems import UNREACHABLE, FieldError
+from detkds_api.problems import FieldError
 from detkds_api.settings import Settings
 from detkds_core import processes
-from detkds_core.store import Store, datasets
+from detkds_core.store import UNREACHABLE, Store, datasets
 from detkds_core.store.models import Dataset
 
-CHECKS = 2  # at once, of this service
+THREAD = "dataset checks"
+AT_ONCE = 2  # checks of this service
 ATTEMPTS = 3  # that may end without an answer
 MOST_ATTEMPTS = 10  # those included that ended with their service, which at first says nothing of the dataset
 PATIENCE_SECONDS = 600.0  # that a service waits for another one which has the folders that it lacks itself
@@ -35,7 +36,6 @@ LEASE_SECONDS = 30.0
 SILENCE_SECONDS = 900.0  # without a word; the largest annotation file is read in less
 IDLE_SECONDS = 2.0  # between two looks for what other services left
 TICK = 0.1
-MAX_ANNOTATION_BYTES = 2 << 30  # of a file; a larger one is refused unread
 MEMORY = 4 << 30  # bytes that a check may have beside what its annotations need: eight images of 256 MiB are read at once
 OF_ANNOTATIONS = 16  # bytes of memory that a byte of annotations may need, as Python objects
 log = logging.getLogger("detkds.api")
@@ -93,20 +93,20 @@ class Checker:
         self.place = f"{socket.gethostname()}:{os.getpid()}"
         self.count = 0
         self.checks: list[Check] = []
-        self.asked, self.ending = threading.Event(), False
-        self.thread = threading.Thread(target=self.run, name="dataset checks", daemon=True)
+        self.nudged, self.ending = threading.Event(), False
+        self.thread = threading.Thread(target=self.run, name=THREAD, daemon=True)
 
     def start(self) -> None:
         self.thread.start()
 
     def nudge(self) -> None:
         """Something waits."""
-        self.asked.set()
+        self.nudged.set()
 
     def stop(self) -> None:
         """Give back what is being checked and end."""
         self.ending = True
-        self.asked.set()
+        self.nudged.set()
         self.thread.join()
 
     def run(self) -> None:
@@ -119,8 +119,8 @@ class Checker:
                 log.warning("the database cannot be reached", extra={"reason": str(error).partition("\n")[0]})
             except Exception:
                 log.exception("the checks of datasets go on after an error")
-            self.asked.wait(pause)
-            self.asked.clear()
+            self.nudged.wait(pause)
+            self.nudged.clear()
         for check in self.checks:
             check.end()
             try:
@@ -140,10 +140,10 @@ class Checker:
                 log.exception("a check is ended after an error", extra={"dataset": check.name})
                 self.checks.remove(check)
                 check.end()
-        if len(self.checks) < CHECKS and not self.ending:
+        if len(self.checks) < AT_ONCE and not self.ending:
             with self.store.read() as session:
                 waiting = [one.name for one in datasets.unheld(session) if self.suits(one)]
-            for name in waiting[: CHECKS - len(self.checks)]:
+            for name in waiting[: AT_ONCE - len(self.checks)]:
                 self.begin(name)
 
     def suits(self, dataset: Dataset) -> bool:
@@ -217,9 +217,12 @@ class Checker:
 
 def memory_for(asked: Mapping[str, Mapping[str, str]]) -> int:
     """Bytes that a check may have: annotations become Python objects. At most a share of the machine's."""
+    # Here and not above: that room brings numpy and Pillow, which a start need not wait for.
+    from detkds_core.datasets.registration import MAX_ANNOTATION_BYTES
+
     sizes = 0
     for split in asked.values():
         with suppress(OSError):  # it will be told
             sizes += min(Path(split["annotations"]).stat().st_size, MAX_ANNOTATION_BYTES)
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(MEMORY + OF_ANNOTATIONS * sizes, max(MEMORY, whole // CHECKS))
+    return min(MEMORY + OF_ANNOTATIONS * sizes, max(MEMORY, whole // AT_ONCE))

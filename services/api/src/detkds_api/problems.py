@@ -17,10 +17,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
-UNREACHABLE = (OperationalError, InterfaceError)  # a database that restarts or is busy
+from detkds_core.store import UNREACHABLE
+
 RETRY_SECONDS = 5  # after which a database that restarts may be there again
 MOST_ERRORS = 200  # fields that one answer names: a body of 1 MiB can have 60,000 wrong ones, and their answer would be 18 MiB
 log = logging.getLogger(__name__)
@@ -224,12 +225,13 @@ def install(app: FastAPI) -> None:
         headers = allowed(request) if error.status_code == 405 else error.headers
         return respond(request, kind(details.get(error.status_code, str(error.detail)), headers=headers))
 
-    @app.exception_handler(OperationalError)
-    @app.exception_handler(InterfaceError)
     async def unreachable_handler(request: Request, error: DBAPIError) -> Response:
         request_id = getattr(request.state, "request_id", "-")
         log.warning("the database cannot be reached", extra={"request_id": request_id, "reason": str(error.orig).partition("\n")[0]})
         return respond(request, database_away())
+
+    for kind in UNREACHABLE:
+        app.add_exception_handler(kind, unreachable_handler)  # type: ignore[arg-type]
 
     @app.exception_handler(Exception)
     async def bug_handler(request: Request, error: Exception) -> Response:

@@ -10,11 +10,9 @@ import socket
 import time
 from collections.abc import Callable
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
 from detkds_core import logs
 from detkds_core.evolution import Evolution
-from detkds_core.store import Store, distillations, jobs, leases, searches
+from detkds_core.store import UNREACHABLE, Store, distillations, jobs, leases, searches
 from detkds_core.store.artifacts import artifacts_at
 from detkds_core.store.ids import new_id
 from detkds_core.store.vocabulary import EVOLVER
@@ -29,7 +27,6 @@ log = logging.getLogger("detkds.evolver")
 RING_SECONDS = 0.5  # between two rings within a round
 ERRORS = 5  # steps of one search that may fail in a row; more is no accident
 GARBAGE = (50_000, 20, 20)  # thresholds of Python's collector, whose own are (700, 10, 10)
-UNREACHABLE = (OperationalError, InterfaceError)  # a database that restarts or is busy: ask again, it is nobody's fault
 
 
 class Evolver:

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 
 from detkds_core import logs
-from detkds_core.store import Store, disk, jobs
+from detkds_core.store import UNREACHABLE, Store, disk, jobs
 from detkds_core.store.queue import Device
 from detkds_worker.gpus import own_device
 from detkds_worker.identity import Name
 from detkds_worker.presence import Presence
 from detkds_worker.settings import Settings
-from detkds_worker.supervise import UNREACHABLE, first_line, run_claim
+from detkds_worker.supervise import first_line, run_claim
 
 log = logging.getLogger("detkds.worker")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from detkds_core.store import Store, disk, workers
+from detkds_core.store import UNREACHABLE, Store, disk, workers
 from detkds_core.store.queue import Device
 from detkds_worker import gpus
 from detkds_worker.settings import Settings
-from detkds_worker.supervise import UNREACHABLE, first_line
+from detkds_worker.supervise import first_line
 
 log = logging.getLogger("detkds.worker")
 

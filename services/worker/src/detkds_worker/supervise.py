@@ -22,10 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
 from detkds_core import logs, processes
-from detkds_core.store import Store, jobs
+from detkds_core.store import UNREACHABLE, Store, jobs
 from detkds_core.store.artifacts import SECRETS, ArtifactError, Artifacts, UnreachableError, artifacts_at
 from detkds_worker import publishing
 from detkds_worker.settings import Settings
@@ -43,7 +41,6 @@ PROGRESS_EVERY = 2.0  # seconds; a person watches the progress, a lease alone co
 LOG_LINES = 40  # of the log that go into a failure's detail
 LONGEST_LINE = 1 << 20  # bytes of one line of stdout; more is no progress report
 FAILURE_KINDS = ("out_of_memory", "not_finite", "bad_data", "bug")  # what a trainer may say of itself
-UNREACHABLE = (OperationalError, InterfaceError)  # a database that restarts or is busy: ask again; anything else is a bug
 
 
 def run_claim(store: Store, claim: Claim, settings: Settings, *, draining: Callable[[], bool] = lambda: False) -> Outcome:

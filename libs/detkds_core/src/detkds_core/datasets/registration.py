@@ -254,7 +254,7 @@ def _annotation_problems(record: Mapping[str, Any]) -> Iterable[tuple[str, str]]
 
 def _check_box(where: str, at: str, number: int, box: Sequence[float], image: Mapping[str, Any], problems: Problems) -> None:
     x, y, width, height = box
-    if min(width, height) == 0 and max(width, height) >= 0 and where == "annotations.train":
+    if min(width, height) == 0 and where == "annotations.train":
         return  # a few are let through (`_check_flat`): COCO itself has two
     if width <= 0 or height <= 0:
         problems.add(
@@ -271,7 +271,7 @@ def _check_box(where: str, at: str, number: int, box: Sequence[float], image: Ma
 
 def _check_flat(where: str, boxes: Mapping[int, Mapping[str, Any]], indices: Mapping[int, int], problems: Problems) -> None:
     """Boxes of no width or no height teach nothing, and training leaves them out; many of them are a mistake."""
-    flat = {number: box for number, box in boxes.items() if min(box["bbox"][2:]) == 0 <= max(box["bbox"][2:])}
+    flat = {number: box for number, box in boxes.items() if min(box["bbox"][2:]) == 0}
     if len(flat) <= MOST_FLAT * len(boxes):
         return
     for number, box in flat.items():

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from . import leases, pages
 from .clock import db_time
 from .models import Dataset, Lease
+from .session import inserted
 from .states import move
 
 _DUTY = "check of the dataset "  # of a lease, before the name
@@ -24,9 +24,8 @@ AFRESH: Mapping[str, Any] = {"attempts": 0, "progress": None}
 
 def ask(session: Session, *, name: str, owner: str | None, asked: Mapping[str, Any]) -> Dataset:
     """The dataset of this name, CHECKING with these paths where it is new, or was REFUSED to the same owner; else as it is."""
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     values = {"name": name, "owner": owner or "", "state": "CHECKING", "asked": dict(asked), **AFRESH}
-    session.execute(insert(Dataset).values(**values, created_at=db_time(), updated_at=db_time()).on_conflict_do_nothing())
+    session.execute(inserted(session, Dataset).values(**values, created_at=db_time(), updated_at=db_time()).on_conflict_do_nothing())
     mine = [Dataset.name == name, Dataset.owner == (owner or "")]
     move(session, Dataset, *mine, source="REFUSED", target="CHECKING", asked=dict(asked), problems=None, **AFRESH)
     return session.scalars(select(Dataset).where(Dataset.name == name).execution_options(populate_existing=True)).one()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sqlalchemy import delete, or_, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from .clock import db_time
 from .models import Lease
+from .session import inserted
 
 
 def acquire(session: Session, name: str, *, holder: str, seconds: float) -> bool:
@@ -20,8 +20,12 @@ def acquire(session: Session, name: str, *, holder: str, seconds: float) -> bool
     )
     if session.scalar(statement) is not None:
         return True
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    first = insert(Lease).values(name=name, holder=holder, expires_at=db_time(seconds)).on_conflict_do_nothing().returning(Lease.name)
+    first = (
+        inserted(session, Lease)
+        .values(name=name, holder=holder, expires_at=db_time(seconds))
+        .on_conflict_do_nothing()
+        .returning(Lease.name)
+    )
     return session.scalar(first) is not None
 
 

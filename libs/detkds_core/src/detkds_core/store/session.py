@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, create_engine, event, inspect, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 BUSY_SECONDS = 30.0
+UNREACHABLE = (OperationalError, InterfaceError)  # a database that restarts or is busy: ask again; anything else is a bug
 MIGRATION_LOCK = 0x6465746B6473  # "detkds": the key of Postgres' advisory lock
+
+
+def inserted(session: Session, table: Any) -> Any:
+    """An INSERT that knows `on_conflict_do_nothing` and `on_conflict_do_update`, which each database spells its own way."""
+    return (sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert)(table)
 
 
 class Store:

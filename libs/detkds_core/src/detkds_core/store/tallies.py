@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from .models import Tally
+from .session import inserted
 
 
 def add(session: Session, name: str, kind: str, count: int = 1) -> None:
     """Count `count` more. The last thing that a transaction locks, so that nobody waits for a tally while it holds one."""
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     more = {"count": Tally.count + count}
     session.execute(
-        insert(Tally).values(name=name, kind=kind, count=count).on_conflict_do_update(index_elements=["name", "kind"], set_=more)
+        inserted(session, Tally).values(name=name, kind=kind, count=count).on_conflict_do_update(index_elements=["name", "kind"], set_=more)
     )
 
 

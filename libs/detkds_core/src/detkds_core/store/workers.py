@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import delete, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from .clock import db_time
 from .ids import new_id
 from .models import Distillation, Job, Search, Worker
 from .queue import CPU, Device
+from .session import inserted
 
 
 class Held(NamedTuple):
@@ -56,7 +56,6 @@ def present(
     """A worker is there, and is taken to be for `seconds` from now; whether it drains. Those that are long gone are forgotten."""
     gone = (Worker.name != name[:200], Worker.expires_at < db_time(-86400), ~Worker.draining)
     session.execute(delete(Worker).where(*gone))
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     said = {
         "device": device.name[:400],
         "gpus": device.gpus,
@@ -65,7 +64,7 @@ def present(
         "expires_at": db_time(seconds),
         "gpu_use": [dict(gpu) for gpu in gpu_use] or None,
     }
-    first = insert(Worker).values(id=new_id(), name=name[:200], draining=False, **said)
+    first = inserted(session, Worker).values(id=new_id(), name=name[:200], draining=False, **said)
     statement = first.on_conflict_do_update(index_elements=[Worker.name], set_=said).returning(Worker.draining)
     return bool(session.scalar(statement))
 
