@@ -384,7 +384,8 @@ def test_a_check_has_bounded_memory(alone, monkeypatch):
     ask(alone)
     checker = alone()
     drive(checker, lambda: known(alone).state == "REFUSED")
-    assert known(alone).problems[0]["message"] == "checking it needs more than 200 MiB of memory; remove segmentations, only boxes are read"
+    wanted = "checking it needs more than 200 MiB of memory; without masks to learn, remove segmentations"
+    assert known(alone).problems[0]["message"] == wanted
 
 
 def test_few_are_checked_at_once(alone):

@@ -90,6 +90,23 @@ def test_an_unknown_detector_lists_the_known(service, wanted):
     assert "'yolo' is not a known detector; one of gfl_r18w8_fpn32, " in found["/student/detector"]
 
 
+def test_a_student_with_masks_needs_segmentations(service, wanted):
+    masks = changed(wanted, "student.detector", "mask_rcnn_r18w8_fpn32")
+    found = errors(service.http.post("/searches", json=masks))
+    assert found == {
+        "/student/detector": "mask_rcnn_r18w8_fpn32 learns masks too: no training annotation of this dataset has a segmentation; "
+        "give a detector without masks, or a dataset with segmentations"
+    }
+
+
+def test_maskd_learns_with_a_teacher_of_masks_from_segmentations_alone(service, wanted):
+    masks = {**wanted, "teacher": {**wanted["teacher"], "detector": "mask_rcnn_r18w32_fpn32"}}
+    asked = {**masks, "references": ["none", "maskd"], "confirmation": {"distillers": ["maskd[steps=0]"]}}
+    found = errors(service.http.post("/searches", json=asked))
+    assert list(found) == ["/references/1"]
+    assert "'maskd' first learns with the teacher, which learns masks too: no training annotation" in found["/references/1"]
+
+
 def test_an_unknown_dataset_lists_the_known(service, wanted):
     found = errors(service.http.post("/searches", json={**wanted, "dataset": "/data/coco"}))
     assert "one of digits, trees, shapes" in found["/dataset"]

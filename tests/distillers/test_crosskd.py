@@ -41,6 +41,15 @@ def test_features_take_the_teachers_mean_and_spread() -> None:
     assert_close(restyle(torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[[[7.0, 3.0]]]])), torch.tensor([[[[3.0, 7.0]]]]))
 
 
+def test_a_channel_of_one_value_becomes_the_teachers_value() -> None:
+    student, teacher = torch.tensor([[[[4.0]], [[-1.0]]]], requires_grad=True), torch.tensor([[[[7.0]], [[3.0]]]])
+    styled = restyle(student, teacher)
+    assert_close(styled, teacher)
+    styled.sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
 def test_quality_focal_by_hand() -> None:
     student, teacher = torch.tensor(0.5).logit(), torch.tensor(0.9).logit()
     assert quality_focal(student, teacher).item() == pytest.approx(0.4 * math.log(2), rel=1e-5)

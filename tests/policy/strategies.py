@@ -13,6 +13,15 @@ from detkds_core.policy.vocabulary import DIVERGENCES, KNOWLEDGE, REGIONS
 WEIGHTS = st.floats(1e-6, 1e9 / 2, allow_nan=False) | st.sampled_from([0.1, 1.0, 2.0, 10.0, 1000.0, 1e9])
 
 
+SCHEDULES = st.fixed_dictionaries(
+    {
+        "warm_up": st.sampled_from([0, 0, 500]) | st.integers(0, 10_000_000),
+        "stop": st.sampled_from([1.0, 1.0, 0.93]) | st.floats(1e-6, 1),
+        "decay": st.sampled_from([1.0, 1.0, 0.0]) | st.floats(0, 1),
+    }
+)
+
+
 @cache
 def formulas(knowledge: str, region: str) -> list[Term]:
     """All legal terms with options at their defaults."""
@@ -27,9 +36,7 @@ def terms(draw) -> Term:
     term = replace(
         term,
         weight=draw(WEIGHTS),
-        warm_up=draw(st.sampled_from([0, 0, 500]) | st.integers(0, 10_000_000)),
-        stop=draw(st.sampled_from([1.0, 1.0, 0.93]) | st.floats(1e-6, 1)),
-        decay=draw(st.sampled_from([1.0, 1.0, 0.0]) | st.floats(0, 1)),
+        **draw(SCHEDULES),
         **draw(st.sampled_from([{}, {"auto": True}, {"balanced": True}])),
     )
     if term.distance in DIVERGENCES:
@@ -51,7 +58,7 @@ def distillers(draw) -> Distiller:
     known = DISTILLERS[name].settings
     names = draw(st.lists(st.sampled_from(sorted(known)), unique=True)) if known else []
     settings = tuple((one, draw(values(known[one]))) for one in sorted(names))
-    return Distiller(name, settings, draw(st.just(1.0) | WEIGHTS), draw(st.booleans()))
+    return Distiller(name, settings, draw(st.just(1.0) | WEIGHTS), draw(st.booleans()), **draw(st.just({}) | SCHEDULES))
 
 
 def values(setting: Setting) -> st.SearchStrategy[float]:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkds_core.policy import Distiller, Policy, PolicyError, Term, formula, parse_formula, readable
+from detkds_core.policy.distillers import DISTILLERS
 
 from .strategies import policies
 
@@ -71,6 +72,18 @@ def test_a_distiller_has_a_weight_before_it_and_may_be_balanced() -> None:
     )
 
 
+def test_a_distiller_has_a_schedule_as_a_term_has() -> None:
+    text = "2·fgd[balanced, warm_up=500, stop=0.9, decay=0, alpha=0.0005] + maskd[warm_up=7, masks_from=10]"
+    fgd = Distiller("fgd", (("alpha", 0.0005),), 2.0, True, warm_up=500, stop=0.9, decay=0.0)
+    policy = Policy((), (fgd, Distiller("maskd", (("masks_from", 10.0),), warm_up=7)))
+    assert formula(policy) == text
+    assert parse_formula(text) == parse_formula(
+        "2·fgd[alpha=5e-4, decay=0.0, stop=.9, warm_up=500, balanced] + maskd[masks_from=10, warm_up=7]"
+    )
+    assert parse_formula(text) == policy
+    assert not {key for entry in DISTILLERS.values() for key in entry.settings} & {"balanced", "warm_up", "stop", "decay"}
+
+
 def test_other_spellings() -> None:
     assert parse_formula(" 6 * l1 ( none ( global ) )\n+1.·giou(none(localization))") == parse_formula("6·l1(global)+giou(localization)")
     assert parse_formula(".5e1·l1(logits)").terms[0].weight == 5
@@ -133,7 +146,11 @@ def test_what_is_written_reads_back_equal(policy: Policy) -> None:
         ("fgd[alpha](global)", "policy.distillers[0].settings.alpha", "column 10: ']' where '=' should be"),
         ("fgd[alpha=x]", "policy.distillers[0].settings.alpha", "column 11: 'x' where a number should be"),
         ("fgd[alpha=1, alpha=1]", "policy.distillers[0].settings.alpha", "column 14: alpha is given twice"),
-        ("l1(global) + fgd[]", "policy.distillers[0]", "column 18: ']' where 'balanced' or a setting of fgd should be"),
+        (
+            "l1(global) + fgd[]",
+            "policy.distillers[0]",
+            "column 18: ']' where 'balanced', warm_up, stop, decay or a setting of fgd should be",
+        ),
         ("fgd[alphabet=1]", "policy.distillers[0].settings.alphabet", "not a setting of 'fgd'; one of "),
         ("fgd[alpha=1e9]", "policy.distillers[0].settings.alpha", "1000000000.0 is not a number from "),
         ("fgd + l1(global) + fgd", "policy.distillers[1].name", "'fgd' is distillers[0] already; a distiller occurs once"),
@@ -142,6 +159,10 @@ def test_what_is_written_reads_back_equal(policy: Policy) -> None:
         ("2(fgd", "policy.distillers[0]", "column 2: '(' where '·' or '*' should be"),
         ("2·", "policy.terms[0]", "column 3: the end where a weight or a distance should be"),
         ("fgd[balanced, balanced]", "policy.distillers[0].balanced", "column 15: balanced is given twice"),
+        ("fgd[stop=0.5, alpha=1, stop=0.5]", "policy.distillers[0].stop", "column 24: stop is given twice"),
+        ("fgd[warm_up=0.5]", "policy.distillers[0].warm_up", "column 13: '0.5' where a whole number of steps should be"),
+        ("fgd[decay=2]", "policy.distillers[0].decay", "2.0 is not a share of the weight, from 0 to 1"),
+        ("fgd[stop=0]", "policy.distillers[0].stop", "0.0 is not a share of the training, above 0 and at most 1"),
         ("fgd[balanced=1]", "policy.distillers[0]", "column 13: '=' where ']' should be"),
         ("2·fgd + l1(global) + fgd[balanced]", "policy.distillers[1].name", "'fgd' is distillers[0] already"),
         (" + ".join(["fgd"] * 99), "policy.distillers", "distillers; at most"),

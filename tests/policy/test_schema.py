@@ -64,6 +64,15 @@ def test_a_distillers_weight_and_balance_are_written_where_they_differ() -> None
     assert isinstance(whole.weight, float)
 
 
+def test_a_distillers_schedule_is_written_where_it_differs() -> None:
+    policy = Policy((), (Distiller("fgd", warm_up=500, stop=0.5, decay=0.0), Distiller("mgd")))
+    data = {"terms": [], "distillers": [{"name": "fgd", "warm_up": 500, "stop": 0.5, "decay": 0.0}, {"name": "mgd"}]}
+    assert to_json(policy) == data
+    assert from_json(data) == policy
+    (whole,) = from_json({"terms": [], "distillers": [{"name": "fgd", "stop": 1, "decay": 0}]}).distillers
+    assert [type(number) for number in (whole.warm_up, whole.stop, whole.decay)] == [int, float, float]
+
+
 def test_a_setting_is_a_float_whatever_is_written() -> None:
     (distiller,) = from_json({"terms": [], "distillers": [{"name": "fgd", "settings": {"alpha": 0}}]}).distillers
     assert distiller == Distiller("fgd", (("alpha", 0.0),))
@@ -131,7 +140,17 @@ def test_the_schema_is_one() -> None:
         (
             {"terms": [], "distillers": [{"name": "fgd", "region": "all"}]},
             "policy.distillers[0].region",
-            "not a key of a distiller; its keys are name, settings, weight, balanced",
+            "not a key of a distiller; its keys are name, settings, weight, balanced, warm_up, stop, decay",
+        ),
+        (
+            {"terms": [], "distillers": [{"name": "fgd", "warm_up": 0.5}]},
+            "policy.distillers[0].warm_up",
+            "0.5 is not a whole number of steps from 0 to 10000000",
+        ),
+        (
+            {"terms": [], "distillers": [{"name": "fgd", "stop": 10**400}]},
+            "policy.distillers[0].stop",
+            "inf is not a share of the training",
         ),
         ({"terms": [], "distillers": [{"name": "fgd", "weight": "1"}]}, "policy.distillers[0].weight", "'1' is not a number above 0"),
         ({"terms": [], "distillers": [{"name": "fgd", "weight": 10**400}]}, "policy.distillers[0].weight", "inf is not a number above 0"),

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,8 @@ def test_parts_keep_their_places_and_lose_their_schedules():
     assert [first, second, third] == ["distill/0_global", "distill/1_global", None]
     assert [[term.weight for term in part.terms] for part in (one, other, rest)] == [[1, 0, 0], [0, 1, 0], [0, 0, 0.1]]
     assert all(term.warm_up == 0 and not term.balanced for part in (one, other, rest) for term in part.terms)
+    ((name, fgd),) = parts_of(parse_formula("0.5·fgd[balanced, warm_up=5, stop=0.5, decay=0]"))
+    assert (name, fgd) == ("distill/fgd", parse_formula("fgd"))
     auto = parse_formula("l2[auto](global) + l1[balanced](global)")
     assert [name for name, _ in parts_of(auto)] == ["distill/0_global", "distill/1_global"]
     assert [name for name, _ in parts_of(auto, all_terms=False)] == ["distill/1_global"]
@@ -114,6 +117,24 @@ def test_a_distiller_is_balanced_as_a_whole():
         losses = distiller_losses(weighed, [mgd, gid], signals, said, SCENE, scales | {"distill/gid": 7.0})
         expected = {"distill/mgd_one": 0.5556 * 9, "distill/mgd_two": 0.5556 * 18, "distill/gid_one": 27.0, "distill/gid_two": 54.0}
         assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected)
+
+
+def test_a_distiller_weighs_by_its_schedule_as_a_term_does():
+    line = Line()
+    _, signals = line.forward()
+    said, plain = Signals((torch.ones(1, 1, 1, 2),)), parse_formula("0.5·mgd")
+    whole = distiller_losses(plain, [Doubled("mgd")], signals, said, SCENE)["distill/mgd_one"].item()
+    for text, step, share in (
+        ("0.5·mgd[warm_up=10]", 4, 0.4),
+        ("0.5·mgd[warm_up=10]", 30, 1),
+        ("0.5·mgd[decay=0.2]", 50, 0.6),
+        ("0.5·mgd[stop=0.5]", 49, 1),
+    ):
+        scene = replace(SCENE, step=step, total_steps=100)
+        found = distiller_losses(parse_formula(text), [Doubled("mgd")], signals, said, scene)
+        assert found["distill/mgd_one"].item() == pytest.approx(share * whole), text
+    ended = replace(SCENE, step=50, total_steps=100)
+    assert distiller_losses(parse_formula("0.5·mgd[stop=0.5]"), [Doubled("mgd")], signals, said, ended) == {}
 
 
 def started(spec, policy, seed=3, **recipe):

@@ -61,6 +61,29 @@ def test_a_killed_distillation_resumes_to_the_same_weights(spec, tmp_path, monke
         assert len(undisturbed["evaluations"]) == 3
 
 
+def test_a_resumed_training_has_its_tokens_though_their_cache_is_gone(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(distillation, "RESUME_SECONDS", 0.0)
+    monkeypatch.setenv("DETKDS_CACHE", str(tmp_path / "cache"))
+    job = spec(kind="distill", policy=to_json(parse_formula("l1(logits) + 0.1·maskd[steps=2]")), recipe={"iterations": 3, "batch": 2})
+    undisturbed = run(job, tmp_path / "a" / "1")
+    with pytest.raises(Killed):
+        run(job, tmp_path / "b" / "1", stop_at=2)
+    (tokens,) = (tmp_path / "cache").rglob("maskd_*.safetensors")
+    tokens.unlink()
+    resumed = run({**job, "resume_from": str(tmp_path / "b" / "resume.pt")}, tmp_path / "b" / "2")
+    assert resumed["sha256"] == undisturbed["sha256"]
+    assert not tokens.exists(), "the teacher has not learned them again"
+
+
+def test_tokens_whose_batch_does_not_fit_are_learned_from_smaller_ones(spec, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETKDS_CACHE", str(tmp_path / "cache"))
+    job = spec(kind="distill", policy=to_json(parse_formula("0.1·maskd[steps=2]")), recipe={"iterations": 1, "batch": 8})
+    with out_of_memory(lambda seen: seen[-1] > 4) as seen:
+        result = run(job, tmp_path / "cut" / "1")
+    assert seen == [8, 4, 4, 4, 4]  # two steps of the tokens, one of two parts of the student
+    assert result["recipe"]["batch"] == 4
+
+
 def test_the_student_is_plain_mmdetection_with_the_same_ap(spec, tmp_path, teacher_file):
     """MMDetection's own runner, configuration and COCO metric on the exported files, in the report images."""
     from mmengine.config import Config

@@ -182,12 +182,12 @@ def test_a_shorter_training_warms_up_as_much_sooner(spec, tmp_path, monkeypatch)
 
 
 def test_warm_ups_of_a_share_of_a_training():
-    policy = parse_formula("l2[warm_up=500](global) + l1(logits) + maskd[warm_up=10] + fgd")
-    tenth = parse_formula("l2[warm_up=50](global) + l1(logits) + maskd[warm_up=1] + fgd")
+    policy = parse_formula("l2[warm_up=500](global) + l1(logits) + maskd[masks_from=10] + fgd")
+    tenth = parse_formula("l2[warm_up=50](global) + l1(logits) + maskd[masks_from=1] + fgd")
     assert canonical(in_proportion(policy, 0.1)) == canonical(tenth)
-    least = parse_formula("l2[warm_up=1](global) + l1(logits) + maskd[warm_up=1] + fgd")
+    least = parse_formula("l2[warm_up=1](global) + l1(logits) + maskd[masks_from=1] + fgd")
     assert canonical(in_proportion(policy, 1e-6)) == canonical(least), "what warms up begins at nothing, however short"
-    assert dict(in_proportion(parse_formula("maskd"), 0.1).distillers[0].settings)["warm_up"] == 100, "by default too"
+    assert dict(in_proportion(parse_formula("maskd"), 0.1).distillers[0].settings)["masks_from"] == 100, "by default too"
     assert in_proportion(policy, 1.0) == policy
 
 

@@ -149,7 +149,11 @@ def test_confirmation_measures_on_the_report_images_and_on_draws_of_them(spec):
     assert min(known) <= row["ap"] <= max(known)
 
 
-@pytest.mark.parametrize("name", ["l2[stop=0.5](global)", "l2[stop=0.5](global) + 0.1·l2(logits)"], ids=["all", "one of two"])
+@pytest.mark.parametrize(
+    "name",
+    ["l2[stop=0.5](global)", "l2[stop=0.5](global) + 0.1·l2(logits)", "fgd[stop=0.5] + l2[stop=0.4](global)", "fgd[stop=0.5]"],
+    ids=["all", "one of two", "a distiller too", "a distiller alone"],
+)
 def test_the_teacher_is_not_asked_any_more_once_all_has_stopped(spec, name, monkeypatch):
     def weights(ask_on):
         start, recipe = prepare(job, 3), Recipe.from_json(job["recipe"])
@@ -159,7 +163,8 @@ def test_the_teacher_is_not_asked_any_more_once_all_has_stopped(spec, name, monk
         if ask_on:
             monkeypatch.setattr(type(learner), "needs_at", lambda self, *_: self.needs)
         train([learner], start, Batches(job["dataset"]["train"], recipe, 3))
-        assert learner.read_losses()["distill/0_global"] == 0
+        named = learner.read_losses()
+        assert sum(value for key, value in named.items() if key in ("distill/0_global", "distill/fgd_focal")) == 0
         return weights_digest(learner.student.model), len(asked)
 
     job = spec(recipe={"iterations": 6, "batch": 2})

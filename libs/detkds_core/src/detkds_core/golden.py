@@ -200,7 +200,7 @@ def _maskd(student: int, teacher: int, case: Mapping[str, Any]) -> nn.Module:
     settings = named_numbers(case, {"loss_weight": "weight"})
     switches = {name: bool(case[name]) for name in ("weight_mask", "custom_mask") if name in case}
     # The student's masks have no warm-up in a figure, which has no steps.
-    return MasKD([student], [teacher], num_tokens=int(number(case, "num_tokens", 6)), custom_mask_warm_up=0, **settings, **switches)
+    return MasKD([student], [teacher], num_tokens=int(number(case, "num_tokens", 6)), masks_from=0, **settings, **switches)
 
 
 MODULES: Mapping[str, Callable[[int, int, Mapping[str, Any]], nn.Module]] = {"fgd": _fgd, "mgd": _mgd, "maskd": _maskd}

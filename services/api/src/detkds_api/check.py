@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     except DatasetError as error:
         say(problems=[dataset_error(problem)._asdict() for problem in error.problems[:MOST_ERRORS]])
     except MemoryError:
-        message = f"checking it needs more than {asked['memory'] >> 20} MiB of memory; remove segmentations, only boxes are read"
+        message = f"checking it needs more than {asked['memory'] >> 20} MiB of memory; without masks to learn, remove segmentations"
         say(problems=[FieldError("", message)._asdict()])
     except Exception:  # for the service's log: who asked is told that there was no answer
         say(crash=traceback.format_exc())

@@ -19,7 +19,9 @@ from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Pair, Recipe, exch
 from detkds_core.catalogue import detector as detector_entry
 from detkds_core.catalogue.pairs import CHECKPOINTS
 from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES
-from detkds_core.policy import PairFacts
+from detkds_core.policy import PairFacts, Policy
+from detkds_core.policy.distillers import learns_first
+from detkds_core.policy.named import cannot_run
 from detkds_core.store import jobs
 from detkds_core.store.ids import is_id
 
@@ -27,6 +29,9 @@ from detkds_core.store.ids import is_id
 def one_of(names: Sequence[str]) -> str:
     """For a description: the names that a field may carry."""
     return "one of " + ", ".join(f"`{name}`" for name in names)
+
+
+UNSEGMENTED = "learns masks too: no training annotation of this dataset has a segmentation"
 
 
 class TeacherChoice(Body):
@@ -115,6 +120,17 @@ class Pairing(NamedTuple):
             return wanted
         return self.pair.inherit if self.pair else True
 
+    def cannot_run(self, policy: Policy) -> list[tuple[str, str]]:
+        """Why this pair cannot be trained with a policy on this dataset, as (path, message)."""
+        faults = cannot_run(policy, self.exchange, self.facts, self.families)
+        if self.dataset["train"].get("masks") == 0 and DETECTORS[self.teacher["detector"]].masks:
+            faults += [
+                (f"policy.distillers[{place}]", f"{one.name!r} first learns with the teacher, which {UNSEGMENTED}")
+                for place, one in enumerate(policy.distillers)
+                if learns_first(one)
+            ]
+        return faults
+
     def spec(self) -> dict[str, Any]:
         """The part of a job's specification that all kinds share (docs/architecture.md)."""
         shared = {"dataset": self.dataset, "teacher": self.teacher, "student": self.student, "recipe": self.recipe.to_json()}
@@ -167,6 +183,9 @@ def resolve(
     merged = merged_recipe(recipe, base, errors)
     if errors or data is None or teacher_json is None or student_json is None or merged is None:
         raise invalid(errors)
+    if data["train"].get("masks") == 0 and DETECTORS[student_json["detector"]].masks:
+        advice = f"{student_json['detector']} {UNSEGMENTED}; give a detector without masks, or a dataset with segmentations"
+        raise invalid([FieldError("/student/detector", advice)])
     common = exchange(DETECTORS[teacher_json["detector"]], DETECTORS[student_json["detector"]], resize)
     if not common.knowledge:
         reason = next(iter(common.excluded.values()))

@@ -113,7 +113,7 @@ def read_policy(value: str | Mapping[str, Any], where: str, pairing: Pairing) ->
     policy = policy_of_json(value, where) if isinstance(value, Mapping) else policy_of_text(value, where)
     errors = [
         FieldError(where + pointer_of_path(path.removeprefix("policy")) if written else where, why)
-        for path, why in cannot_run(policy, pairing.exchange, pairing.facts, pairing.families)
+        for path, why in pairing.cannot_run(policy)
     ]
     if errors:
         raise invalid(errors)

@@ -293,7 +293,8 @@ def wanted_references(wanted: SearchRequest, pairing: Pairing, paid: float) -> t
 def suiting_names(pairing: Pairing) -> tuple[str, ...]:
     """The named policies that suit the pair."""
     stages = DETECTORS[pairing.student["detector"]].stages
-    return suiting(pairing.exchange, pairing.facts, pairing.families, stages)
+    names = suiting(pairing.exchange, pairing.facts, pairing.families, stages)
+    return tuple(name for name in names if not pairing.cannot_run(named_policies()[name].policy))
 
 
 def wanted_distillers(wanted: Confirmation, pairing: Pairing) -> list[dict[str, Any]]:

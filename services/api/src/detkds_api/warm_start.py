@@ -15,7 +15,6 @@ from detkds_api.caller import Caller
 from detkds_api.pairing import Pairing
 from detkds_api.problems import FieldError, invalid, pointer
 from detkds_core.policy import Policy, PolicyError, SearchSpace, Term, canonical_json, from_json
-from detkds_core.policy.named import cannot_run
 from detkds_core.store import results, searches
 from detkds_core.store.ids import is_id
 from detkds_core.store.models import Candidate, Search
@@ -156,7 +155,7 @@ def why_not(policy: Policy, pairing: Pairing, space: SearchSpace) -> str | None:
     """Why a search cannot begin with a policy; None if it can."""
     if policy.distillers:
         return "it has learned parts, which no search varies"
-    reasons = cannot_run(policy, pairing.exchange, pairing.facts, pairing.families)
+    reasons = pairing.cannot_run(policy)
     if reasons:
         return reasons[0][1]
     for term in policy.terms:

@@ -58,7 +58,7 @@ def build(
             (temporary / f"{split}.json").write_bytes(text)
             crowd = sum(annotation["iscrowd"] for annotation in coco["annotations"])
             boxes = len(coco["annotations"]) - crowd
-            record["splits"][split] = {"count": len(coco["images"]), "boxes": boxes, "crowd": crowd}
+            record["splits"][split] = {"count": len(coco["images"]), "boxes": boxes, "crowd": crowd, "masks": 0}
             record["bytes"][split] = len(text)
             parts.append((split, coco, hashes))
         record["digest"] = digest(parts)

@@ -24,7 +24,8 @@ class DatasetError(ValueError):
 class Split:
     """annotations: a COCO instances file; images: the folder that its file names are relative to.
 
-    count: images; boxes: annotations that are asked for; crowd: annotations that are not (COCO's `iscrowd`).
+    count: images; boxes: annotations that are asked for; crowd: annotations that are not (COCO's `iscrowd`); masks: annotations with a
+    segmentation, None where nobody has counted.
     """
 
     annotations: Path
@@ -32,6 +33,7 @@ class Split:
     count: int
     boxes: int = 0
     crowd: int = 0
+    masks: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -40,13 +42,14 @@ class Split:
             "count": self.count,
             "boxes": self.boxes,
             "crowd": self.crowd,
+            "masks": self.masks,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Split":
         """A job's specification needs only the paths, so the counts may be missing."""
         counts = {key: int(value.get(key, 0)) for key in ("count", "boxes", "crowd")}
-        return cls(Path(value["annotations"]), Path(value["images"]), **counts)
+        return cls(Path(value["annotations"]), Path(value["images"]), **counts, masks=value.get("masks"))
 
     def load(self) -> dict[str, Any]:
         """The COCO dictionary: `images`, `annotations` (bbox: x, y, width, height in pixels) and `categories`."""

@@ -110,8 +110,9 @@ def register(
 
 
 def _split(annotations: Path, images: Path, content: Mapping[str, Any]) -> Split:
-    crowd = sum(bool(annotation.get("iscrowd", 0)) for annotation in content["annotations"])
-    return Split(annotations, images, len(content["images"]), len(content["annotations"]) - crowd, crowd)
+    records = content["annotations"]
+    crowd, masks = (sum(bool(record.get(key)) for record in records) for key in ("iscrowd", "segmentation"))
+    return Split(annotations, images, len(content["images"]), len(records) - crowd, crowd, masks)
 
 
 def _resolved(where: str, path: Path, roots: Sequence[Path] | None, problems: Problems, *, wants_folder: bool) -> Path | None:
@@ -135,7 +136,7 @@ def _resolved(where: str, path: Path, roots: Sequence[Path] | None, problems: Pr
 
 def _content(where: str, file: Path, problems: Problems) -> dict[str, Any] | None:
     if file.stat().st_size > MAX_ANNOTATION_BYTES:
-        problems.add(where, f"{where}: is larger than {MAX_ANNOTATION_BYTES >> 30} GiB; remove segmentations, only boxes are read")
+        problems.add(where, f"{where}: is larger than {MAX_ANNOTATION_BYTES >> 30} GiB; without masks to learn, remove segmentations")
         return None
     try:
         content = json.loads(file.read_bytes())

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detkds_core.distillers.context import DistillerContext
 from detkds_core.distillers.crosskd import CrossKD
@@ -48,6 +48,15 @@ def token_settings(policy: Policy) -> tuple[int, int] | None:
     return None
 
 
+def tokens_of(policy: Policy, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """MasKD's tokens in the state of what `build` made of a policy; None without MasKD."""
+    for place, distiller in enumerate(policy.distillers):
+        if distiller.name == "maskd":
+            prefix = f"{place}.mask_modules."
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return None
+
+
 def _fgd(context: DistillerContext, settings: Settings) -> nn.Module:
     weights = {"lambda_" if name == "lambda" else name: value for name, value in settings.items()}
     return FGD(context.student_channels, context.teacher_channels, **weights)
@@ -64,7 +73,7 @@ def _maskd(context: DistillerContext, settings: Settings) -> nn.Module:
         num_tokens=settings["tokens"],
         weight_mask=bool(settings["weigh"]),
         custom_mask=bool(settings["student_masks"]),
-        custom_mask_warm_up=settings["warm_up"],
+        masks_from=settings["masks_from"],
         weight=settings["weight"],
     )
     if context.tokens is not None:

@@ -78,8 +78,12 @@ class CrossKD(nn.Module):
 
 
 def restyle(feat: Tensor, like: Tensor) -> Tensor:
-    """feat with the mean and the unbiased standard deviation of `like`, channel by channel over images and positions. (N, C, H, W)."""
-    (std, mean), (wanted_std, wanted_mean) = (torch.std_mean(x, dim=(0, 2, 3), keepdim=True) for x in (feat, like))
+    """feat with the mean and the unbiased standard deviation of `like`, channel by channel over images and positions. (N, C, H, W).
+
+    A channel of one value has no spread and takes that of `like`, as a constant one does.
+    """
+    freedom = min(1, feat[:, 0].numel() - 1)
+    (std, mean), (wanted_std, wanted_mean) = (torch.std_mean(x, (0, 2, 3), correction=freedom, keepdim=True) for x in (feat, like))
     return (feat - mean) / (std + STYLE_EPS) * wanted_std + wanted_mean
 
 

@@ -46,7 +46,7 @@ class MasKD(nn.Module):
     """Masked knowledge distillation with learned receptive tokens (MasKD, Huang et al., ICLR 2023).
 
     For each token: squared error under its mask, divided by the mask's area, mean over channels; the tokens' losses are averaged by the
-    weights that the teacher's feature gives them. With custom_mask, from step custom_mask_warm_up on, the masks that the tokens give on the
+    weights that the teacher's feature gives them. With custom_mask, from step masks_from on, the masks that the tokens give on the
     student's feature multiply the teacher's.
 
     Tokens are not trained by this loss, which they could lower by looking away: they carry no gradient here. They are learned on the
@@ -61,11 +61,11 @@ class MasKD(nn.Module):
         num_tokens: int = 6,
         weight_mask: bool = True,
         custom_mask: bool = True,
-        custom_mask_warm_up: int = 1000,
+        masks_from: int = 1000,
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.weight_mask, self.custom_mask, self.custom_mask_warm_up, self.weight = weight_mask, custom_mask, custom_mask_warm_up, weight
+        self.weight_mask, self.custom_mask, self.masks_from, self.weight = weight_mask, custom_mask, masks_from, weight
         self.align = adapters(student_channels, teacher_channels)
         self.mask_modules = nn.ModuleList(MaskTokens(c, num_tokens) for c in teacher_channels)
         self.mask_modules.requires_grad_(False)
@@ -79,7 +79,7 @@ class MasKD(nn.Module):
                 assert isinstance(tokens, MaskTokens)
                 with torch.no_grad():
                     masks = tokens.masks(t)  # (N, T, H, W)
-                    if self.custom_mask and scene.step >= self.custom_mask_warm_up:
+                    if self.custom_mask and scene.step >= self.masks_from:
                         masks = masks * tokens.masks(s)
                     N, T = masks.shape[:2]
                     # Without weights each token counts alike.

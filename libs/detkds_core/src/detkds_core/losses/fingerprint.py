@@ -15,7 +15,7 @@ from torch import Tensor
 from detkds_core.losses.policy import policy_losses
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.losses.toys import each_tensor, tensors_of, toy_scene, toy_signals
-from detkds_core.policy import Policy, Term
+from detkds_core.policy import Policy, Term, unscheduled
 
 IMAGES = 3
 SHAPES = ((9, 11), (5, 6))  # odd, so that pools pad; two levels
@@ -33,7 +33,7 @@ def fingerprint(of: Term | Policy) -> str:
     is added as it is written.
     """
     terms = of.terms if isinstance(of, Policy) else (replace(of, weight=1.0),)
-    policy = Policy(tuple(replace(term, warm_up=0, stop=1.0, decay=1.0, auto=False, balanced=False) for term in terms))
+    policy = Policy(tuple(replace(unscheduled(term), auto=False, balanced=False) for term in terms))
     numbers = [number for place in range(len(SHIFTS)) for number in _figures(policy, place)]
     whole = numbers[0]  # the value on the first tensors, which everything is relative to
     texts = [_rounded(number / whole if whole else number) for number in numbers]

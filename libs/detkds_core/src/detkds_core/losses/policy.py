@@ -149,20 +149,20 @@ def found_weight(one: Term | Distiller, scale: float | None) -> float:
     return float(f"{one.weight * scale:.4g}") if scale is not None and of_ratio else one.weight
 
 
-def stopped(term: Term, step: int, total_steps: int) -> bool:
-    """Whether a term counts nothing from this step on."""
-    return term.stop < 1 and step >= term.stop * total_steps
+def stopped(one: Term | Distiller, step: int, total_steps: int) -> bool:
+    """Whether it counts nothing from this step on."""
+    return one.stop < 1 and step >= one.stop * total_steps
 
 
-def schedule(term: Term, step: int, total_steps: int) -> float:
-    """What multiplies a term's weight at a step.
+def schedule(one: Term | Distiller, step: int, total_steps: int) -> float:
+    """What multiplies its weight at a step.
 
     Linear from 0 over `warm_up` steps; 0 from `stop` * total_steps on; from 1 to `decay` at the end of the training, along half a cosine.
     """
-    if stopped(term, step, total_steps):
+    if stopped(one, step, total_steps):
         return 0.0
-    risen = min(1.0, step / term.warm_up) if term.warm_up else 1.0
-    return risen * (term.decay + (1 - term.decay) * (1 + cos(pi * min(1.0, step / total_steps))) / 2)
+    risen = min(1.0, step / one.warm_up) if one.warm_up else 1.0
+    return risen * (one.decay + (1 - one.decay) * (1 + cos(pi * min(1.0, step / total_steps))) / 2)
 
 
 def _compared(term: Term, student: Signals, teacher: Signals) -> list[tuple[int | None, str]]:

@@ -15,7 +15,7 @@ from detkds_core.losses.policy import policy_losses
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.losses.toys import each_tensor, image_of, tensors_of, toy_scene, toy_signals
 from detkds_core.losses.transforms import DRAWS
-from detkds_core.policy import Policy, Term
+from detkds_core.policy import Policy, Term, unscheduled
 from detkds_core.policy.meaning import OF_IMAGES, WEIGHTED
 from detkds_core.policy.vocabulary import OVER_IMAGES, STATISTICS
 
@@ -58,7 +58,7 @@ def claims_images(term: Term) -> bool:
 
 def classify(term: Term, images: int = 2) -> Verdict:
     """Try a formula on batches of so many images. Options that wait or end are left out: a term in warm-up is nothing yet."""
-    term = replace(term, warm_up=0, stop=1.0, decay=1.0, auto=False, balanced=False)
+    term = replace(unscheduled(term), auto=False, balanced=False)
     student, teacher, halves = _toys(images)
     scene = toy_scene(images)
     try:

@@ -7,7 +7,7 @@ from detkds_core.policy.pair import PairFacts, images_needed, pair_legality
 from detkds_core.policy.rules import check, legality
 from detkds_core.policy.schema import canonical_json, from_json, json_schema, to_json
 from detkds_core.policy.space import SearchSpace
-from detkds_core.policy.terms import Distiller, Policy, PolicyError, Reason, Term
+from detkds_core.policy.terms import Distiller, Policy, PolicyError, Reason, Term, acts_throughout, unscheduled
 
 __all__ = [
     "Distiller",
@@ -18,6 +18,7 @@ __all__ = [
     "Reason",
     "SearchSpace",
     "Term",
+    "acts_throughout",
     "canonical",
     "canonical_json",
     "check",
@@ -31,4 +32,5 @@ __all__ = [
     "parse_formula",
     "readable",
     "to_json",
+    "unscheduled",
 ]

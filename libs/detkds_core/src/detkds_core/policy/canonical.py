@@ -8,7 +8,7 @@ from math import fsum
 
 from detkds_core.policy.distillers import DISTILLERS
 from detkds_core.policy.folds import FEATURE_FOLDS, LOGITS_FOLDS, fold_options
-from detkds_core.policy.terms import Distiller, Policy, Term
+from detkds_core.policy.terms import Distiller, Part, Policy, Term
 from detkds_core.policy.vocabulary import FEATURES, KNOWLEDGE
 
 
@@ -38,7 +38,13 @@ def same_formula(policy: Policy) -> list[tuple[list[int], float]]:
 
 def canonical_term(term: Term) -> Term:
     """The canonical form of a legal term. Folds are repeated until none applies."""
-    folded = fold_options(_plain_numbers(term))
+    plain = replace(
+        _plain_numbers(term),
+        transforms=tuple(term.transforms),
+        temperature=float(term.temperature),
+        background=float(term.background) + 0.0,
+    )
+    folded = fold_options(plain)
     folds = FEATURE_FOLDS if term.knowledge in FEATURES else LOGITS_FOLDS if term.knowledge == "logits" else ()
     before = None
     while folded is not before:  # a fold that does not apply gives back what it got
@@ -52,7 +58,7 @@ def canonical_distiller(distiller: Distiller) -> Distiller:
     """The canonical form of a legal distiller."""
     known = DISTILLERS[distiller.name].settings
     settings = tuple(sorted((name, float(value)) for name, value in distiller.settings if value != known[name].default))
-    return replace(distiller, settings=settings, weight=float(distiller.weight))
+    return _plain_numbers(replace(distiller, settings=settings))
 
 
 def _order(term: Term) -> tuple[object, ...]:
@@ -60,15 +66,6 @@ def _order(term: Term) -> tuple[object, ...]:
     return (KNOWLEDGE.index(term.knowledge), term.region, term.transforms, term.distance, *options, term.auto, term.balanced)
 
 
-def _plain_numbers(term: Term) -> Term:
-    """Numbers of one type each, so that 2 and 2.0, 0.0 and -0.0 are the same text."""
-    return replace(
-        term,
-        transforms=tuple(term.transforms),
-        weight=float(term.weight),
-        temperature=float(term.temperature),
-        background=float(term.background) + 0.0,
-        warm_up=int(term.warm_up),
-        stop=float(term.stop),
-        decay=float(term.decay) + 0.0,
-    )
+def _plain_numbers(part: Part) -> Part:
+    """Weight and schedule with numbers of one type each, so that 2 and 2.0, 0.0 and -0.0 are the same text."""
+    return replace(part, weight=float(part.weight), warm_up=int(part.warm_up), stop=float(part.stop), decay=float(part.decay) + 0.0)

@@ -2,7 +2,8 @@
 
     policy    = "none" | part { "+" part }
     part      = distiller | term
-    distiller = [ weight ("·" | "*") ] name [ "[" part { "," part } "]" ]        part = "balanced" | setting "=" number
+    distiller = [ weight ("·" | "*") ] name [ "[" choice { "," choice } "]" ]
+    choice    = "balanced" | ("warm_up" | "stop" | "decay" | setting) "=" number
     term      = [ weight ("·" | "*") ] distance [ "[" option { "," option } "]" ] "(" operand ")"
     operand   = knowledge | transform "(" operand ")"
     option    = "shared" | "auto" | "balanced"
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from detkds_core.policy.distillers import DISTILLERS
 from detkds_core.policy.rules import check, unknown
-from detkds_core.policy.schema import OPTIONS
+from detkds_core.policy.schema import OPTIONS, SCHEDULE
 from detkds_core.policy.terms import Distiller, Policy, PolicyError, Term
 from detkds_core.policy.vocabulary import KNOWLEDGE, MAX_TERMS, SLOTS
 
@@ -32,7 +33,7 @@ TOKEN = re.compile(
     re.DOTALL,
 )
 EMPTY = "none"
-BALANCED = "balanced"  # of a distiller, beside its settings
+BALANCED = "balanced"  # of a distiller, beside its schedule and its settings
 
 
 def formula(policy: Policy) -> str:
@@ -41,7 +42,8 @@ def formula(policy: Policy) -> str:
 
 
 def _distiller_text(distiller: Distiller) -> str:
-    parts = [BALANCED] * distiller.balanced + [f"{name}={_number(value)}" for name, value in distiller.settings]
+    schedule = [_option_text(name, getattr(distiller, name)) for name in SCHEDULE if getattr(distiller, name) != OPTIONS[name]]
+    parts = [BALANCED] * distiller.balanced + schedule + [f"{name}={_number(value)}" for name, value in distiller.settings]
     return f"{_weight_text(distiller.weight)}{distiller.name}{_bracketed(parts)}"
 
 
@@ -78,8 +80,8 @@ def readable(text: str) -> str:
 
     Another policy by less than 0.05 % of a weight; who has to repeat the very same takes the formula, or the JSON.
 
-    >>> readable("0.7421037228031555·l2(scale_r2(global)) + gid[warm_up=12500]")
-    '0.7421·l2(scale_r2(global)) + gid[warm_up=12500]'
+    >>> readable("0.7421037228031555·l2(scale_r2(global)) + gid[candidates=12500]")
+    '0.7421·l2(scale_r2(global)) + gid[candidates=12500]'
     """
     return "".join(_brief(match.group()) if match.lastgroup == "number" else match.group() for match in TOKEN.finditer(text))
 
@@ -189,24 +191,23 @@ class Reader:
         weight = self.weight(path)
         name = self.text_of(path, "name", "a distiller")
         settings: dict[str, float] = {}
-        balanced = False
+        options: dict[str, Any] = {}
         if self.take("["):
-            while not (settings or balanced) or self.take(","):
+            while not (settings or options) or self.take(","):
                 column = self.next.column
-                setting = self.text_of(path, "name", f"{BALANCED!r} or a setting of {name}")
-                if setting == BALANCED:
-                    if balanced:
-                        raise PolicyError([(f"{path}.{BALANCED}", f"column {column}: {BALANCED} is given twice")])
-                    balanced = True
-                    continue
-                where = f"{path}.settings.{setting}"
-                self.demand(where, "=")
-                value = float(self.text_of(where, "number", "a number"))
-                if setting in settings:
-                    raise PolicyError([(where, f"column {column}: {setting} is given twice")])
-                settings[setting] = value
+                choice = self.text_of(path, "name", f"{BALANCED!r}, {', '.join(SCHEDULE)} or a setting of {name}")
+                own = choice == BALANCED or choice in SCHEDULE
+                where = f"{path}.{choice}" if own else f"{path}.settings.{choice}"
+                if choice in options or choice in settings:
+                    raise PolicyError([(where, f"column {column}: {choice} is given twice")])
+                if choice != BALANCED:
+                    self.demand(where, "=")
+                if own:
+                    options[choice] = self.value(where, choice)
+                else:
+                    settings[choice] = float(self.text_of(where, "number", "a number"))
             self.demand(path, "]")
-        return Distiller(name, tuple(sorted(settings.items())), weight, balanced)
+        return Distiller(name, tuple(sorted(settings.items())), weight, **options)
 
     def options(self, path: str) -> dict[str, Any]:
         """What stands between brackets, the first of which has been read."""

@@ -43,7 +43,7 @@ def distiller_legality(distiller: Distiller) -> list[Reason]:
     entry = DISTILLERS.get(distiller.name)
     if entry is None:
         return [Reason("name", unknown(distiller.name, "distiller", tuple(DISTILLERS)))]
-    reasons = [] if 0 < distiller.weight <= MAX_WEIGHT else [_bad_weight(distiller.weight)]
+    reasons = list(_part_rules(distiller))
     for place, (name, value) in enumerate(distiller.settings):
         field = f"settings.{shortened(name)}"
         setting = entry.settings.get(name)
@@ -113,8 +113,7 @@ def _names(term: Term) -> Iterator[Reason]:
 def _option_rules(term: Term) -> Iterator[Reason]:
     if term.shared_attention and term.transforms[:1] not in SHARED:
         yield Reason("shared_attention", "only 'satt' and 'catt' have an attention of the teacher that both sides can share; false here")
-    if not 0 < term.weight <= MAX_WEIGHT:  # also refuses NaN
-        yield _bad_weight(term.weight)
+    yield from _part_rules(term)
     if not MIN_TEMPERATURE <= term.temperature <= MAX_TEMPERATURE:
         yield Reason("temperature", f"{term.temperature!r} is not a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}")
     elif term.temperature != 1 and term.distance not in DIVERGENCES:
@@ -123,15 +122,16 @@ def _option_rules(term: Term) -> Iterator[Reason]:
         yield Reason("background", f"{term.background!r} is not a number from 0 to {MAX_BACKGROUND:g}")
     elif term.background != 0.5 and term.knowledge != "fgbg":
         yield Reason("background", f"only 'fgbg' has a background, {term.knowledge!r} does not; leave it out")
-    if not 0 <= term.warm_up <= MAX_WARM_UP:
-        yield Reason("warm_up", f"{term.warm_up!r} is not a number of steps from 0 to {MAX_WARM_UP}")
-    if not 0 < term.stop <= 1:
-        yield Reason("stop", f"{term.stop!r} is not a share of the training, above 0 and at most 1")
-    if not 0 <= term.decay <= 1:
-        yield Reason("decay", f"{term.decay!r} is not a share of the weight, from 0 to 1")
     if term.auto and term.balanced:
         yield Reason("balanced", "'auto' compares losses and 'balanced' gradients; a weight is one ratio, leave one of them out")
 
 
-def _bad_weight(weight: float) -> Reason:
-    return Reason("weight", f"{weight!r} is not a number above 0 and at most {MAX_WEIGHT:g}")
+def _part_rules(part: Term | Distiller) -> Iterator[Reason]:
+    if not 0 < part.weight <= MAX_WEIGHT:  # also refuses NaN
+        yield Reason("weight", f"{part.weight!r} is not a number above 0 and at most {MAX_WEIGHT:g}")
+    if not 0 <= part.warm_up <= MAX_WARM_UP:
+        yield Reason("warm_up", f"{part.warm_up!r} is not a number of steps from 0 to {MAX_WARM_UP}")
+    if not 0 < part.stop <= 1:
+        yield Reason("stop", f"{part.stop!r} is not a share of the training, above 0 and at most 1")
+    if not 0 <= part.decay <= 1:
+        yield Reason("decay", f"{part.decay!r} is not a share of the weight, from 0 to 1")

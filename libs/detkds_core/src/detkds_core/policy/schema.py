@@ -24,9 +24,12 @@ from detkds_core.policy.vocabulary import (
 )
 
 KEYS = ("terms", "distillers")
-DISTILLER_KEYS = ("name", "settings", "weight", "balanced")
+SCHEDULE = ("warm_up", "stop", "decay")  # of a term and of a distiller
+DISTILLER_OPTIONS = ("weight", "balanced", *SCHEDULE)
+DISTILLER_KEYS = ("name", "settings", *DISTILLER_OPTIONS)
 REQUIRED = ("knowledge", "transforms", "distance", "weight")
 OPTIONS: Mapping[str, Any] = {field.name: field.default for field in fields(Term) if field.name not in REQUIRED}
+OF_DISTILLERS: Mapping[str, Any] = {field.name: field.default for field in fields(Distiller) if field.name in DISTILLER_OPTIONS}
 
 
 def to_json(policy: Policy) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def _term_to_json(term: Term) -> dict[str, Any]:
 
 def _distiller_to_json(distiller: Distiller) -> dict[str, Any]:
     plain: dict[str, Any] = {"name": distiller.name} | ({"settings": dict(distiller.settings)} if distiller.settings else {})
-    return plain | ({"weight": distiller.weight} if distiller.weight != 1 else {}) | ({"balanced": True} if distiller.balanced else {})
+    return plain | {name: getattr(distiller, name) for name, default in OF_DISTILLERS.items() if getattr(distiller, name) != default}
 
 
 def canonical_json(policy: Policy) -> str:
@@ -76,8 +79,7 @@ def from_json(data: object) -> Policy:
     for place, row in enumerate(others):
         faults = _distiller_faults(row)
         if not faults:
-            settings = tuple(sorted((name, _to_float(value)) for name, value in row.get("settings", {}).items()))
-            distillers.append(Distiller(row["name"], settings, _to_float(row.get("weight", 1.0)), row.get("balanced", False)))
+            distillers.append(_read_distiller(row))
             faults = [(f".{reason.field}", reason.message) for reason in distiller_legality(distillers[-1])]
         errors += [(f"policy.distillers[{place}]{path}", message) for path, message in faults]
     policy = Policy(tuple(terms), tuple(distillers))
@@ -112,9 +114,7 @@ def _distiller_faults(row: object) -> list[tuple[str, str]]:
     elif not isinstance(row["name"], str):
         faults.append((".name", f"{_short(row['name'])} is not one of {', '.join(DISTILLERS)}"))
     faults += [
-        (f".{key}", f"{_short(row[key])} is not {WANTED[key]}")
-        for key in ("weight", "balanced")
-        if key in row and not _has_type(key, row[key])
+        (f".{key}", f"{_short(row[key])} is not {WANTED[key]}") for key in DISTILLER_OPTIONS if key in row and not _has_type(key, row[key])
     ]
     settings = row.get("settings", {})
     if not isinstance(settings, Mapping):
@@ -174,10 +174,21 @@ def _is_number(value: object) -> bool:
 
 
 def _read_term(row: Mapping[str, Any]) -> Term:
-    options = {name: row.get(name, default) for name, default in OPTIONS.items()}
-    for name in ("temperature", "background", "stop", "decay"):
-        options[name] = _to_float(options[name])
+    options = _options(row, OPTIONS)
     return Term(row["knowledge"], tuple(row["transforms"]), row["distance"], _to_float(row["weight"]), **options)
+
+
+def _read_distiller(row: Mapping[str, Any]) -> Distiller:
+    settings = tuple(sorted((name, _to_float(value)) for name, value in row.get("settings", {}).items()))
+    return Distiller(row["name"], settings, **_options(row, OF_DISTILLERS))
+
+
+def _options(row: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The known options of a row, at their default where it has none; numbers that need not be whole as floats."""
+    return {
+        name: _to_float(row[name]) if name in row and isinstance(default, float) else row.get(name, default)
+        for name, default in known.items()
+    }
 
 
 def _to_float(number: int | float) -> float:
@@ -224,6 +235,15 @@ def json_schema() -> dict[str, Any]:
     }
 
 
+OPTION_SCHEMAS: Mapping[str, dict[str, Any]] = {  # of terms and distillers alike
+    "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_WEIGHT},
+    "balanced": {"type": "boolean"},
+    "warm_up": {"type": "integer", "minimum": 0, "maximum": MAX_WARM_UP},
+    "stop": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "decay": {"type": "number", "minimum": 0, "maximum": 1},
+}
+
+
 def _distiller_schema(name: str) -> dict[str, Any]:
     settings = {
         key: {
@@ -238,8 +258,7 @@ def _distiller_schema(name: str) -> dict[str, Any]:
     properties = {
         "name": {"const": name},
         "settings": {"type": "object", "properties": settings, "additionalProperties": False},
-        "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_WEIGHT, "default": 1.0},
-        "balanced": {"type": "boolean", "default": False},
+        **{option: {**OPTION_SCHEMAS[option], "default": default} for option, default in OF_DISTILLERS.items()},
     }
     return {"title": name, "type": "object", "properties": properties, "required": ["name"], "additionalProperties": False}
 
@@ -256,18 +275,16 @@ def _term_schema(kind: str) -> dict[str, Any]:
             "maxItems": len(slots),
         },
         "distance": {"enum": list(DISTANCES[kind])},
-        "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_WEIGHT},
+        "weight": OPTION_SCHEMAS["weight"],
         "temperature": {"type": "number", "minimum": MIN_TEMPERATURE, "maximum": MAX_TEMPERATURE},
         "shared_attention": {"type": "boolean"},
         "background": {"type": "number", "minimum": 0, "maximum": MAX_BACKGROUND},
-        "warm_up": {"type": "integer", "minimum": 0, "maximum": MAX_WARM_UP},
-        "stop": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-        "decay": {"type": "number", "minimum": 0, "maximum": 1},
+        **{name: OPTION_SCHEMAS[name] for name in SCHEDULE},
         "region": {"enum": list(REGIONS[kind])},
         "reduction": {"enum": list(REDUCTIONS)},
         "auto": {"type": "boolean"},
-        "balanced": {"type": "boolean"},
+        "balanced": OPTION_SCHEMAS["balanced"],
     }
     for name, default in OPTIONS.items():
-        properties[name]["default"] = default
+        properties[name] = properties[name] | {"default": default}
     return {"title": kind, "type": "object", "properties": properties, "required": list(REQUIRED), "additionalProperties": False}

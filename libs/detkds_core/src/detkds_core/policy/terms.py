@@ -1,7 +1,7 @@
 """A policy: what is compared between teacher and student, after which transforms, by which distance, and how much it weighs."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,10 @@ class Distiller:
     name: str
     settings: tuple[tuple[str, float], ...] = ()
     weight: float = 1.0  # of all of it, beside those among its settings
-    balanced: bool = False  # the weight is the ratio of the lengths of its gradient and the task's, as of a term
+    balanced: bool = False  # these four as of a term
+    warm_up: int = 0
+    stop: float = 1.0
+    decay: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,23 @@ class Policy:
 
     terms: tuple[Term, ...]
     distillers: tuple[Distiller, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Term | Distiller, ...]:
+        return (*self.terms, *self.distillers)
+
+
+Part = TypeVar("Part", bound=Term | Distiller)
+
+
+def unscheduled(part: Part) -> Part:
+    """The same, counting alike at every step."""
+    return replace(part, warm_up=0, stop=1.0, decay=1.0)
+
+
+def acts_throughout(policy: Policy) -> bool:
+    """Whether all of it counts alike at every step."""
+    return all(part == unscheduled(part) for part in policy.parts)
 
 
 class Reason(NamedTuple):

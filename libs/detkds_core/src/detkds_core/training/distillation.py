@@ -15,6 +15,7 @@ from detkds_core.catalogue import Recipe
 from detkds_core.catalogue.recipe import smaller_batch_warning
 from detkds_core.datasets import Dataset, report_ids
 from detkds_core.detectors.build import export_student, parameter_count, read_pickle, save_student
+from detkds_core.distillers import tokens_of
 from detkds_core.evaluation.predict import measure
 from detkds_core.policy import Policy, from_json, images_needed
 from detkds_core.training import parallel
@@ -67,8 +68,9 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
         if state["recipe"]["batch"] < recipe.batch:  # it was cut to fit
             recipe = Recipe.from_json(state["recipe"])
     while True:
-        run = _begin(start, policy, recipe, spec["seed"], state, report)
+        run = None
         try:
+            run = _begin(start, policy, recipe, spec["seed"], state, report)
             _train(run, start, dataset, recipe, spec, folder, report, {"teacher": teacher, "warnings": warnings}, began)
             break
         except (DoesNotFitError, torch.OutOfMemoryError) as error:  # the second: a later batch, of larger images
@@ -91,7 +93,8 @@ def _begin(start: Start, policy: Policy, recipe: Recipe, seed: int, state: Mappi
     def learning_tokens(done: int, total: int) -> None:
         report(0, recipe.iterations + 2, f"the teacher learns MasKD's tokens: step {done} of {total}")
 
-    run = Run(new_learner(start, policy, recipe, seed, learning_tokens))
+    kept = tokens_of(policy, state["learner"]["distillers"]) if state is not None else None
+    run = Run(new_learner(start, policy, recipe, seed, learning_tokens, kept))
     if state is not None:
         restore(run.learner, state["learner"])
         run.step, run.curve, run.seconds = state["step"], list(state["curve"]), state["seconds"]

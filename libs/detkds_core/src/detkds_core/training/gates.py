@@ -14,7 +14,7 @@ from detkds_core.catalogue import Recipe
 from detkds_core.detectors.pair import Student
 from detkds_core.losses.policy import needs, policy_losses
 from detkds_core.losses.signals import Signals
-from detkds_core.policy import Policy
+from detkds_core.policy import Policy, acts_throughout, unscheduled
 from detkds_core.policy.vocabulary import FEATURES
 from detkds_core.training import parallel
 from detkds_core.training.probe import Finding, Still
@@ -108,7 +108,7 @@ def repeated(finding: Finding, known: Sequence[Known], _descents: Iterable[Desce
 
 
 def too_large(finding: Finding, _known: Sequence[Known], _descents: Iterable[Descent]) -> Rejection | None:
-    warms_up = any(term.warm_up for term in finding.policy.terms)  # from 0: the first batch of the training does not see the look's loss
+    warms_up = any(part.warm_up for part in finding.policy.parts)  # from 0: the first batch of the training does not see the look's loss
     if finding.first_loss > MAX_FIRST_LOSS and not warms_up:
         return Rejection("first_loss", f"its loss on the first batch is {finding.first_loss:g}, above {MAX_FIRST_LOSS:g}")
     return None
@@ -135,15 +135,10 @@ OF_UNKNOWN = ("first_loss", "descent")  # gates that a policy meets of which nob
 OF_FAILED = ("finite", "gradient")  # gates that a look which failed can meet; the others have nothing to judge by
 
 
-def acts_throughout(policy: Policy) -> bool:
-    """Whether a look, which leaves schedules out, tells all of the policy."""
-    return all(term.warm_up == 0 and term.stop == 1 and term.decay == 1 for term in policy.terms)
-
-
 def duplicate_of(finding: Finding, known: Sequence[Known]) -> int | None:
     """The first of the known candidates whose gradient has the same direction and, where it is known, the same strength."""
     own, ratio = finding.look.sketch, finding.look.ratio
-    if not own or not acts_throughout(finding.policy):
+    if not own or not acts_throughout(finding.policy):  # a look leaves schedules out
         return None
     for one in known:
         apart = math.dist(own, one.sketch) if len(one.sketch) == len(own) else math.inf
@@ -176,7 +171,7 @@ def descent(policy: Policy, student: Student, still: Still, recipe: Recipe) -> D
     policy: of fixed weights. Nothing else moves, the backbone is not asked, and the head only for its loss at the end. One that has come
     nearer to the teacher, by more than nothing, after the `FIRST` steps goes no further.
     """
-    plain = Policy(tuple(replace(term, warm_up=0, stop=1.0, decay=1.0) for term in policy.terms))
+    plain = Policy(tuple(map(unscheduled, policy.terms)))
     on_maps = any(term.knowledge in FEATURES for term in plain.terms)
     before = tensors_of(plain, student, still)
 

@@ -10,11 +10,11 @@ from detkds_core.catalogue import Recipe
 from detkds_core.datasets import default_cache
 from detkds_core.datasets.kept import FORKS
 from detkds_core.evolution.spec import GATES
-from detkds_core.policy import Policy
+from detkds_core.policy import Policy, acts_throughout
 from detkds_core.policy.distillers import DISTILLERS
 from detkds_core.training.batches import Batches
 from detkds_core.training.forks import Fork, branch, branch_recipe, branch_seed, cached_trunk
-from detkds_core.training.gates import OF_UNKNOWN, Known, Rejection, acts_throughout, descent, judge
+from detkds_core.training.gates import OF_UNKNOWN, Known, Rejection, descent, judge
 from detkds_core.training.group import Progress, Start, TrainingError, batches_for, fitting, new_learner
 from detkds_core.training.learner import Learner
 from detkds_core.training.probe import Finding, probe
@@ -91,9 +91,9 @@ def in_proportion(policy: Policy, share: float) -> Policy:
     distillers = []
     for one in policy.distillers:
         settings = {name: setting.default for name, setting in DISTILLERS[one.name].settings.items()} | dict(one.settings)
-        if "warm_up" in settings:
-            settings["warm_up"] = shorter(settings["warm_up"])
-        distillers.append(replace(one, settings=tuple(sorted(settings.items()))))
+        if "masks_from" in settings:
+            settings["masks_from"] = shorter(settings["masks_from"])
+        distillers.append(replace(one, settings=tuple(sorted(settings.items())), warm_up=shorter(one.warm_up)))
     return Policy(terms, tuple(distillers))
 
 

@@ -112,10 +112,17 @@ def start_warnings(start: Start) -> list[str]:
     ]
 
 
-def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int, on_token_step: Progress | None = None) -> Learner:
+def new_learner(
+    start: Start,
+    policy: Policy,
+    recipe: Recipe,
+    seed: int,
+    on_token_step: Progress | None = None,
+    tokens: Mapping[str, Tensor] | None = None,
+) -> Learner:
     """A learner at the common start. Raises PairError when the pair cannot exchange what the policy asks for.
 
-    on_token_step: told how far the learning of MasKD's tokens is, which a policy with them may start with.
+    tokens: MasKD's, of an earlier attempt at the same training; on_token_step: told how far the learning of them is where there are none.
     """
     check_policy(policy, start.teacher_entry, start.student_entry, resize=bool(start.levels.strides))
     torch.manual_seed(seed)
@@ -129,11 +136,13 @@ def new_learner(start: Start, policy: Policy, recipe: Recipe, seed: int, on_toke
     if adapters is not None:
         adapters.to(start.device)
     student = Student(model, start.levels.student, adapters)
-    return make_learner(student, policy, recipe, distillers.build(policy, distiller_context(start, policy, recipe, seed, on_token_step)))
+    if tokens is None:
+        tokens = receptive_tokens(start, policy, recipe, on_token_step)
+    return make_learner(student, policy, recipe, distillers.build(policy, distiller_context(start, policy, seed, tokens)))
 
 
-def distiller_context(start: Start, policy: Policy, recipe: Recipe, seed: int, on_token_step: Progress | None = None) -> DistillerContext:
-    """What a policy's distillers are built from. MasKD's tokens are learned here, on the teacher, unless they are kept from before."""
+def distiller_context(start: Start, policy: Policy, seed: int, tokens: Mapping[str, Tensor] | None) -> DistillerContext:
+    """What a policy's distillers are built from."""
     if not policy.distillers or start.teacher is None:
         return DistillerContext((), ())
     teacher, student = start.teacher_entry.channels, start.student_entry.channels
@@ -143,7 +152,7 @@ def distiller_context(start: Start, policy: Policy, recipe: Recipe, seed: int, o
         channels,
         tower_channels=None if student == teacher else (student, teacher),
         head_tail=head_tail(dense_head(start.teacher.model), start.levels.teacher),
-        tokens=receptive_tokens(start, policy, recipe, on_token_step),
+        tokens=tokens,
         seed=seed + 2,
         device=start.device,
     )
@@ -152,7 +161,8 @@ def distiller_context(start: Start, policy: Policy, recipe: Recipe, seed: int, o
 def receptive_tokens(start: Start, policy: Policy, recipe: Recipe, on_step: Progress | None = None) -> Mapping[str, Tensor] | None:
     """The tokens of the policy's MasKD, which belong to the teacher and the dataset, whatever student they serve; None without MasKD.
 
-    Several processes learn the same tokens from the same batches at once.
+    They are learned here, on the teacher, unless they are kept from before. Several processes learn the same tokens from the same batches
+    at once.
     """
     wanted = distillers.token_settings(policy)
     if wanted is None or wanted[1] == 0 or start.teacher is None or start.train is None:

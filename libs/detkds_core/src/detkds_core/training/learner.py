@@ -44,10 +44,8 @@ class Learner:
         return self.student.parameters() + [p for p in self.distillers.parameters() if p.requires_grad]
 
     def needs_at(self, step: int, total_steps: int) -> frozenset[str]:
-        """The signals that a step compares: nothing once every term has stopped, so that neither is the teacher asked."""
-        terms = self.policy.terms
-        over = bool(terms) and not self.policy.distillers and all(stopped(term, step, total_steps) for term in terms)
-        return frozenset() if over else self.needs
+        """The signals that a step compares: nothing once all has stopped, so that neither is the teacher asked."""
+        return frozenset() if all(stopped(part, step, total_steps) for part in self.policy.parts) else self.needs
 
     def read_losses(self) -> dict[str, float]:
         """The last step's losses as numbers, means over all devices; `ratio`: distillation to task, where there is distillation.

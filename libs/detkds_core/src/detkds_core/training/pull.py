@@ -20,7 +20,7 @@ from detkds_core.detectors.pair import Student
 from detkds_core.distillers.losses import distiller_losses, scale_name
 from detkds_core.losses.policy import found_weight, policy_losses
 from detkds_core.losses.signals import Scene, Signals
-from detkds_core.policy import Policy, Term
+from detkds_core.policy import Policy, Term, unscheduled
 from detkds_core.training import parallel
 
 BATCHES = 2  # that are looked at where a training starts
@@ -49,10 +49,10 @@ class Pull:
 def parts_of(policy: Policy, all_terms: bool = True) -> list[tuple[str | None, Policy]]:
     """The parts of a policy: the name of a scale that is to be found, and its term or distiller alone with weight 1; then the rest (None).
 
-    all_terms: without, only those of what is `balanced`. Terms keep their places, by which their masks are drawn, and lose their schedules.
+    all_terms: without, only those of what is `balanced`. Terms keep their places, by which their masks are drawn; all lose their schedules.
     The rest are terms: distillers that are not balanced are in no part.
     """
-    plain = [replace(term, warm_up=0, stop=1.0, decay=1.0, auto=False, balanced=False) for term in policy.terms]
+    plain = [replace(unscheduled(term), auto=False, balanced=False) for term in policy.terms]
     wanted = [term.balanced or (term.auto and all_terms) for term in policy.terms]
     parts: list[tuple[str | None, Policy]] = []
     for place, name in enumerate(names_of(policy)):
@@ -60,7 +60,7 @@ def parts_of(policy: Policy, all_terms: bool = True) -> list[tuple[str | None, P
             parts.append((name, _with_weights(plain, [float(other == place) for other in range(len(plain))])))
     for one in policy.distillers:
         if one.balanced:
-            parts.append((scale_name(one), Policy((), (replace(one, weight=1.0, balanced=False),))))
+            parts.append((scale_name(one), Policy((), (replace(unscheduled(one), weight=1.0, balanced=False),))))
     if all_terms and not all(wanted):
         parts.append((None, _with_weights(plain, [0.0 if apart else one.weight for one, apart in zip(plain, wanted, strict=True)])))
     return parts

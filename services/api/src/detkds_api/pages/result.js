@@ -158,7 +158,7 @@ const effectColumns = [
 function lossCurves(curve) {
   const points = (curve || []).filter((point) => Number.isFinite(point.task));
   if (points.length < 2) return [];
-  const terms = Object.keys(points[points.length - 1]).filter((name) => name.startsWith("distill/"));
+  const terms = [...new Set(points.flatMap(Object.keys))].filter((name) => name.startsWith("distill/")); // one that has stopped has no more
   const ratio = (point) => terms.reduce((sum, name) => sum + (point[name] || 0), 0) / point.task;
   const shown = [["task", "the detector's own loss", (point) => point.task],
     ...terms.map((name) => [name, "distillation, weighted", (point) => point[name]]),
