@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from detkds_core.losses import Scene, Signals, policy_losses
 from detkds_core.losses.toys import each_tensor, toy_signals
@@ -48,15 +49,18 @@ def sides() -> tuple[Signals, Signals]:
 
 
 class Kernels(TorchDispatchMode):
-    """How many operations there were that a GPU launches a kernel for."""
+    """How many operations there were that a GPU launches a kernel for, and how many bytes they read and made."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.count = self.moved = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ not in VIEWS | MEMORY
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ not in VIEWS | MEMORY:
+            self.count += 1
+            self.moved += sum(x.numel() * x.element_size() for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor))
+        return out
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,8 @@ class Kernels(TorchDispatchMode):
         ("pear(norm_HW(satt(global)))", 305),  # 548
         ("ssim(scale(global))", 450),  # 975
         ("cor(norm_C(local_s4(catt(fgbg))))", 780),  # 1,471
-        ("smooth_l1(norm_C(fgbg))", 325),  # 653
+        ("smooth_l1(norm_C(fgbg))", 225),  # 653
+        ("l2(norm_C(mask(fgbg)))", 260),  # 345 when foreground and background were computed apart
         ("l1(norm_C(instance))", 310),  # 633
         ("cos(norm_HW(logits))", 190),  # 308
         ("giou(localization)", 140),  # 681
@@ -79,6 +84,29 @@ def test_a_term_on_five_levels_launches_few_kernels(text: str, most: int) -> Non
     with Kernels() as kernels:
         sum(policy_losses(parse_formula(text), student, teacher, SCENE).values()).backward()
     assert 20 < kernels.count <= most
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        ("l2(global)", 9.5),
+        ("l1(norm_N(scale_r2(catt(global))))", 31),  # 38 when the pool came after the attention
+        ("l2(norm_C(mask(fgbg)))", 21),  # 84 when foreground and background were computed apart, and each side normalised
+        ("l1(norm_C(mask(fgbg)))", 35),  # 88
+        ("l2[background=4](fgbg)", 10.5),  # 33
+        ("l2[region=teacher_score](global)", 10),
+    ],
+)
+def test_a_term_reads_and_makes_few_maps(text: str, most: float) -> None:
+    """In maps of one side."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (Signals(*((torch.randn(2, channels, 40, 64, generator=generator),) for channels in (32, 2))) for _ in range(2))
+    student.features[0].requires_grad_()
+    scene = Scene((BOX, BOX[:1]), (320, 512))
+    with Kernels() as kernels:
+        sum(policy_losses(parse_formula(text), student, teacher, scene).values()).backward()
+    maps = kernels.moved / (student.features[0].numel() * 4)
+    assert 5 < maps <= most
 
 
 @pytest.mark.parametrize(("knowledge", "region"), [(knowledge, region) for knowledge in KNOWLEDGE for region in REGIONS[knowledge]])

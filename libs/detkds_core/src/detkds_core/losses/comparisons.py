@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from detkds_core.losses.distances import DISTANCES, VALUES, divergences, kl_divergence, kl_sigmoid
+from detkds_core.losses.distances import DISTANCES, VALUES, Distance, divergences, kl_divergence, kl_sigmoid, squares_of_units
 from detkds_core.losses.localization import (
     BOX_DISTANCES,
     box_l1,
@@ -26,12 +26,16 @@ from detkds_core.losses.signals import Scene, Signals, full
 from detkds_core.losses.slopes import with_slopes
 from detkds_core.losses.transforms import DRAWS, POOL, SOFTMAX_DIMS, several_images
 from detkds_core.policy import Term
-from detkds_core.policy.meaning import OF_IMAGES, WEIGHTED
-from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES
+from detkds_core.policy.meaning import ANGLES, IN_PLACE, OF_IMAGES, WEIGHTED
+from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES, POINTWISE, RECTIFIERS
 
 RAW = ("kl", "kl_sigmoid")  # the distances that read scores as they are
 UNCHANGED = ("none", "scale_r1")  # a pool of one cell is none
 OF_STUDENT = ("assigned", "valuable")  # the regions that are signals of the student, of a weight a prediction
+# The transforms of features under which a position depends on its own channels alone, and no other position on it.
+ITS_OWN = (("none", "mask", "drop"), IN_PLACE, ("none", "norm_C", "softmax_C", "logsoftmax_C", *POINTWISE))
+# The power of a factor of both sides that a distance has, where it is one; that of a positive one for those that look at angles.
+DEGREE = {"l1": 1, "l2": 2, **dict.fromkeys(ANGLES, 0)}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ def parts_of(
         _check_logits(term, levels, teacher)
     if term.knowledge == "instance" and term.region == "proposals":
         return [_of_proposals(index, term, levels, student, scene)]
+    if _weighs_positions(term):
+        return [_of_positions(index, term, level) for level in levels]
     paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal)]
     shares = [term.background if "background" in path else 1.0 for path in paths]
     return [Part(index, path[0], (path,), partial(_of_maps, term, path, levels), share) for path, share in zip(paths, shares, strict=True)]
@@ -89,6 +95,58 @@ def _paths_of(index: int, term: Term, level: int | None, signal: str) -> list[Pa
     return [(level, signal, *steps)]
 
 
+def _weighs_positions(term: Term) -> bool:
+    """Whether a term of features weighs each position by what its region or its mask is there, and otherwise lets it be.
+
+    Foreground and background have no position in common, and where a position's weight is 0, both sides are equal: so both are computed in
+    one pass, and a weight whose power the distance has multiplies the distance, not the maps.
+    """
+    if term.knowledge == "instance" or term.knowledge not in FEATURES or term.shared_attention:
+        return False
+    kept = all(name in names for name, names in zip(term.transforms, ITS_OWN, strict=True))
+    at_each = term.distance in VALUES or (term.distance == "kl" and term.transforms[-1] == "softmax_C")
+    masked = term.transforms[0] == "mask" and _degree(term) is not None
+    return term.region == "all" and kept and at_each and (term.knowledge == "fgbg" or masked)
+
+
+def _degree(term: Term) -> int | None:
+    """The power of a position's factor, not negative, that the distance has; None where it is none."""
+    _, scale, norm = term.transforms
+    if scale not in UNCHANGED:
+        return None
+    if norm == "norm_C":
+        return 0
+    return DEGREE.get(term.distance) if norm in ("none", *RECTIFIERS) else None
+
+
+def _of_positions(index: int, term: Term, level: int) -> Part:
+    """The distance of a term that `_weighs_positions` on a level, over foreground and background at once."""
+    steps, degree, of_regions = _steps(index, term), _degree(term), term.knowledge == "fgbg"
+    masks = [step for step in steps if step[0] == "mask"]
+    if degree is None:
+        path: Path = (level, "features", "both", *steps)
+    else:
+        path = (level, "features", *(step for step in steps if step not in masks))
+
+    def weights(looks: Looks) -> Tensor:
+        """(B, H, W)."""
+        like, found = looks.teacher.features[level], []
+        if of_regions:
+            found.append(torch.where(looks.masks(level, "features")[0] > 0, 1.0, term.background))
+        if of_regions and degree:
+            found.append(looks.factor(level, "features", "both", like) ** degree)
+        if degree is not None:
+            found += [looks.factor(level, "features", step, like) for step in masks]  # of 0 and 1
+        return prod(found[1:], start=found[0])[:, 0]
+
+    def compare(looks: Looks) -> Tensor:
+        student, teacher = looks.pair(path)
+        loss = (_values(term, student, teacher) * looks.once((level, "weights", index), lambda: weights(looks))).mean()
+        return loss * (_count(term, student) / len(looks.scene.boxes)) if term.reduction == "sum" else loss
+
+    return Part(index, level, (path,), compare)
+
+
 def _steps(index: int, term: Term) -> Path:
     """The steps of a term's transforms. `kl` takes the softmax itself, with the log on the student's side.
 
@@ -96,7 +154,7 @@ def _steps(index: int, term: Term) -> Path:
     softmax of the raw scores is the distribution that Hinton's KD and CWD on class maps compare, one of probabilities nearly uniform.
     """
     *first, norm = term.transforms
-    last = () if norm in UNCHANGED or term.distance == "kl" else (norm,)
+    last = () if norm in UNCHANGED or term.distance == "kl" or _of_units(term) else (norm,)
     if term.knowledge == "logits":
         reading = () if term.distance in RAW else ("softmax_C",) if term.region == "proposals" else ("sigmoid",)
         return (*reading, *last)
@@ -108,6 +166,11 @@ def _steps(index: int, term: Term) -> Path:
     else:
         attend = () if attention in UNCHANGED else (attention,)
     return (*attend, *(() if scale in UNCHANGED else (scale,)), *last)
+
+
+def _of_units(term: Term) -> bool:
+    """Whether the distance is told by an angle, and makes both sides unit vectors itself. An instance is cut from those."""
+    return term.knowledge != "instance" and term.distance == "l2" and term.transforms[-1] == "norm_C"
 
 
 def _of_maps(term: Term, path: Path, levels: Sequence[int], looks: Looks) -> Tensor:
@@ -158,8 +221,14 @@ def _distance(term: Term, student: Tensor, teacher: Tensor, images: int) -> Tens
     if term.distance == "kl":
         loss = kl_divergence(_of_several(student, norm), teacher, SOFTMAX_DIMS[norm], term.temperature)
     else:
-        loss = kl_sigmoid(student, teacher) if term.distance == "kl_sigmoid" else DISTANCES[term.distance](student, teacher)
+        loss = _mean_distance(term)(student, teacher)
     return loss * (_count(term, student) / images) if term.reduction == "sum" else loss
+
+
+def _mean_distance(term: Term) -> Distance:
+    if _of_units(term):
+        return lambda student, teacher: squares_of_units(student, teacher).mean()
+    return kl_sigmoid if term.distance == "kl_sigmoid" else DISTANCES[term.distance]
 
 
 def _count(term: Term, student: Tensor) -> int:
@@ -183,7 +252,7 @@ def _values(term: Term, student: Tensor, teacher: Tensor) -> Tensor:
     if term.distance not in VALUES or student.dim() != 4:
         formula = f"{term.distance} after {term.transforms[-1]}"
         raise ValueError(f"region {term.region!r} weighs positions, and {formula} has no value at each")
-    return VALUES[term.distance](student, teacher)
+    return (squares_of_units if _of_units(term) else VALUES[term.distance])(student, teacher)
 
 
 # --- proposals -------------------------------------------------------------------------------------------------------

@@ -85,24 +85,29 @@ def smooth_l1(student: Tensor, teacher: Tensor, dim: int | None = None) -> Tenso
 
 def cosines(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - cosine similarity over dim 1, (N, ...). Zero vectors: see `_Angles`."""
-    return _Angles.apply(student, teacher, (1,), False)
+    return _Angles.apply(student, teacher, (1,), False, 1.0)
 
 
 def correlations(student: Tensor, teacher: Tensor, dims: tuple[int, ...] = (1,)) -> Tensor:
     """1 - Pearson correlation over dims, the shape without them. Constant vectors: see `_Angles`."""
-    return _Angles.apply(student, teacher, dims, True)
+    return _Angles.apply(student, teacher, dims, True, 1.0)
+
+
+def squares_of_units(student: Tensor, teacher: Tensor) -> Tensor:
+    """`l2` over dim 1 of both sides after `norm_C`, (N, ...), from their angle: |s - t|^2 = 2 (1 - s t) of vectors of length 1."""
+    return _Angles.apply(student, teacher, (1,), False, 0.5) * (2 / student.shape[1])
 
 
 class _Angles(torch.autograd.Function):
     """1 - cosine over dims, of the vectors as they are or `centred`, where one that is zero, or constant up to rounding, has no direction.
 
-    Two such vectors are at distance 0, one such and another at distance 1, without gradient. So a masked position costs nothing, and a dead
-    student position gets no gradient of one over nearly nothing.
+    Two such vectors are at distance 0, one such and another at distance `alone`, without gradient. So a masked position costs nothing, and
+    a dead student position gets no gradient of one over nearly nothing.
     What is a number a vector keeps its dims, and is computed of both sides at once: (2, ...).
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, dims: tuple[int, ...], centred: bool) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, dims: tuple[int, ...], centred: bool, alone: float) -> Tensor:
         numbers = [1 if dim in dims else size for dim, size in enumerate(student.shape)]
         squares, means = student.new_empty(2, *numbers), student.new_empty(2, *numbers) if centred else None
         if means is not None:
@@ -121,7 +126,8 @@ class _Angles(torch.autograd.Function):
         product, scale = (student * teacher).sum(dims, keepdim=True), inverse[0] * inverse[1]
         ctx.save_for_backward(student, teacher, squares, product, scale)
         ctx.dims, ctx.centred = dims, centred
-        return torch.add(inverse.any(0), product * scale, alpha=-1).squeeze(dims)  # torch does not subtract from what is true
+        most = inverse.any(0) if alone == 1 else inverse.sign().sum(0).mul_(alone).clamp_max_(1)
+        return torch.add(most, product * scale, alpha=-1).squeeze(dims)  # torch does not subtract from what is true
 
     @staticmethod
     @once_differentiable
@@ -137,7 +143,7 @@ class _Angles(torch.autograd.Function):
 
         ours, theirs = ctx.needs_input_grad[:2]
         of_student = slope(student, teacher, squares[0]) if ours else None
-        return of_student, slope(teacher, student, squares[1]) if theirs else None, None, None
+        return of_student, slope(teacher, student, squares[1]) if theirs else None, None, None, None
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from math import prod
 from typing import Any
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor
 
 from detkds_core.losses.regions import Regions, crop, masks_of_levels, regions_of_levels
 from detkds_core.losses.signals import Scene, Signals, full
-from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, OF_BOTH, ROOTS, SCALE
+from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, OF_BOTH, POOL, ROOTS, SCALE, norm_C_where, pooled_catt
 
-# A level (None: proposals), a signal of it, and the steps that it passes. A step is the name of a transform, `foreground`, `background`,
-# or a name with what it depends on: ("mask", index of the term), ("catt", "teacher"), ("crop", pool of its scale).
+# A level (None: proposals), a signal of it, and the steps that it passes. A step is the name of a transform, one of `REGIONS`, or a name
+# with what it depends on: ("mask", index of the term), ("catt", "teacher"), ("crop", pool of its scale).
 Path = tuple[Any, ...]
 Pair = tuple[Tensor, Tensor]  # student, teacher
 
+REGIONS = ("foreground", "background", "both")  # weights of the cells; a cell is in one of the first two
 STEPS = {name: step for family in (ATTENTION, SCALE, NORMALISATION) for name, step in family.items()}
 
 
@@ -51,18 +53,35 @@ class Looks:
     def _made(self, path: Path) -> Pair:
         if len(path) == 2:
             return self.leaf(*path), full(read(self.teacher, *path).detach())
-        student, teacher = self.pair(path[:-1])
-        if path[-1] in OF_BOTH:
-            student, teacher = OF_BOTH[path[-1]](student, teacher)
-        else:
-            step = self._step(path, teacher)
-            with torch.no_grad():
-                teacher = step(teacher)
-            student = step(student)
+        student, teacher = self._after(path)
         if path in self._shared and student.requires_grad:
             whole, student = student, student.detach().requires_grad_()
             self._passed.append((path, whole, student))
         return student, teacher
+
+    def _after(self, path: Path) -> Pair:
+        """Both sides after the last step; some steps are done together with those before, where nobody else asks for these."""
+        *_, before, last = path
+        if last in POOL and before == "catt" and path[:-1] not in self._shared:
+            return pooled_catt(last, *self.pair(path[:-2]))
+        if last == "norm_C" and (weighed := self._weighed(path[:-1])):
+            student, teacher = self.pair(path[: -1 - weighed])
+            factors = [self.factor(path[0], path[1], step, teacher) for step in path[-1 - weighed : -1]]
+            return norm_C_where(prod(factors[1:], start=factors[0]), student, teacher)
+        student, teacher = self.pair(path[:-1])
+        if last in OF_BOTH:
+            return OF_BOTH[last](student, teacher)
+        step = self._step(path, teacher)
+        with torch.no_grad():
+            teacher = step(teacher)
+        return step(student), teacher
+
+    def _weighed(self, path: Path) -> int:
+        """How many steps at the end of a path do nothing but weigh positions, and lead to nobody else."""
+        count = 0
+        while len(path) > 2 and path not in self._shared and (path[-1] in REGIONS or path[-1][0] == "mask"):
+            path, count = path[:-1], count + 1
+        return count
 
     def leaf(self, level: int | None, signal: str) -> Tensor:
         """The student's tensor, from which its gradient is collected."""
@@ -94,6 +113,16 @@ class Looks:
         shapes = _map_shapes(self.teacher, signal)
         return self.once(("all", "masks", shapes), lambda: masks_of_levels(self.scene.boxes, shapes, self.scene.batch_shape))[level]
 
+    def factor(self, level: int | None, signal: str, step: Any, like: Tensor) -> Tensor:
+        """What a step of `REGIONS`, or one that draws, multiplies both sides by: (N, 1, H, W) or (N, C, 1, 1) of maps like that."""
+        if step in REGIONS:
+            inside, outside = self.masks(level, signal)
+            return self.once((level, signal, step), lambda: inside + outside) if step == "both" else (inside, outside)[step == "background"]
+        # one draw a term and level, whatever it is applied to: student and teacher, foreground and background
+        name, index = step
+        seeds = (self.scene.seed, self.scene.step, index, level)
+        return self.once((level, name, index, like.shape), lambda: DRAWS[name](like, seeds))
+
     def regions(self, level: int, pool: int) -> Regions:
         """The ground-truth regions of a level's features, scaled by a pool."""
         shapes = _map_shapes(self.teacher, "features")
@@ -111,20 +140,16 @@ class Looks:
     def _step(self, path: Path, teacher: Tensor) -> Callable[[Tensor], Tensor]:
         """The last step of a path, for both sides; teacher: its tensor before the step."""
         level, step = path[0], path[-1]
-        if isinstance(step, str) and step not in ("foreground", "background"):
+        if step in STEPS:
             return STEPS[step]
-        if isinstance(step, str):
-            factor = self.masks(level, path[1])[step == "background"]
-        elif step[0] == "crop":
+        if step[0] == "crop":
             regions = self.regions(level, step[1])
             return lambda maps: crop(maps, regions)
-        elif step[1] == "teacher":
+        if step[1] == "teacher":
             with torch.no_grad():
                 factor = ROOTS[step[0]](teacher)
-        else:  # one draw a term and level, whatever it is applied to: student and teacher, foreground and background
-            name, index = step
-            seeds = (self.scene.seed, self.scene.step, index, level)
-            factor = self.once((level, name, index, teacher.shape), lambda: DRAWS[name](teacher, seeds))
+        else:
+            factor = self.factor(level, path[1], step, teacher)
         return lambda maps: maps * factor
 
 

@@ -11,14 +11,14 @@ Dims = tuple[int, ...]
 
 def sum_of_squares(x: Tensor, dims: Dims, out: Tensor | None = None) -> Tensor:
     """Over dims, which stay as 1."""
-    if x.is_cuda:
+    if x.device.type != "cpu":
         return torch.linalg.vector_norm(x, 2, dims, keepdim=True, out=out).square_()
     return torch.sum(x.square(), dims, keepdim=True, out=out)
 
 
 def mean_of_abs(x: Tensor, dims: Dims, out: Tensor | None = None) -> Tensor:
     """Over dims, which stay as 1."""
-    if x.is_cuda:
+    if x.device.type != "cpu":
         sums = torch.linalg.vector_norm(x, 1, dims, keepdim=True, out=out)
         return sums.div_(x.numel() // sums.numel())
     return torch.mean(x.abs(), dims, keepdim=True, out=out)

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 ROI_SIZE = 14  # cells a side of a ground-truth region, as in DetKDS
 FAR = -1e9  # pixels: where what is no box is put, so that it covers nothing
 PROPOSAL_SIZE = 7  # cells a side of a proposal, of which there are hundreds, as RoI heads read them
-CROP_ELEMENTS = 2**26  # of the largest tensor between map and regions, 256 MB: more boxes are cut in several goes
+CROP_ELEMENTS = 2**26  # of the tensor between map and regions, 256 MB or half the map: more boxes are cut in several goes
 
 
 def padded(boxes: Sequence[Tensor]) -> Tensor:
@@ -135,7 +135,7 @@ def crop(feat: Tensor, regions: Regions) -> Tensor:
     """
     B, C, H, W = feat.shape
     cells = feat.permute(0, 2, 3, 1).reshape(B, H, W * C)
-    go = max(1, CROP_ELEMENTS // (B * C * ROI_SIZE * W))  # boxes of an image at once
+    go = max(1, max(CROP_ELEMENTS, feat.numel() // 2) // (B * C * ROI_SIZE * W))  # boxes of an image at once
     parts = []
     for down, across in zip(torch.split(regions.down, go, 1), torch.split(regions.across, go, 1), strict=True):
         rows = down.flatten(1, 2).to(feat.dtype) @ cells  # (B, n * 14, W * C)

@@ -5,6 +5,7 @@ Every transform takes float32 maps of shape (N, C, H, W). Attentions and scales 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from math import inf, log
 from typing import Any
 
@@ -105,11 +106,7 @@ class _Attended(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dims: tuple[int, ...], *feats: Tensor) -> tuple[Tensor, ...]:
-        strength = _each(feats, dims)
-        for feat, out in zip(feats, strength, strict=True):
-            mean_of_abs(feat, dims, out)
-        logs = strength.flatten(2).div_(ATTENTION_TEMPERATURE).log_softmax(dim=2)  # (maps, N, M)
-        roots = _roots(logs).view_as(strength)
+        logs, roots = _roots_of_each(feats, dims)
         ctx.dims = dims
         return _keep(ctx, feats, [feat * root for feat, root in zip(feats, roots, strict=True)], logs, roots)
 
@@ -117,30 +114,83 @@ class _Attended(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *aboves: Tensor | None) -> tuple[Tensor | None, ...]:
         def slope(above: Tensor, feat: Tensor, logs: Tensor, root: Tensor) -> Tensor:
-            # A root has half the slope of its logarithm, and a temperature of 1/2 twice that of the strength.
-            slope = ((above * feat).mean(ctx.dims, True) * root).view_as(logs)
-            slope = torch._log_softmax_backward_data(slope, logs, 1, logs.dtype)
-            return feat.sign().mul_(slope.view_as(root)).addcmul_(above, root)
+            by_strength = _slope_of_strength((above * feat).mean(ctx.dims, True) * root, logs)
+            return feat.sign().mul_(by_strength).addcmul_(above, root)
 
         return None, *_slopes(ctx, aboves, slope)
 
 
-def _keep(ctx: Any, feats: tuple[Tensor, ...], outs: Sequence[Tensor], *numbers: Tensor) -> tuple[Tensor, ...]:
-    """Save for the backward what those maps need that learn; the other outputs get no gradient."""
-    ctx.learns = ctx.needs_input_grad[1:]
+class _AttendedPools(torch.autograd.Function):
+    """Maps of one shape, each times the root of its channel attention, after n x n max pooling.
+
+    The pool comes first, as a positive factor of a channel passes through it, and through the zeros that it appends: what follows is done
+    on 1 / n^2 of the cells.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, n: int, *feats: Tensor) -> tuple[Tensor, ...]:
+        logs, roots = _roots_of_each(feats, (2, 3))
+        pools = [F.max_pool2d(pad_to_multiple(feat, n), n, return_indices=True) for feat in feats]
+        outs = [pool * root for (pool, _), root in zip(pools, roots, strict=True)]
+        ctx.n = n
+        return _keep(ctx, feats, outs, logs, roots, outs, [places for _, places in pools])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *aboves: Tensor | None) -> tuple[Tensor | None, ...]:
+        def slope(above: Tensor, feat: Tensor, logs: Tensor, root: Tensor, out: Tensor, places: Tensor) -> Tensor:
+            H, W = feat.shape[2:]
+            by_strength = _slope_of_strength((above * out).sum((2, 3), True) / (H * W), logs)
+            return _unpooled(above * root, places, feat, ctx.n).addcmul_(feat.sign(), by_strength)
+
+        return None, *_slopes(ctx, aboves, slope)
+
+
+def _unpooled(above: Tensor, places: Tensor, feat: Tensor, n: int) -> Tensor:
+    """The gradient of a map whose `max_pool` has the gradient above. places: where on the padded map each value of the pool is from."""
+    H, W = feat.shape[2:]
+    if H % n == 0 and W % n == 0:
+        padded = feat  # of which only the shape and the layout are asked for
+    else:
+        last = feat.is_contiguous(memory_format=torch.channels_last)
+        shape = (*feat.shape[:2], H + -H % n, W + -W % n)
+        padded = torch.empty(shape, dtype=feat.dtype, device=feat.device, memory_format=torch.channels_last if last else None)
+    whole = torch.ops.aten.max_pool2d_with_indices_backward(above, padded, [n, n], [n, n], [0, 0], [1, 1], False, places)
+    return whole[:, :, :H, :W]
+
+
+def _roots_of_each(feats: tuple[Tensor, ...], dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Logarithms (maps, N, M) and roots (maps, ..., those dims 1) of the attentions of several maps, whose strengths are over dims."""
+    strength = _each(feats, dims)
+    for feat, out in zip(feats, strength, strict=True):
+        mean_of_abs(feat, dims, out)
+    logs = strength.flatten(2).div_(ATTENTION_TEMPERATURE).log_softmax(dim=2)
+    return logs, _roots(logs).view_as(strength)
+
+
+def _slope_of_strength(slope: Tensor, logs: Tensor) -> Tensor:
+    """What multiplies the sign of a map where its attention's roots, times themselves, have this slope: the same shape."""
+    # A root has half the slope of its logarithm, and a temperature of 1/2 twice that of the strength.
+    return torch._log_softmax_backward_data(slope.view_as(logs), logs, 1, logs.dtype).view_as(slope)
+
+
+def _keep(ctx: Any, feats: tuple[Tensor, ...], outs: Sequence[Tensor], *of_each: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Save for the backward what those maps need that learn; the other outputs get no gradient. feats: the last inputs."""
+    ctx.learns = ctx.needs_input_grad[-len(feats) :]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*(out for out, learns in zip(outs, ctx.learns, strict=True) if not learns))
-    ctx.save_for_backward(*(feat for feat, learns in zip(feats, ctx.learns, strict=True) if learns), *numbers)
+    learning = [place for place, learns in enumerate(ctx.learns) if learns]
+    ctx.save_for_backward(*(one[place] for place in learning for one in (feats, *of_each)))
     return tuple(outs)
 
 
 def _slopes(ctx: Any, aboves: tuple[Tensor | None, ...], slope: Callable[..., Tensor]) -> Iterator[Tensor | None]:
-    """The gradient of each map, by slope(above, feat, its numbers)."""
-    count = sum(ctx.learns)
-    feats, numbers = iter(ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
-    for place, (above, learns) in enumerate(zip(aboves, ctx.learns, strict=True)):
-        feat = next(feats) if learns else None
-        yield None if feat is None or above is None else slope(above, feat, *(number[place] for number in numbers))
+    """The gradient of each map, by slope(above, feat, *what else was kept of it)."""
+    kept = iter(ctx.saved_tensors)
+    count = len(ctx.saved_tensors) // max(1, sum(ctx.learns))
+    for above, learns in zip(aboves, ctx.learns, strict=True):
+        own = list(islice(kept, count)) if learns else []
+        yield slope(above, *own) if learns and above is not None else None
 
 
 def batch_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
@@ -256,14 +306,16 @@ def several_images(feat: Tensor, name: str) -> Tensor:
 
 
 class _Unit(torch.autograd.Function):
-    """Maps of one shape, each divided by its length over dims."""
+    """Maps of one shape, each divided by its length over dims; 0 where kept, of the lengths' shape, is 0."""
 
     @staticmethod
-    def forward(ctx: Any, dims: tuple[int, ...], *feats: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, dims: tuple[int, ...], kept: Tensor | None, *feats: Tensor) -> tuple[Tensor, ...]:
         squares = _each(feats, dims)
         for feat, out in zip(feats, squares, strict=True):
             sum_of_squares(feat, dims, out)
         squares = torch.threshold_(squares, UNIT_EPS**2, inf)
+        if kept is not None:
+            squares.masked_fill_(kept == 0, inf)
         inverses = squares.rsqrt()
         ctx.dims = dims
         return _keep(ctx, feats, [feat * inverse for feat, inverse in zip(feats, inverses, strict=True)], squares, inverses)
@@ -275,12 +327,12 @@ class _Unit(torch.autograd.Function):
             along = (above * feat).sum(ctx.dims, keepdim=True) / squares
             return torch.addcmul(above, feat, along, value=-1).mul_(inverse)
 
-        return None, *_slopes(ctx, aboves, slope)
+        return None, None, *_slopes(ctx, aboves, slope)
 
 
 def unit(feat: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Divide by the Euclidean norm over dims. A zero vector stays zero and gets no gradient (F.normalize would give it 1e12)."""
-    return _Unit.apply(dims, feat)[0]
+    return _Unit.apply(dims, None, feat)[0]
 
 
 def min_max(feat: Tensor) -> Tensor:
@@ -434,7 +486,19 @@ SOFTMAX_DIMS: Mapping[str, tuple[int, ...]] = {"softmax_N": (0,), "softmax_C": (
 OF_BOTH: Mapping[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "satt": lambda *feats: _Attended.apply((1,), *feats),
     "catt": lambda *feats: _Attended.apply((2, 3), *feats),
-    "norm_HW": lambda *feats: _Unit.apply((2, 3), *feats),
-    "norm_C": lambda *feats: _Unit.apply((1,), *feats),
-    "norm_N": lambda *feats: _Unit.apply((0,), *(several_images(feat, "norm_N") for feat in feats)),
+    "norm_HW": lambda *feats: _Unit.apply((2, 3), None, *feats),
+    "norm_C": lambda *feats: _Unit.apply((1,), None, *feats),
+    "norm_N": lambda *feats: _Unit.apply((0,), None, *(several_images(feat, "norm_N") for feat in feats)),
 }
+
+
+def norm_C_where(kept: Tensor, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """`norm_C` of both maps times a factor of each position, (N, 1, H, W): it cancels, but for where it is 0."""
+    ours, theirs = _Unit.apply((1,), kept, student, teacher)
+    return ours, theirs
+
+
+def pooled_catt(scale: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """`catt` and then a scale of `POOL` of both maps."""
+    ours, theirs = _AttendedPools.apply(POOL[scale], student, teacher)
+    return ours, theirs
