@@ -1,14 +1,14 @@
 """What a distilling step costs beside training and the teacher's forward, in one run, side by side.
 
-`python benchmarks/step.py` (full architectures), `--small` (the catalogue's r18 detectors), `--pairs retinanet gfl`,
-`--repeats 0 --policies "l2(global)"` (the memory of one policy alone, in a minute).
+`python benchmarks/step.py` (full architectures), `--small` (the catalogue's r18 detectors), `--pairs retinanet gfl`, `--named` (every
+hand-designed distiller too), `--repeats 0 --policies "l2(global)"` (the memory of one policy alone, in a minute).
 
 For each pair: (a) the student's step alone: forward, loss, backward, SGD; (b) the teacher's forward alone, with its dense head and its RoI
-head (on the student's proposals) only where the policy needs them; (c) the distilling step under each released policy of the pair and under
-random policies; (d) the official scheme under the same released policies: the student's backbone, neck and head a second time, the
-teacher's head always, FGD's masks by loops over boxes on the CPU, and a graph of everything. Repeats are interleaved; figures are
-medians, with half the spread between quartiles in percent. Times are the process's own on a CPU, where other work does not count, and the
-clock's on a GPU.
+head (on the student's proposals) only where the policy needs them; (c) the distilling step under each released policy of the pair, under
+every named policy that suits it (`--named`; MasKD with tokens as they are drawn) and under random policies; (d) the official scheme under
+the same released policies: the student's backbone, neck and head a second time, the teacher's head always, FGD's masks by loops over boxes
+on the CPU, and a graph of everything. Repeats are interleaved; figures are medians, with half the spread between quartiles in percent.
+Times are the process's own on a CPU, where other work does not count, and the clock's on a GPU.
 (c) compares what the pyramid and the dense head say before the detector's own loss, as training does; `--orders` also times it after.
 `--kernels` says, on a GPU, for how long the device was busy with (c) beyond (a) and (b), with how many launches, and with which kernels.
 Memory is the peak of (c) above that of (a) and (b) together, and above the larger of the two alone (for the teacher's forward is over
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="the catalogue's r18 detectors on 8 images of 128 px")
     parser.add_argument("--pairs", nargs="+", choices=FULL, default=list(FULL))
     parser.add_argument("--policies", nargs="*", default=None, help="names or formulas in place of the released policies")
+    parser.add_argument("--named", action="store_true", help="every named policy that suits a pair, those with learned parts included")
     parser.add_argument("--random", type=int, default=2, help="random policies of 1 to --terms terms a pair")
     parser.add_argument("--terms", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -126,7 +127,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
         steps[number, "c"] = bench.distilling(policy)
         if arguments.repeats and arguments.orders:
             steps[number, "after"] = bench.distilling_after(policy)
-        if arguments.repeats and not arguments.no_official and not rows[number].policy.startswith("random"):
+        if arguments.repeats and not arguments.no_official and rows[number].policy in bench.released:
             steps[number, "d"] = bench.official(policy)
     kinds = [bench.of_teacher(policy) for _, policy in bench.policies]
     alone: dict[Any, Callable[[], Any]] = {"a": bench.training, **{kind: bench.teaching(kind) for kind in kinds}}
@@ -162,9 +163,10 @@ class Bench:
         from detkds_core.detectors.build import build_detector
         from detkds_core.detectors.pair import Student, Teacher, match_levels
         from detkds_core.losses.signals import Scene
-        from detkds_core.policy import SearchSpace, named_policies, parse_formula
+        from detkds_core.policy import Policy, SearchSpace, named_policies, parse_formula, unscheduled
+        from detkds_core.policy.named import suiting
         from detkds_core.training.batches import Batch
-        from detkds_core.training.group import model_inputs
+        from detkds_core.training.group import Start, model_inputs
 
         entries = detector(teacher), detector(student)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -187,10 +189,17 @@ class Bench:
         boxes = tuple(sample.gt_instances.bboxes for sample in self.samples)
         self.scene = Scene(boxes, (inputs.shape[-2], inputs.shape[-1]))
         known = named_policies()
-        texts = released if arguments.policies is None else tuple(arguments.policies)
-        self.policies = [(text, known[text].policy if text in known else parse_formula(text)) for text in texts]
         offer = exchange(*entries)
         facts = pair_facts(offer, entries[1], len(CLASSES), arguments.images)
+        self.start = Start(self.teacher, *entries, {}, CLASSES, levels, self.device)
+        self.released = released if arguments.policies is None else tuple(arguments.policies)
+        suited = suiting(offer, facts, (entries[0].family, entries[1].family), entries[1].stages) if arguments.named else ()
+        asked = {text: known[text].policy if text in known else parse_formula(text) for text in dict.fromkeys((*self.released, *suited))}
+        # A warm-up begins with nothing, which costs nothing.
+        self.policies = [
+            (text, Policy(tuple(map(unscheduled, policy.terms)), tuple(map(unscheduled, policy.distillers))))
+            for text, policy in asked.items()
+        ]
         space = SearchSpace.of(facts, knowledge=offer.knowledge, breadth="full")
         rng = random.Random(arguments.seed)
         for number in range(arguments.random):
@@ -235,7 +244,7 @@ class Bench:
         def step() -> None:
             said = self.teacher.signals(self.inputs, learner.needs)
             task, distill = losses_of(learner, self.inputs, copy.deepcopy(self.samples), said, self.scene, self.teacher)
-            self._update(_total(task) + sum(distill.values()))
+            self._update(_total(task) + sum(distill.values()), learner.optimizer)
 
         return step
 
@@ -262,10 +271,21 @@ class Bench:
     def _learner(self, policy: Any) -> Any:
         import torch
 
+        from detkds_core import distillers
+        from detkds_core.distillers.maskd import MasKD
         from detkds_core.losses import needs
+        from detkds_core.training.group import distiller_context
         from detkds_core.training.learner import Learner
 
-        return Learner(self.student, policy, self.optimizer, torch.amp.GradScaler(enabled=False), needs=needs(policy))
+        channels = [self.start.teacher_entry.channels] * len(self.start.levels.teacher)
+        count, _ = distillers.token_settings(policy) or (1, 0)
+        context = distiller_context(self.start, policy, 0, MasKD(channels, channels, num_tokens=count).mask_modules.state_dict())
+        modules = distillers.build(policy, context)
+        learnt = [p for p in modules.parameters() if p.requires_grad]
+        optimizer = self.optimizer
+        if learnt:
+            optimizer = torch.optim.SGD([*self.student.parameters(), *learnt], lr=0.0, momentum=0.9, weight_decay=1e-4)
+        return Learner(self.student, policy, optimizer, torch.amp.GradScaler(enabled=False), modules, needs(policy))
 
     def official(self, policy: Any) -> Callable[[], None]:
         """(d) A step of the official scheme under the policy."""
@@ -290,10 +310,11 @@ class Bench:
 
         return step
 
-    def _update(self, loss: Any) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+    def _update(self, loss: Any, optimizer: Any = None) -> None:
+        optimizer = optimizer or self.optimizer
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
+        optimizer.step()
 
     def of_teacher(self, policy: Any) -> frozenset[str]:
         """What of the teacher's forward the policy needs."""
