@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -20,24 +21,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from detkds_core.catalogue import DETECTORS, PAIRS, Pair, Recipe, exchange, pair_facts
 from detkds_core.datasets import default_cache, load_dataset, report_ids
-from detkds_core.policy import Policy, named_policies, parse_formula
-from detkds_core.policy.named import cannot_run
+from detkds_core.policy import Policy, formula, named_policies, parse_formula
+from detkds_core.policy.named import cannot_run, suiting
 from detkds_core.report.statistics import mean_interval, paired_difference
 
 # MasKD's tokens are learnt in 200 steps: the small teachers' maps are of 32 channels, and 2,000 would take longer than all trainings.
-ONE_STAGE = ("none", "fitnets", "cwd", "pkd", "defeat", "fgd", "mgd", "maskd[steps=200]", "ld_main", "frs", "gid", "crosskd")
-TWO_STAGE = (
-    "none",
-    "fitnets",
-    "cwd",
-    "pkd_two_stage",
-    "defeat",
-    "fgd_two_stage",
-    "mgd_two_stage",
-    "maskd[steps=200, weight=1]",
-    *ONE_STAGE[8:],
-)
-RELEASED = {"gfl": "detkds_gfl", "fcos": "detkds_fcos", "faster_rcnn": "detkds_faster_rcnn", "retinanet": "detkds_retinanet"}
+STEPS = 200
+EVERYBODY = ("ld_main", "gid", "crosskd")  # listed with the reason where a pair cannot run them
 GROUP = 4
 
 
@@ -47,8 +37,27 @@ def read_policy(text: str) -> Policy:
 
 
 def wanted(pair: Pair) -> list[str]:
-    student = DETECTORS[pair.student]
-    return [*(TWO_STAGE if student.stages == 2 else ONE_STAGE), RELEASED[student.family]]
+    """No distillation, and what suits the pair: MasKD and what is with it, as a formula with its steps."""
+    teacher, student = DETECTORS[pair.teacher], DETECTORS[pair.student]
+    offer = exchange(teacher, student)
+    names = suiting(
+        offer,
+        pair_facts(offer, student, len(load_dataset(pair.dataset, default_cache()).classes), 2),
+        (teacher.family, student.family),
+        student.stages,
+    )
+    return ["none", *(_taught(name) for name in (*names, *(one for one in EVERYBODY if one not in names)))]
+
+
+def _taught(name: str) -> str:
+    policy = named_policies()[name].policy
+    if not any(one.name == "maskd" for one in policy.distillers):
+        return name
+    distillers = tuple(
+        replace(one, settings=tuple(sorted({**dict(one.settings), "steps": float(STEPS)}.items()))) if one.name == "maskd" else one
+        for one in policy.distillers
+    )
+    return formula(replace(policy, distillers=distillers))
 
 
 def reasons(pair: Pair, recipe: Recipe, policy: Policy, classes: int) -> list[tuple[str, str]]:

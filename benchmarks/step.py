@@ -127,7 +127,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
         steps[number, "c"] = bench.distilling(policy)
         if arguments.repeats and arguments.orders:
             steps[number, "after"] = bench.distilling_after(policy)
-        if arguments.repeats and not arguments.no_official and rows[number].policy in bench.released:
+        if arguments.repeats and not arguments.no_official and rows[number].policy in bench.released and not policy.distillers:
             steps[number, "d"] = bench.official(policy)
     kinds = [bench.of_teacher(policy) for _, policy in bench.policies]
     alone: dict[Any, Callable[[], Any]] = {"a": bench.training, **{kind: bench.teaching(kind) for kind in kinds}}
@@ -253,10 +253,12 @@ class Bench:
         import copy
         from dataclasses import replace
 
-        from detkds_core.losses import needs, policy_losses
+        from detkds_core.distillers import distiller_losses
+        from detkds_core.losses import policy_losses
         from detkds_core.losses.signals import OF_ROIS
 
-        wanted = needs(policy)
+        learner = self._learner(policy)
+        wanted = learner.needs
 
         def step() -> None:
             said = self.teacher.signals(self.inputs, wanted)
@@ -264,7 +266,8 @@ class Bench:
             if signals.rois is not None and wanted & OF_ROIS:
                 said = replace(said, rois=self.teacher.regard(signals.rois, wanted))
             distill = policy_losses(policy, signals, said, self.scene)
-            self._update(_total(task) + sum(distill.values()))
+            distill |= distiller_losses(policy, learner.distillers, signals, said, self.scene)
+            self._update(_total(task) + sum(distill.values()), learner.optimizer)
 
         return step
 

@@ -61,6 +61,8 @@ def traffic(pair: str, text: str, images: int, size: tuple[int, int], boxes: int
     strides, anchors, classes, two_stage, _ = PAIRS[pair]
     known = named_policies()
     policy = known[text].policy if text in known else parse_formula(text)
+    if policy.distillers or not policy.terms:
+        raise SystemExit(f"{text}: counts terms; learned parts are modules of their own")
     with patch("torch.autocast", lambda *_args, **_options: nullcontext()), torch.device("meta"):  # which has no autocast to switch off
         shapes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
         student, teacher = (signals(images, shapes, anchors, classes, two_stage) for _ in range(2))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from detkds_core.catalogue import Recipe
+from detkds_core.training.steps import learning_rate
 
 COCO = 117_266  # training images of COCO that hold an object
 
@@ -85,3 +86,16 @@ def test_a_length_over_a_base_replaces_the_bases_length():
     assert (short.iterations, short.epochs, short.milestones, short.eval_every) == (50, None, None, None)
     assert Recipe.from_json({"epochs": 3}, Recipe(eval_every=100)).eval_every is None
     assert Recipe.from_json({"lr": 0.1}, base) == replace(base, lr=0.1)
+    assert Recipe.from_json({"epochs": 12}, base) == base
+
+
+def test_milestones_follow_the_length() -> None:
+    """The 1x schedule of a pair whose recipe is the 2x: a tenth of the rate after 8 and 11 of 12 epochs, not after 16 and 22."""
+    twice = Recipe(epochs=24, milestones=(16, 22), schedule="steps", warm_up=0, batch=1, lr=1.0)
+    for fields in ({"epochs": 12}, {"epochs": 12, "milestones": [8, 11]}):
+        recipe, _ = Recipe.from_json(fields, twice).resolved(100)
+        assert [round(learning_rate(recipe, 100 * epoch), 6) for epoch in (0, 7, 8, 10, 11)] == [1, 1, 0.1, 0.1, 0.01]
+    with pytest.raises(
+        ValueError, match=r"recipe.milestones: \[8, 12\] reach the end of 12 epochs, where the rate would not fall any more"
+    ):
+        Recipe.from_json({"epochs": 12, "milestones": [8, 12]}, twice)

@@ -142,6 +142,8 @@ def test_the_losses_of_a_training_and_their_ratio():
     curve = [{"iteration": 10, "task": 2.0, "distill/0_global": 1.0}, {"iteration": 20, "task": 0.5, "distill/0_global": 0.1}]
     assert show.loss_lines(curve) == ["task: 2 to 0.5", "distill/0_global: 1 to 0.1", "distillation to task: 0.5 to 0.2"]
     assert show.loss_lines([{"iteration": 10, "task": 2.0}]) == ["task: 2 to 2"]
+    stopped = [{"iteration": 10, "task": 2.0, "distill/fgd_focal": 3.0}, {"iteration": 20, "task": 1.0}]
+    assert show.loss_lines(stopped) == ["task: 2 to 1", "distill/fgd_focal: 3 to 0", "distillation to task: 1.5 to 0"]
     assert show.loss_lines([]) == []
 
 

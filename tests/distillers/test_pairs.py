@@ -18,7 +18,7 @@ from detkds_core.losses import Scene, needs, policy_losses
 from detkds_core.policy import named_policies
 
 # Teacher and student, and the named policies that they cannot run; all others they can.
-RESPONSES = {"cwd_logits", "dist", "frs", "gid", "maskd_boxes", "detkds_faster_rcnn"}
+RESPONSES = {"cwd_logits", "dist", "frs", "frs_gfl", "frs_fcos", "frs_two_stage", "gid", "maskd_boxes", "detkds_faster_rcnn"}
 LD = {"ld", "ld_main"}
 CROSS = {"crosskd", "crosskd_fcos", "crosskd_gfl", "crosskd_pkd"}
 ROIS = {"maskd_two_stage_boxes"}
@@ -29,6 +29,10 @@ PAIRS = {
     ("gfl_r18w8_fpn16", "fcos_r18w8_fpn32"): {*LD, *ROIS},
     ("faster_rcnn_r18w8_fpn32", "faster_rcnn_r18w8_fpn32"): {*LD, *CROSS},
     ("retinanet_r18w8_fpn32", "fcos_r18w8_fpn32"): {*LD, *RESPONSES, *CROSS, *ROIS},
+    ("atss_r18w16_fpn32", "atss_r18w8_fpn32"): {*LD, *ROIS},
+    ("reppoints_r18w16_fpn32", "reppoints_r18w8_fpn32"): {*LD, *CROSS, *ROIS},
+    ("cascade_rcnn_r18w8_fpn32", "cascade_rcnn_r18w8_fpn32"): {*LD, *CROSS},
+    ("retinanet_r18w8_fpn32", "faster_rcnn_r18w8_fpn32"): {*LD, *RESPONSES, *CROSS, *ROIS},
 }
 
 

@@ -22,9 +22,10 @@ def test_the_iterations_of_a_confirmation_stand_in_place_of_epochs():
     assert recipe_of(asked, None) == asked
 
 
-def test_a_recipe_in_iterations_keeps_its_milestones():
+def test_milestones_are_of_the_length_that_they_were_written_for():
     asked = {"epochs": None, "milestones": [200], "eval_every": 50, "iterations": 300}
-    assert recipe_of(asked, 500) == {**asked, "iterations": 500}
+    assert recipe_of(asked, 300) == asked
+    assert recipe_of(asked, 150) == {**asked, "milestones": None, "iterations": 150}
 
 
 @pytest.mark.parametrize(("count", "size", "lengths"), [(4, 3, [2, 2]), (7, 3, [3, 2, 2]), (3, 3, [3]), (1, 4, [1]), (5, 1, [1] * 5)])

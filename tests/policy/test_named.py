@@ -37,9 +37,12 @@ def test_their_formulas() -> None:
         "dist": "pear(logits) + pear_HW(logits)",
         "fgd": "fgd",
         "fgd_two_stage": "fgd[alpha=5e-05, beta=2.5e-05, gamma=5e-05, lambda=5e-07]",
+        "fgd_fcos": "fgd[alpha=0.0016, beta=0.0008, gamma=0.0008, lambda=8e-06, temperature=0.8]",
+        "fgd_reppoints": "fgd[alpha=0.0016, beta=0.0008, gamma=0.0008, lambda=8e-06]",
         "mgd": "mgd",
         "mgd_two_stage": "mgd[alpha=5e-07, mask_ratio=0.45]",
         "maskd": "maskd",
+        "maskd_fcos": "maskd[weight=10]",
         "maskd_boxes": "maskd + l1(localization)",
         "maskd_two_stage": "maskd[weight=1]",
         "maskd_two_stage_boxes": "maskd[weight=1] + deltas[region=proposals](localization)",
@@ -47,6 +50,9 @@ def test_their_formulas() -> None:
         "ld": "0.125·kl[region=assigned, T=2](softmax_C(logits)) + 0.25·kl_edges[region=assigned, T=10](localization)"
         " + 0.25·kl_edges[region=valuable, T=10](localization)",
         "frs": "1.28·l2[region=teacher_score, warm_up=500](global) + 0.02·kl_sigmoid[region=teacher_score, warm_up=500](logits)",
+        "frs_gfl": "25.6·l2[region=teacher_score, warm_up=500](global) + 0.05·kl_sigmoid[region=teacher_score, warm_up=500](logits)",
+        "frs_fcos": "2.56·l2[region=teacher_score, warm_up=500](global) + 0.05·kl_sigmoid[region=teacher_score, warm_up=500](logits)",
+        "frs_two_stage": "0.512·l2[region=teacher_score, warm_up=500](global) + 0.1·kl_sigmoid[region=teacher_score, warm_up=500](logits)",
         "gid": "gid",
         "crosskd": "crosskd",
         "crosskd_fcos": "crosskd[boxes=0.75, classes=0.4, giou=0, layer=2]",
@@ -112,7 +118,15 @@ def test_a_pair_is_refused_with_a_reason() -> None:
     facts = PairFacts(images_per_batch=1, has_edges=False, regions={"global": ("all", "teacher_score")})
     refused = {name: cannot_run(one.policy, offer, facts, ("retinanet", "faster_rcnn")) for name, one in named.items()}
     able = {"none", "fitnets", "pkd", "pkd_two_stage", "cwd", "defeat", "fgd", "fgd_two_stage", "mgd", "mgd_two_stage", "maskd"}
-    able |= {"maskd_two_stage", "detkds_retinanet_x101", "detkds_cascade_faster_rcnn", "detkds_cascade_mask_rcnn"}
+    able |= {
+        "fgd_fcos",
+        "fgd_reppoints",
+        "maskd_fcos",
+        "maskd_two_stage",
+        "detkds_retinanet_x101",
+        "detkds_cascade_faster_rcnn",
+        "detkds_cascade_mask_rcnn",
+    }
     assert {name for name, why in refused.items() if not why} == able
     assert refused["gid"] == [
         ("policy.distillers[0]", f"'gid' compares boxes: {anchors}"),

@@ -468,8 +468,8 @@ def loss_lines(curve: Sequence[Mapping[str, Any]]) -> list[str]:
     if not curve:
         return []
     first, last = curve[0], curve[-1]
-    terms = [name for name in last if name.startswith("distill/")]
-    lines = [f"{name}: {first.get(name, 0.0):.4g} to {last[name]:.4g}" for name in ("task", *terms)]
+    terms = [name for name in dict.fromkeys(name for point in curve for name in point) if name.startswith("distill/")]
+    lines = [f"{name}: {first.get(name, 0.0):.4g} to {last.get(name, 0.0):.4g}" for name in ("task", *terms)]
     if terms:
         ratios = [sum(point.get(name, 0.0) for name in terms) / point["task"] if point["task"] else 0.0 for point in (first, last)]
         lines.append(f"distillation to task: {ratios[0]:.2g} to {ratios[1]:.2g}")

@@ -37,7 +37,8 @@ def job_spec(
     if iterations is not None:
         recipe = shared["recipe"]
         # a recipe in epochs counts its milestones in epochs too, and epochs win over iterations
-        epochs = {"epochs": None, "milestones": None, "eval_every": None} if recipe.get("epochs") is not None else {}
-        shared["recipe"] = {**recipe, **epochs, "iterations": iterations}
+        epochs = {"epochs": None, "eval_every": None} if recipe.get("epochs") is not None else {}
+        other = epochs or iterations != recipe.get("iterations")  # milestones of another length would come too early or never
+        shared["recipe"] = {**recipe, **epochs, **({"milestones": None} if other else {}), "iterations": iterations}
     candidates = [{"index": index, "policy": policy} for index, policy in sorted(policies.items())]
     return {"kind": kind, **shared, "candidates": candidates, "seed": seed}

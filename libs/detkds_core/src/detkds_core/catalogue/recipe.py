@@ -61,6 +61,8 @@ class Recipe:
         given: dict[str, Any] = {key: tuple(value) if key in LISTS and isinstance(value, list) else value for key, value in data.items()}
         if base is not None and ("epochs" in given or "iterations" in given) and (given.get("epochs") is None) != (base.epochs is None):
             base = replace(base, epochs=None, milestones=None, eval_every=None)  # they were counted in the other unit
+        if base is not None and any(given.get(unit, getattr(base, unit)) != getattr(base, unit) for unit in ("epochs", "iterations")):
+            base = replace(base, milestones=None)  # they were of another length: 8/12 and 11/12 of this one
         recipe = replace(base, **given) if base is not None else cls(**given)
         if errors := recipe.errors():
             raise ValueError("; ".join(errors))
@@ -174,6 +176,11 @@ class Recipe:
 
     def _relation_errors(self) -> list[str]:
         found = []
+        length, unit = (self.iterations, "iterations") if self.epochs is None else (self.epochs, "epochs")
+        if self.schedule == "steps" and self.milestones is not None and self.milestones[-1] >= length:
+            found.append(
+                f"recipe.milestones: {list(self.milestones)} reach the end of {length:g} {unit}, where the rate would not fall any more"
+            )
         if self.batch % self.devices:
             found.append(f"recipe.batch: {self.batch} images cannot be shared evenly by {self.devices} devices")
         for name, sides in (("short_side", (self.short_side or 0,)), ("train_short_sides", self.train_short_sides or ())):

@@ -28,7 +28,8 @@ def load(folder: Path) -> Dataset | None:
                 present = sum(entry.name.endswith(".png") for entry in entries)
             if present != record["splits"][name]["count"] or (folder / f"{name}.json").stat().st_size != record["bytes"][name]:
                 return None
-        splits = [Split(folder / f"{name}.json", folder / name, **record["splits"][name]) for name in SPLITS]
+        # Earlier caches do not say that there are no masks.
+        splits = [Split(folder / f"{name}.json", folder / name, **{"masks": 0, **record["splits"][name]}) for name in SPLITS]
     except (OSError, KeyError, TypeError, ValueError):
         return None
     return Dataset(record["name"], tuple(record["classes"]), splits[0], splits[1], record["digest"])

@@ -24,8 +24,8 @@ class DatasetError(ValueError):
 class Split:
     """annotations: a COCO instances file; images: the folder that its file names are relative to.
 
-    count: images; boxes: annotations that are asked for; crowd: annotations that are not (COCO's `iscrowd`); masks: annotations with a
-    segmentation, None where nobody has counted.
+    count: images; boxes: annotations that are asked for; crowd: annotations that are not (COCO's `iscrowd`); masks: those
+    asked for that have a segmentation, None where nobody has counted.
     """
 
     annotations: Path

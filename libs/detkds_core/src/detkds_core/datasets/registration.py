@@ -111,8 +111,9 @@ def register(
 
 def _split(annotations: Path, images: Path, content: Mapping[str, Any]) -> Split:
     records = content["annotations"]
-    crowd, masks = (sum(bool(record.get(key)) for record in records) for key in ("iscrowd", "segmentation"))
-    return Split(annotations, images, len(content["images"]), len(records) - crowd, crowd, masks)
+    asked = [record for record in records if not record.get("iscrowd", 0)]
+    crowd, masks = len(records) - len(asked), sum(bool(record.get("segmentation")) for record in asked)
+    return Split(annotations, images, len(content["images"]), len(asked), crowd, masks)
 
 
 def _resolved(where: str, path: Path, roots: Sequence[Path] | None, problems: Problems, *, wants_folder: bool) -> Path | None:

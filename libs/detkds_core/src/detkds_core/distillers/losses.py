@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from detkds_core.losses.policy import found_weight, schedule, stopped
+from detkds_core.losses.policy import found_weight, schedule
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.policy.terms import Distiller, Policy
 
@@ -23,16 +23,18 @@ def distiller_losses(
     scales: Mapping[str, float] | None = None,
     only: Callable[[Distiller], bool] = lambda _distiller: True,
 ) -> dict[str, Tensor]:
-    """The weighted losses of the parts of each distiller of a policy, {"distill/fgd_focal": scalar, ...}; nothing of one that has stopped.
+    """The weighted losses of the parts of each distiller of a policy, {"distill/fgd_focal": scalar, ...}.
+
+    Nothing of a distiller that counts nothing: at the first step of its warm-up, and once it has stopped.
 
     modules: of its distillers, in their order (`build`). scales: what multiplies the weight of a `balanced` distiller, by `scale_name`; 1
     where missing. only: of the distillers for which it holds.
     """
     found: dict[str, Tensor] = {}
     for distiller, module in zip(policy.distillers, modules, strict=True):
-        if not only(distiller) or stopped(distiller, scene.step, scene.total_steps):
-            continue
         now = schedule(distiller, scene.step, scene.total_steps)
+        if not only(distiller) or now == 0:
+            continue
         weight = found_weight(distiller, (scales or {}).get(scale_name(distiller))) * now
         losses = module(student, teacher, scene)
         found |= losses if weight == 1 else {name: weight * loss for name, loss in losses.items()}

@@ -32,9 +32,9 @@ from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES, POINTWISE, RECT
 RAW = ("kl", "kl_sigmoid")  # the distances that read scores as they are
 UNCHANGED = ("none", "scale_r1")  # a pool of one cell is none
 OF_STUDENT = ("assigned", "valuable")  # the regions that are signals of the student, of a weight a prediction
-# The transforms of features under which a position depends on its own channels alone, and no other position on it.
+# The transforms of features under which what comes of a position depends on its own channels alone.
 ITS_OWN = (("none", "mask", "drop"), IN_PLACE, ("none", "norm_C", "softmax_C", "logsoftmax_C", *POINTWISE))
-# The power of a factor of both sides that a distance has, where it is one; that of a positive one for those that look at angles.
+# By which power of a factor >= 0 of a position the distance there grows; 0: not at all, but that it is 0 where the factor is.
 DEGREE = {"l1": 1, "l2": 2, **dict.fromkeys(ANGLES, 0)}
 
 
@@ -96,7 +96,7 @@ def _paths_of(index: int, term: Term, level: int | None, signal: str) -> list[Pa
 
 
 def _weighs_positions(term: Term) -> bool:
-    """Whether a term of features weighs each position by what its region or its mask is there, and otherwise lets it be.
+    """Whether each position of a term of features counts for itself, weighted by the term's regions or its mask.
 
     Foreground and background have no position in common, and where a position's weight is 0, both sides are equal: so both are computed in
     one pass, and a weight whose power the distance has multiplies the distance, not the maps.
@@ -110,7 +110,7 @@ def _weighs_positions(term: Term) -> bool:
 
 
 def _degree(term: Term) -> int | None:
-    """The power of a position's factor, not negative, that the distance has; None where it is none."""
+    """The term's `DEGREE`; None where a factor of a position is no factor of the distance."""
     _, scale, norm = term.transforms
     if scale not in UNCHANGED:
         return None
@@ -169,8 +169,11 @@ def _steps(index: int, term: Term) -> Path:
 
 
 def _of_units(term: Term) -> bool:
-    """Whether the distance is told by an angle, and makes both sides unit vectors itself. An instance is cut from those."""
-    return term.knowledge != "instance" and term.distance == "l2" and term.transforms[-1] == "norm_C"
+    """Whether the distance is told by an angle, and makes both sides unit vectors itself.
+
+    Not of an instance, which is cut from those. Nor where `scale` makes all vectors nearly equal: an angle rounds at 1e-7.
+    """
+    return term.knowledge != "instance" and term.distance == "l2" and term.transforms[-1] == "norm_C" and "scale" not in term.transforms
 
 
 def _of_maps(term: Term, path: Path, levels: Sequence[int], looks: Looks) -> Tensor:

@@ -127,7 +127,8 @@ class _Angles(torch.autograd.Function):
         ctx.save_for_backward(student, teacher, squares, product, scale)
         ctx.dims, ctx.centred = dims, centred
         most = inverse.any(0) if alone == 1 else inverse.sign().sum(0).mul_(alone).clamp_max_(1)
-        return torch.add(most, product * scale, alpha=-1).squeeze(dims)  # torch does not subtract from what is true
+        # torch does not subtract from what is true
+        return torch.add(most, product * scale, alpha=-1).clamp_min_(0).squeeze(dims)
 
     @staticmethod
     @once_differentiable

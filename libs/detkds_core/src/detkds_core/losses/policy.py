@@ -154,6 +154,11 @@ def stopped(one: Term | Distiller, step: int, total_steps: int) -> bool:
     return one.stop < 1 and step >= one.stop * total_steps
 
 
+def without_stopped(policy: Policy, step: int, total_steps: int) -> Policy:
+    """What of a policy has not stopped."""
+    return Policy(*(tuple(one for one in parts if not stopped(one, step, total_steps)) for parts in (policy.terms, policy.distillers)))
+
+
 def schedule(one: Term | Distiller, step: int, total_steps: int) -> float:
     """What multiplies its weight at a step.
 

@@ -145,6 +145,8 @@ _ENTRIES = (
 
 DISTILLERS: Mapping[str, DistillerEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 
+FORMERLY = {"maskd": {"warm_up": "masks_from"}}  # settings by the name that stored policies have for them
+
 KNOWLEDGE_OF = {"features": "global", "logits": "logits", "boxes": "localization"}  # the knowledge that a signal is compared as
 
 

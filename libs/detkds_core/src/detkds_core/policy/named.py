@@ -36,6 +36,7 @@ class NamedPolicy:
 
 
 ANY = "Any pair whose pyramids share a stride."
+FRS = "{}·l2[warm_up=500, region=teacher_score](global) + {}·kl_sigmoid[warm_up=500, region=teacher_score](logits)"
 ONE_STAGE, TWO_STAGE = "One-stage detectors, same or other family.", "Two-stage detectors."
 
 # name, formula, source, expected use, note
@@ -77,7 +78,7 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "Pairs of one family; designed on Faster R-CNN and RetinaNet.",
         "Published weights 3 and 12. Ours divides the features by a region's cells before the square and takes the mean over the map; the"
         " original sums channels and takes half the mean over the region, and the mean over levels: n·M·C/2 times ours on one level, for"
-        " n cells of M, and C channels.",
+        " one box of n cells of M, and C channels. Over several boxes and levels ours weighs small boxes and coarse levels more.",
     ),
     (
         "dist",
@@ -101,6 +102,20 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "The weights of one-stage detectors over 20, 20, 10 and 10.",
     ),
     (
+        "fgd_fcos",
+        "fgd[alpha=0.0016, beta=0.0008, gamma=0.0008, lambda=8e-06, temperature=0.8]",
+        "FGD (Yang et al., CVPR 2022)",
+        "FCOS.",
+        "The weights of one-stage detectors times 1.6, and a softer attention.",
+    ),
+    (
+        "fgd_reppoints",
+        "fgd[alpha=0.0016, beta=0.0008, gamma=0.0008, lambda=8e-06]",
+        "FGD (Yang et al., CVPR 2022)",
+        "RepPoints.",
+        "The weights of one-stage detectors times 1.6.",
+    ),
+    (
         "mgd",
         "mgd",
         "MGD (Yang et al., ECCV 2022)",
@@ -118,8 +133,16 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "maskd",
         "maskd",
         "MasKD (Huang et al., ICLR 2023)",
-        "RetinaNet; weight 10 for FCOS and RepPoints.",
-        "Its receptive tokens are learned on the teacher first. Its term on features; `maskd_boxes` has the one on boxes too.",
+        "RetinaNet, and one-stage detectors without weights of their own.",
+        "Its receptive tokens are learned on the teacher first. Its term on features; `maskd_boxes` has the one on boxes too. Published"
+        " settings let the student's masks count from 5,000 to 8,500 steps on (`masks_from`), ours from 1,000.",
+    ),
+    (
+        "maskd_fcos",
+        "maskd[weight=10]",
+        "MasKD (Huang et al., ICLR 2023)",
+        "FCOS, RepPoints.",
+        "Its term on features.",
     ),
     (
         "maskd_boxes",
@@ -165,11 +188,32 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
     ),
     (
         "frs",
-        "1.28·l2[warm_up=500, region=teacher_score](global) + 0.02·kl_sigmoid[warm_up=500, region=teacher_score](logits)",
+        FRS.format(1.28, 0.02),
         "FRS (Du et al., NeurIPS 2021)",
         "RetinaNet pairs of 256 channels with the same anchors.",
-        "Published weights 0.005, times the 256 channels that the original sums, and 0.02. GFL: 25.6 and 0.05, FCOS: 2.56 and 0.05. Its"
-        " binary cross-entropy less the teacher's entropy, which has no gradient; 1x1 adapters only where channels differ.",
+        "Published weights 0.005, times the 256 channels that the original sums, and 0.02. Its binary cross-entropy less the teacher's"
+        " entropy, which has no gradient; 1x1 adapters only where channels differ.",
+    ),
+    (
+        "frs_gfl",
+        FRS.format(25.6, 0.05),
+        "FRS (Du et al., NeurIPS 2021)",
+        "GFL pairs of 256 channels.",
+        "As `frs`, with published weights 0.1 and 0.05.",
+    ),
+    (
+        "frs_fcos",
+        FRS.format(2.56, 0.05),
+        "FRS (Du et al., NeurIPS 2021)",
+        "FCOS pairs of 256 channels.",
+        "As `frs`, with published weights 0.01 and 0.05.",
+    ),
+    (
+        "frs_two_stage",
+        FRS.format(0.512, 0.1),
+        "FRS (Du et al., NeurIPS 2021)",
+        "Two-stage pairs of 256 channels.",
+        "As `frs`, with published weights 0.002 and 0.1; scores are those of the region proposal network.",
     ),
     (
         "gid",
@@ -286,13 +330,29 @@ def name_of(policy: Policy) -> str | None:
 
 # Of the named policies: the stages of the students, and their families, that each was given its weights for; a name that is not here, any.
 STAGES: Mapping[str, int] = MappingProxyType(
-    {name: stages for base in ("pkd", "fgd", "mgd", "maskd") for name, stages in ((base, 1), (f"{base}_two_stage", 2))}
+    {name: stages for base in ("pkd", "fgd", "mgd", "maskd", "frs") for name, stages in ((base, 1), (f"{base}_two_stage", 2))}
     | {"maskd_two_stage_boxes": 2}
 )
 ANCHORS = ("retinanet", "atss")
+
+
+def _but(*families: str) -> tuple[str, ...]:
+    """The one-stage families without these, which have weights of their own."""
+    known = ("retinanet", "atss", "gfl", "fcos", "reppoints", "rtmdet", "yolox", "detr", "deformable_detr")
+    return tuple(family for family in known if family not in families)
+
+
 FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
+        "fgd": _but("fcos", "reppoints"),
+        "fgd_fcos": ("fcos",),
+        "fgd_reppoints": ("reppoints",),
+        "maskd": _but("fcos", "reppoints"),
+        "maskd_fcos": ("fcos", "reppoints"),
         "maskd_boxes": ("retinanet",),
+        "frs": _but("gfl", "fcos"),
+        "frs_gfl": ("gfl",),
+        "frs_fcos": ("fcos",),
         "crosskd": ANCHORS,
         "crosskd_pkd": ANCHORS,
         "crosskd_fcos": ("fcos",),

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from detkds_core.policy.canonical import canonical
-from detkds_core.policy.distillers import DISTILLERS
+from detkds_core.policy.distillers import DISTILLERS, FORMERLY
 from detkds_core.policy.rules import check, distiller_legality, legality, shortened
 from detkds_core.policy.terms import Distiller, Policy, PolicyError, Term
 from detkds_core.policy.vocabulary import (
@@ -179,7 +179,8 @@ def _read_term(row: Mapping[str, Any]) -> Term:
 
 
 def _read_distiller(row: Mapping[str, Any]) -> Distiller:
-    settings = tuple(sorted((name, _to_float(value)) for name, value in row.get("settings", {}).items()))
+    formerly = FORMERLY.get(row["name"], {})
+    settings = tuple(sorted((formerly.get(name, name), _to_float(value)) for name, value in row.get("settings", {}).items()))
     return Distiller(row["name"], settings, **_options(row, OF_DISTILLERS))
 
 

@@ -34,7 +34,7 @@ class Distiller:
     name: str
     settings: tuple[tuple[str, float], ...] = ()
     weight: float = 1.0  # of all of it, beside those among its settings
-    balanced: bool = False  # these four as of a term
+    balanced: bool = False  # this, and the schedule, as of a term
     warm_up: int = 0
     stop: float = 1.0
     decay: float = 1.0

@@ -51,7 +51,7 @@ class Batches:
         self.seed = seed
         self.masks = masks
         self.share = range(rank * recipe.batch // devices, (rank + 1) * recipe.batch // devices)  # of a batch's places
-        if masks and not any(annotation.get("segmentation") for annotation in content["annotations"]):
+        if masks and not any(one.get("segmentation") and not one.get("iscrowd", 0) for one in content["annotations"]):
             raise DatasetError(f"{split['annotations']}: no annotation has a segmentation, which a detector with masks learns from")
         labels = {category: i for i, category in enumerate(sorted(c["id"] for c in content["categories"]))}
         self.records = sorted(content["images"], key=lambda image: image["id"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.pair import Student
-from detkds_core.losses.policy import needs, stopped
+from detkds_core.losses.policy import needs, without_stopped
 from detkds_core.policy import Policy
 from detkds_core.training import parallel
 
@@ -44,8 +44,8 @@ class Learner:
         return self.student.parameters() + [p for p in self.distillers.parameters() if p.requires_grad]
 
     def needs_at(self, step: int, total_steps: int) -> frozenset[str]:
-        """The signals that a step compares: nothing once all has stopped, so that neither is the teacher asked."""
-        return frozenset() if all(stopped(part, step, total_steps) for part in self.policy.parts) else self.needs
+        """The signals that a step compares: those of what has not stopped, so that the teacher is not asked for others."""
+        return needs(without_stopped(self.policy, step, total_steps))
 
     def read_losses(self) -> dict[str, float]:
         """The last step's losses as numbers, means over all devices; `ratio`: distillation to task, where there is distillation.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.pair import Teacher
 from detkds_core.distillers import distiller_losses
-from detkds_core.losses.policy import comes_early, found_weight, policy_losses, schedule
+from detkds_core.losses.policy import comes_early, found_weight, policy_losses, schedule, stopped
 from detkds_core.losses.signals import LATE, Scene, Signals
 from detkds_core.policy import Distiller, Term
 from detkds_core.training import parallel
@@ -90,16 +90,13 @@ def losses_of(
     operations on the boxes of each image keep the host busy and a GPU mostly idle.
     """
     policy, needs = learner.policy, learner.needs_at(scene.step, scene.total_steps)
-    if learner.needs and not needs:
-        task, _ = learner.student.losses(inputs, samples, needs)
-        nothing = torch.zeros((), device=inputs.device)
-        return task, {f"distill/{index}_{term.knowledge}": nothing for index, term in enumerate(policy.terms)}
-    found: dict[str, Tensor] = {}
+    over = [stopped(term, scene.step, scene.total_steps) for term in policy.terms]  # of which nobody may have asked what they compare
+    found = {f"distill/{i}_{term.knowledge}": torch.zeros((), device=inputs.device) for i, term in enumerate(policy.terms) if over[i]}
     joins: list[Callable[[], None]] = []
 
     def compare(signals: Signals, said: Signals, early: bool) -> None:
         def due(one: Term | Distiller) -> bool:
-            return comes_early(one) == early
+            return comes_early(one) == early and not stopped(one, scene.step, scene.total_steps)
 
         found.update(policy_losses(policy, signals, said, scene, learner.scales, due))
         found.update(distiller_losses(policy, learner.distillers, signals, said, scene, learner.scales, due))
@@ -110,7 +107,7 @@ def losses_of(
             compare(signals, said, early=True)
 
     try:
-        task, signals = learner.student.losses(inputs, samples, needs, meanwhile)
+        task, signals = learner.student.losses(inputs, samples, needs, meanwhile if needs else None)
     finally:
         for join in joins:
             join()
