@@ -115,7 +115,7 @@ def test_the_rules_are_told_how_many_scores_there_are():
     gfl = pair_facts(exchange(small("gfl"), small("gfl")), small("gfl"), classes=10, images_per_batch=4)
     assert (gfl.images_per_batch, gfl.has_edges, gfl.score_channels, gfl.roi_channels) == (4, True, 10, 11)
     retinanet = DETECTORS["retinanet_r50_fpn"]
-    assert pair_facts(exchange(retinanet, retinanet), retinanet, 80, 2).score_channels == 9 * 80
+    assert pair_facts(exchange(retinanet, retinanet), retinanet, 80, 2).score_channels == 80  # of one prediction at a time
     rcnn = small("faster_rcnn")
     facts = pair_facts(exchange(rcnn, rcnn), rcnn, 80, 2)
     assert (facts.score_channels, facts.roi_channels) == (3, 81)

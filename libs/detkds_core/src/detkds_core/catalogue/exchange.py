@@ -169,7 +169,7 @@ def pair_facts(offer: Exchange, student: DetectorEntry, classes: int, images_per
     return PairFacts(
         images_per_batch=images_per_batch,
         has_edges=offer.has_edges,
-        score_channels=student.anchors * (classes if student.scores == "classes" else 1),
+        score_channels=classes if student.scores == "classes" and classes > 1 else student.anchors,
         has_points=offer.has_points,
         roi_channels=classes + 1,
         regions=offer.regions,

@@ -156,6 +156,7 @@ class Tap:
             valuable=valuable,
             towers=towers,
             rois=self.rois.caught(needs) if self.rois is not None and needs & OF_ROIS else None,
+            classes=getattr(self.head, "cls_out_channels", None),
         )
 
     def objects(self, scores: Sequence[Tensor]) -> list[Tensor]:

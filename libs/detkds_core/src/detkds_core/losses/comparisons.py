@@ -27,7 +27,7 @@ from detkds_core.losses.slopes import with_slopes
 from detkds_core.losses.transforms import DRAWS, POOL, SOFTMAX_DIMS, several_images
 from detkds_core.policy import Term
 from detkds_core.policy.meaning import ANGLES, IN_PLACE, OF_IMAGES, WEIGHTED
-from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES, POINTWISE, RECTIFIERS
+from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES, GRAMS, OVER_CHANNELS, OVER_IMAGES, POINTWISE, RECTIFIERS
 
 RAW = ("kl", "kl_sigmoid")  # the distances that read scores as they are
 UNCHANGED = ("none", "scale_r1")  # a pool of one cell is none
@@ -68,7 +68,8 @@ def parts_of(
         return [_of_proposals(index, term, levels, student, scene)]
     if _weighs_positions(term):
         return [_of_positions(index, term, level) for level in levels]
-    paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal)]
+    classes = _classes_of(student, teacher) if term.knowledge == "logits" and term.region not in ("proposals", "masks") else None
+    paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal, classes)]
     shares = [term.background if "background" in path else 1.0 for path in paths]
     return [Part(index, path[0], (path,), partial(_of_maps, term, path, levels), share) for path, share in zip(paths, shares, strict=True)]
 
@@ -81,9 +82,22 @@ def _check_logits(term: Term, levels: Sequence[int], teacher: Signals) -> None:
 # --- features and logits ---------------------------------------------------------------------------------------------
 
 
-def _paths_of(index: int, term: Term, level: int | None, signal: str) -> list[Path]:
-    """What a term of features or logits looks at on a level: one path, or those of foreground and background."""
+def _classes_of(student: Signals, teacher: Signals) -> tuple[int, int] | None:
+    """How many predictions a cell has, and how many classes each scores; None for one prediction, or where that is not known."""
+    channels, classes = student.logits[0].shape[1], student.classes
+    if classes is None or classes != teacher.classes or channels == classes:
+        return None
+    return channels // classes, classes
+
+
+def _paths_of(index: int, term: Term, level: int | None, signal: str, predictions: tuple[int, int] | None) -> list[Path]:
+    """What a term of features or logits looks at on a level: one path, or those of foreground and background.
+
+    predictions: `_classes_of` the dense head whose scores are compared.
+    """
     steps = _steps(index, term)
+    if predictions is not None:
+        return [(level, signal, *_of_predictions(term, steps, *predictions))]
     if term.knowledge == "fgbg":
         # Masks weigh both sides before the transforms, as in DetKDS.
         regions = ("foreground", "background") if term.background else ("foreground",)
@@ -168,6 +182,24 @@ def _steps(index: int, term: Term) -> Path:
     return (*attend, *(() if scale in UNCHANGED else (scale,)), *last)
 
 
+def _of_predictions(term: Term, steps: Path, anchors: int, classes: int) -> Path:
+    """The steps, where a cell has several predictions: what looks along classes looks at those of one prediction.
+
+    Nor does a cell that counts for one of its predictions count for the others. Where a prediction has one score alone, those of a cell are
+    taken for its classes, as DetKDS does with a region proposal network's.
+    """
+    norm, apart = term.transforms[-1], ("apart", classes)
+    along = norm not in ("batch", *GRAMS) and (term.distance in ANGLES or _of_units(term) or (term.distance, norm) == ("kl", "softmax_C"))
+    weighed, over_classes = term.region in OF_STUDENT, bool(steps) and steps[-1] in OVER_CHANNELS
+    if classes == 1:
+        return (*steps, apart) if weighed and not along and not over_classes else steps
+    # Before what acts alike wherever a score lies, as what the dense head says can be looked at apart without a copy.
+    place = len(steps) - (bool(steps) and steps[-1] in (*OVER_CHANNELS, *OVER_IMAGES, *POINTWISE))
+    if along or weighed:
+        return (*steps[:place], apart, *steps[place:])
+    return (*steps[:place], apart, *steps[place:], ("together", anchors)) if over_classes else steps
+
+
 def _of_units(term: Term) -> bool:
     """Whether the distance is told by an angle, and makes both sides unit vectors itself.
 
@@ -180,25 +212,32 @@ def _of_maps(term: Term, path: Path, levels: Sequence[int], looks: Looks) -> Ten
     """The distance at the end of the path."""
     if term.region not in WEIGHTED:
         return _distance(term, *looks.pair(path), images=len(looks.scene.boxes))
-    level = path[0]
+    level, apart = path[0], any(step[0] == "apart" for step in path[2:])
     if term.region == "teacher_score":  # each level for itself, as FRS has it
         weights = looks.once((level, "score"), lambda: full(looks.teacher.logits[level].amax(1)).sigmoid())
         total = looks.once((level, "score", "total"), lambda: _positive(weights.sum()))
     else:  # all levels together, so that one without objects has no say
-        each = looks.once(("all", term.region), lambda: [_cells(term.region, looks, one) for one in levels])
-        weights, total = each[level], looks.once(("all", term.region, "total"), lambda: _total(each))
-    values = _values(term, *looks.pair(path))  # (B, H, W)
+        key = ("all", term.region, apart)
+        each = looks.once(key, lambda: [_cells(term.region, looks, one, apart) for one in levels])
+        weights, total = each[level], looks.once((*key, "total"), lambda: _total(each))
+    values = _values(term, *looks.pair(path))  # (B, H, W), or (B, H, W*A) of predictions apart
+    if apart and term.region not in OF_STUDENT:
+        values = values.unflatten(2, (weights.shape[2], -1)).mean(-1)
     if weights.shape != values.shape:
         raise ValueError(f"region {term.region!r} weighs {tuple(weights.shape)} cells, {term.knowledge} has {tuple(values.shape)}")
     return (values * weights).sum() / total
 
 
-def _cells(region: str, looks: Looks, level: int) -> Tensor:
-    """How much each cell of the region counts, 0 for others, (B, H, W): 1, or of `valuable` the most of its predictions."""
+def _cells(region: str, looks: Looks, level: int, apart: bool = False) -> Tensor:
+    """How much each cell of the region counts, 0 for others, (B, H, W): 1, or of `valuable` the most of its predictions.
+
+    apart: of `assigned` and `valuable` each prediction, as `predictions_apart` has them: (B, H, W*A).
+    """
     B, _, H, W = looks.teacher.logits[level].shape
     if region == "foreground":
         return (looks.masks(level, "logits")[0][:, 0] > 0).float()
-    return _of_student(region, looks, level).view(B, H, W, -1).amax(-1)
+    each = _of_student(region, looks, level)
+    return each.view(B, H, -1) if apart else each.view(B, H, W, -1).amax(-1)
 
 
 def _of_student(region: str, looks: Looks, level: int) -> Tensor:

@@ -10,14 +10,27 @@ from torch import Tensor
 
 from detkds_core.losses.regions import Regions, crop, masks_of_levels, regions_of_levels
 from detkds_core.losses.signals import Scene, Signals, full
-from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, OF_BOTH, POOL, ROOTS, SCALE, norm_C_where, pooled_catt
+from detkds_core.losses.transforms import (
+    ATTENTION,
+    DRAWS,
+    NORMALISATION,
+    OF_BOTH,
+    POOL,
+    ROOTS,
+    SCALE,
+    norm_C_where,
+    pooled_catt,
+    predictions_apart,
+    predictions_together,
+)
 
 # A level (None: proposals), a signal of it, and the steps that it passes. A step is the name of a transform, one of `REGIONS`, or a name
-# with what it depends on: ("mask", index of the term), ("catt", "teacher"), ("crop", pool of its scale).
+# with what it depends on: ("mask", index of the term), ("catt", "teacher"), ("crop", pool of its scale), ("apart", classes).
 Path = tuple[Any, ...]
 Pair = tuple[Tensor, Tensor]  # student, teacher
 
 REGIONS = ("foreground", "background", "both")  # weights of the cells; a cell is in one of the first two
+PREDICTIONS = {"apart": predictions_apart, "together": predictions_together}
 STEPS = {name: step for family in (ATTENTION, SCALE, NORMALISATION) for name, step in family.items()}
 
 
@@ -145,6 +158,8 @@ class Looks:
         if step[0] == "crop":
             regions = self.regions(level, step[1])
             return lambda maps: crop(maps, regions)
+        if step[0] in PREDICTIONS:
+            return lambda maps: PREDICTIONS[step[0]](maps, step[1])
         if step[1] == "teacher":
             with torch.no_grad():
                 factor = ROOTS[step[0]](teacher)

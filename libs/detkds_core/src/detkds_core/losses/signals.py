@@ -47,6 +47,7 @@ class Signals:
     # CrossKD: features inside the dense head, of its class and of its box branch, a pair a level; by the layer that they come from
     towers: Mapping[int, tuple[tuple[Tensor, Tensor], ...]] = field(default_factory=dict)
     rois: Rois | None = None
+    classes: int | None = None  # K, that each of the A predictions of a cell scores; None: not known, and all channels are taken for one's
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,10 +65,10 @@ def each_tensor(given: Signals, change: Callable[[Tensor], Tensor]) -> Signals:
             return tuple(map(changed, value))
         return change(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    levels = {one.name: changed(getattr(given, one.name)) for one in fields(Signals) if one.name not in ("rois", "valuable")}
+    levels = {one.name: changed(getattr(given, one.name)) for one in fields(Signals) if one.name not in ("rois", "valuable", "classes")}
     assert given.rois is not None
     rois = replace(given.rois, **{name: changed(getattr(given.rois, name)) for name in ("scores", "boxes", "masks")})
-    return Signals(rois=rois, valuable=given.valuable, **levels)
+    return Signals(rois=rois, valuable=given.valuable, classes=given.classes, **levels)
 
 
 def tensors_of(given: Signals) -> list[Tensor]:
@@ -84,9 +84,9 @@ def image_of(given: Signals, image: int) -> Signals:
     dense = {
         one.name: tuple(x[image : image + 1] for x in getattr(given, one.name))
         for one in fields(Signals)
-        if one.name not in ("rois", "towers")
+        if one.name not in ("rois", "towers", "classes")
     }
     here = slice(image * len(PROPOSALS), (image + 1) * len(PROPOSALS))
     of = given.rois
     where = of.regions[here] - torch.tensor([float(image), 0, 0, 0, 0])
-    return Signals(rois=Rois(where, of.scores[here], of.boxes[here], of.masks[image : image + 1]), **dense)
+    return Signals(rois=Rois(where, of.scores[here], of.boxes[here], of.masks[image : image + 1]), classes=given.classes, **dense)

@@ -295,6 +295,22 @@ SCALE: Mapping[str, Transform] = {
 POOL: Mapping[str, int] = {"scale_r2": 2, "multi_scale_r4": 4}  # cells of the map in a cell of the scaled map; 1 for the others
 
 
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+def predictions_apart(scores: Tensor, classes: int) -> Tensor:
+    """The scores (B, A*K, ..., W), anchor-major, of A predictions a position as those of one at A times as many: (B, K, ..., W*A).
+
+    With channels innermost in memory, as dense heads leave them, nothing is copied.
+    """
+    return scores.movedim(1, -1).unflatten(-1, (-1, classes)).flatten(-3, -2).movedim(-1, 1)
+
+
+def predictions_together(scores: Tensor, anchors: int) -> Tensor:
+    """Back again: (B, K, ..., W*A) to (B, A*K, ..., W)."""
+    return scores.movedim(1, -1).unflatten(-2, (-1, anchors)).flatten(-2).movedim(-1, 1)
+
+
 # --- normalisation ---------------------------------------------------------------------------------------------------
 
 

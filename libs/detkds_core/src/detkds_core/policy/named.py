@@ -85,7 +85,7 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
         "pear(logits) + pear_HW(logits)",
         "DIST (Huang et al., NeurIPS 2022)",
         "Detectors whose dense heads score the same classes and anchors.",
-        "Relates the class scores of a cell, and the cells of an image; the original relates the cells of the whole batch.",
+        "Relates the class scores of a prediction, and the cells of an image; the original relates the cells of the whole batch.",
     ),
     (
         "fgd",

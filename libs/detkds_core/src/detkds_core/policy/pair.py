@@ -19,7 +19,7 @@ class PairFacts:
 
     images_per_batch: int = 2  # that a training step sees on one device
     has_edges: bool = False  # both detectors predict edge distributions (GFL)
-    score_channels: int | None = None  # class scores a cell, anchors times classes; None: not known, and taken for several
+    score_channels: int | None = None  # class scores that are compared with one another; None: not known, and taken for several
     has_points: bool = False  # both detectors predict point sets (RepPoints)
     roi_channels: int | None = None  # class scores of a proposal, background included; None: not known, and taken for several
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
