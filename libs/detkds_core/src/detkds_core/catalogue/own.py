@@ -48,10 +48,11 @@ def entry_from_json(data: Any) -> DetectorEntry:
         faults = [*_fact_faults(data), *_input_faults(data["inputs"]), *config_faults(data["config"])]
     if faults:
         raise OwnDetectorError(faults)
-    facts = {key: tuple(data[key]) if key == "strides" else data[key] for key in known}
+    facts: dict[str, Any] = {key: tuple(data[key]) if key == "strides" else data[key] for key in known}
     facts |= {key: tuple(map(float, data[key])) for key in ("anchor_scales", "anchor_ratios")}
-    inputs = {key: tuple(map(float, value)) if isinstance(value, list) else value for key, value in data["inputs"].items()}
-    return DetectorEntry(**{**facts, "inputs": Inputs(**inputs), "own": True})
+    inputs: dict[str, Any] = {key: tuple(map(float, value)) if isinstance(value, list) else value for key, value in data["inputs"].items()}
+    facts |= {"inputs": Inputs(**inputs), "own": True}
+    return DetectorEntry(**facts)
 
 
 def name_faults(name: Any, built_in: Collection[str]) -> list[str]:
@@ -131,7 +132,7 @@ def _node_faults(node: Any, path: str) -> Iterator[str]:
         if "{{" in node:
             yield f"{path}: {node!r} holds '{{{{', which MMEngine replaces by the environment or another file; write what it stands for"
         elif "://" in node:
-            yield f"{path}: {node!r} would be fetched, and nothing is while a job runs; leave it out and give a student its weights by request"
+            yield f"{path}: {node!r} would be fetched, and no job fetches anything; leave it out, and give weights by request"
     elif not isinstance(node, bool | int | float | None):
         yield f"{path}: is a {type(node).__name__}, which no JSON holds"
     elif isinstance(node, float) and not math.isfinite(node):

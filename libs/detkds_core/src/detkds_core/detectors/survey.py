@@ -64,6 +64,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise SurveyError(f"{path}: cannot be read as MMDetection's configuration: {_first_line(error)}") from error
     if not isinstance(plain, dict):
         raise SurveyError(f"{path}: has no model; give the configuration of a detector, with `model = dict(type=..., backbone=...)`")
+    _check_type(plain)
     plain.pop("pretrained", None)
     if isinstance(plain.get("backbone"), dict):
         plain["backbone"].pop("pretrained", None)
@@ -82,8 +83,7 @@ def survey(config: Mapping[str, Any], name: str, title: str) -> DetectorEntry:
     others than the family's, or whose parts do not fit what the catalogue can say.
     """
     prepare_mmdet()
-    if config.get("type") not in HEADS:
-        raise SurveyError(f"model.type: {config.get('type')!r} is of no family that can be distilled; one of {', '.join(HEADS)}")
+    _check_type(config)
     model = _build(config)
     family = _family(config["type"], model)
     pyramid, outputs = _outputs(model)
@@ -94,6 +94,8 @@ def survey(config: Mapping[str, Any], name: str, title: str) -> DetectorEntry:
     if len(channels) > 1:
         found = [level.shape[1] for level in pyramid]
         raise SurveyError(f"model.neck: the levels have {found} channels; all must have the same number, which adapters are made for")
+    predictions = _predictions(model, family, strides, outputs)
+    _try_to_learn(model, FAMILIES[family].masks)
     return DetectorEntry(
         name=name,
         title=title,
@@ -101,13 +103,18 @@ def survey(config: Mapping[str, Any], name: str, title: str) -> DetectorEntry:
         stages=FAMILIES[family].stages,
         strides=strides,
         channels=channels.pop(),
-        **_predictions(model, family, strides, outputs),
+        **predictions,
         scores=FAMILIES[family].scores,
         masks=FAMILIES[family].masks,
         inputs=_inputs(config["data_preprocessor"], family, strides),
         own=True,
         config=config,
     )
+
+
+def _check_type(config: Mapping[str, Any]) -> None:
+    if config.get("type") not in HEADS:
+        raise SurveyError(f"model.type: {config.get('type')!r} is of no family that can be distilled; one of {', '.join(HEADS)}")
 
 
 def _build(config: Mapping[str, Any]) -> nn.Module:
@@ -182,7 +189,9 @@ def _predictions(model: nn.Module, family: str, strides: tuple[int, ...], output
     if not head.use_sigmoid_cls:
         raise SurveyError("model: the dense head scores by softmax; use_sigmoid=True of its loss_cls can be distilled")
     if getattr(head, "use_grid_points", False):
-        raise SurveyError("model.bbox_head: RepPoints that begin with a grid of points (use_grid_points) mean boxes by them; False is right")
+        raise SurveyError(
+            "model.bbox_head: RepPoints that begin with a grid of points (use_grid_points) mean boxes by them; False is right"
+        )
     anchors = set(generator.num_base_priors)
     if len(anchors) > 1:
         raise SurveyError(f"model: the levels have {list(generator.num_base_priors)} predictions a cell; all must have the same number")
@@ -214,6 +223,35 @@ def _written(values: Tensor) -> tuple[float, ...]:
     return tuple(float(f"{value:.7g}") for value in values.tolist())
 
 
+@torch.no_grad()
+def _try_to_learn(model: nn.Module, masks: bool) -> None:
+    """Let it compute its own loss once, of two images of noise with an object each: what lacks here would end every job.
+
+    Raises SurveyError for an operation of mmcv that is not there, training settings that are not given, and the like.
+    """
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    size = (IMAGE, IMAGE)
+    samples = []
+    for label in range(2):
+        shape = {"img_shape": size, "ori_shape": size, "batch_input_shape": size, "pad_shape": size, "scale_factor": (1.0, 1.0)}
+        sample = DetDataSample(metainfo=shape)
+        sample.gt_instances = InstanceData(bboxes=torch.tensor([[40.0, 40.0, 200.0, 168.0]]), labels=torch.tensor([label]))
+        if masks:  # RTMDet looks at masks that it has no use for
+            mask = torch.zeros(1, *size, dtype=torch.uint8)
+            mask[:, 40:168, 40:200] = 1
+            sample.gt_instances.masks = BitmapMasks(mask.numpy(), *size)
+        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+        samples.append(sample)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    try:
+        model.train().loss(images, samples)
+    except Exception as error:  # whatever MMDetection's code raises
+        raise SurveyError(f"model: it cannot be trained here: {_first_line(error)}") from error
+
+
 def _inputs(preprocessor: Mapping[str, Any], family: str, strides: tuple[int, ...]) -> Inputs:
     if preprocessor.get("type") != "DetDataPreprocessor":
         raise SurveyError(f"model.data_preprocessor.type: {preprocessor.get('type')!r}; 'DetDataPreprocessor' is right")
@@ -233,12 +271,20 @@ def _inputs(preprocessor: Mapping[str, Any], family: str, strides: tuple[int, ..
 
 
 def _plain(value: Any) -> Any:
-    """Without MMEngine's own types; a class, as configurations in plain Python name it, becomes its name in the registry."""
+    """Without MMEngine's own types, and with types by their names in MMDetection's registry.
+
+    Configurations in plain Python name a class by its module (`mmdet.models.RetinaNet`), those of other packages by MMDetection's scope
+    (`mmdet.RetinaNet`); what inherits from `mmdet::...` names the scope beside every type.
+    """
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        plain = {key: _plain(item) for key, item in value.items() if (key, item) != ("_scope_", "mmdet")}
+        kind = plain.get("type")
+        if isinstance(kind, str) and kind.partition(".")[0] in LIBRARIES:
+            plain["type"] = kind.rpartition(".")[2]
+        return plain
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value.__name__ if isinstance(value, type) else value
+    return value
 
 
 def _first_line(error: Exception) -> str:
