@@ -2,6 +2,7 @@
 
 import json
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def survey(config: Mapping[str, Any], name: str, title: str) -> DetectorEntry:
     _check_type(config)
     model = _build(config)
     family = _family(config["type"], model)
-    pyramid, outputs = _outputs(model)
+    pyramid = _pyramid(model)
     strides = tuple(_stride(level) for level in pyramid)
     if sorted(set(strides)) != list(strides):
         raise SurveyError(f"model.neck: the levels have the strides {list(strides)}; each must be larger than the one before")
@@ -94,7 +95,7 @@ def survey(config: Mapping[str, Any], name: str, title: str) -> DetectorEntry:
     if len(channels) > 1:
         found = [level.shape[1] for level in pyramid]
         raise SurveyError(f"model.neck: the levels have {found} channels; all must have the same number, which adapters are made for")
-    predictions = _predictions(model, family, strides, outputs)
+    predictions = _predictions(model, family, strides, _scores(model, pyramid))
     _try_to_learn(model, FAMILIES[family].masks)
     return DetectorEntry(
         name=name,
@@ -159,15 +160,23 @@ def _family(kind: str, model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module) -> tuple[Sequence[Tensor], Sequence[Any]]:
-    """The pyramid of an image of noise, a map (1, C, H, W) a level, and what the dense head says of it; nothing of a DETR's."""
+def _pyramid(model: nn.Module) -> Sequence[Tensor]:
+    """The maps (1, C, H, W) of an image of noise, one a level."""
     image = torch.randn(1, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))
     try:
-        pyramid = model.extract_feat(image)
-        head = dense_head(model)
-        return pyramid, head(pyramid) if head is not None else ()
+        return model.extract_feat(image)
     except Exception as error:  # parts that do not fit one another
-        raise SurveyError(f"model: it cannot look at an image: {_first_line(error)}") from error
+        raise SurveyError(f"model: backbone and neck cannot look at an image: {_first_line(error)}") from error
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, pyramid: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What the dense head scores, (1, A*K, H, W) a level; nothing of a DETR's."""
+    head = dense_head(model)
+    try:
+        return head(pyramid)[0] if head is not None else ()
+    except Exception as error:
+        raise SurveyError(f"model: its head cannot look at its pyramid: {_first_line(error)}") from error
 
 
 def _stride(level: Tensor) -> int:
@@ -177,7 +186,7 @@ def _stride(level: Tensor) -> int:
     return IMAGE // height
 
 
-def _predictions(model: nn.Module, family: str, strides: tuple[int, ...], outputs: Sequence[Any]) -> dict[str, Any]:
+def _predictions(model: nn.Module, family: str, strides: tuple[int, ...], scores: Sequence[Tensor]) -> dict[str, Any]:
     """`anchors`, `anchor_scales`, `anchor_ratios` and `reg_max` of an entry, from the dense head."""
     head = dense_head(model)
     if head is None:
@@ -197,8 +206,8 @@ def _predictions(model: nn.Module, family: str, strides: tuple[int, ...], output
         raise SurveyError(f"model: the levels have {list(generator.num_base_priors)} predictions a cell; all must have the same number")
     facts: dict[str, Any] = {"anchors": anchors.pop(), "reg_max": getattr(head, "reg_max", None) if FAMILIES[family].edges else None}
     expected = facts["anchors"] * (CLASSES if FAMILIES[family].scores == "classes" else 1)
-    if {level.shape[1] for level in outputs[0]} != {expected}:
-        raise SurveyError(f"model: the dense head gives {outputs[0][0].shape[1]} scores a cell, not one a class and prediction")
+    if {level.shape[1] for level in scores} != {expected}:
+        raise SurveyError(f"model: the dense head gives {scores[0].shape[1]} scores a cell for {CLASSES} classes; {expected} are right")
     if not FAMILIES[family].anchored:
         return facts
     if not hasattr(generator, "base_anchors"):
@@ -288,5 +297,9 @@ def _plain(value: Any) -> Any:
 
 
 def _first_line(error: Exception) -> str:
+    """Of what an exception says, or of an assertion without words the place and what it asserts."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if not lines:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        lines = [f"{frame.line} ({Path(frame.filename).name}, line {frame.lineno})"]
+    return f"{type(error).__name__}: {lines[0]}"
