@@ -61,6 +61,11 @@ REFUSED: list[tuple[str, Change, str]] = [
         lambda c: c["roi_head"].update(type="DoubleHeadRoIHead", reg_roi_scale_factor=1.3),
         "DoubleHeadRoIHead cannot be distilled; one of StandardRoIHead, CascadeRoIHead",
     ),
+    (
+        "mask_rcnn_r18w8_fpn32",
+        lambda c: c["roi_head"]["mask_head"].update(type="HTCMaskHead", with_conv_res=False),
+        r"model\.roi_head\.mask_head: HTCMaskHead cannot be distilled; one of FCNMaskHead",
+    ),
     (RCNN, lambda c: c.pop("roi_head"), "MMDetection cannot build it: TypeError: .*'roi_head'"),
     (RCNN, lambda c: c.update(train_cfg=None), "it cannot be trained here: AttributeError"),
 ]

@@ -37,7 +37,10 @@ HEADS: Mapping[str, tuple[str, ...]] = {
     "CascadeRCNN": ("RPNHead",),
 }
 ONE_STAGE: Mapping[str, str] = {"RepPointsDetector": "reppoints", "DeformableDETR": "deformable_detr"}  # others: the type in small letters
+# The same of a RoI head, whose outputs `rois` knows.
 ROI_HEADS = ("StandardRoIHead", "CascadeRoIHead")
+BOX_HEADS = ("BBoxHead", "ConvFCBBoxHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
+MASK_HEADS = ("FCNMaskHead",)
 # Their pyramids join maps of neighbouring levels, which fit only where the sides are multiples of the largest stride.
 JOINING = ("rtmdet", "yolox")
 YOLOX_GRAY = 114.0  # YOLOX is trained with gray around the image, which its configurations leave to the data pipeline
@@ -142,17 +145,14 @@ def _family(kind: str, model: nn.Module) -> str:
         raise SurveyError(f"model: the head of a {kind} is a {type(head).__name__}; {' or '.join(HEADS[kind])} can be distilled")
     if HEADS[kind] != ("RPNHead",):
         return ONE_STAGE.get(kind, kind.lower())
-    from mmdet.models.roi_heads.bbox_heads import BBoxHead
-    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-
     roi_head = model.roi_head
     if type(roi_head).__name__ not in ROI_HEADS:
         raise SurveyError(f"model.roi_head: {type(roi_head).__name__} cannot be distilled; one of {', '.join(ROI_HEADS)}")
-    for name, right in (("bbox_head", BBoxHead), ("mask_head", FCNMaskHead)):
+    for name, known in (("bbox_head", BOX_HEADS), ("mask_head", MASK_HEADS)):
         part = getattr(roi_head, name, None)
         for one in part if isinstance(part, nn.ModuleList) else [part] if part is not None else []:
-            if not isinstance(one, right):
-                raise SurveyError(f"model.roi_head.{name}: {type(one).__name__} cannot be distilled; a {right.__name__} can")
+            if type(one).__name__ not in known:
+                raise SurveyError(f"model.roi_head.{name}: {type(one).__name__} cannot be distilled; one of {', '.join(known)}")
     masks = "mask_rcnn" if roi_head.with_mask else "rcnn"
     if type(roi_head).__name__ == "CascadeRoIHead":
         return f"cascade_{masks}"
