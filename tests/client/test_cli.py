@@ -190,7 +190,7 @@ def test_nobody_there_is_one_paragraph(detkds):
     assert "Start one with 'detkds serve'" in paragraph(done.stderr)
 
 
-@pytest.mark.parametrize("command", ["datasets", "policies", "pairs", "results", "distillations"])
+@pytest.mark.parametrize("command", ["datasets", "policies", "pairs", "detectors", "results", "distillations"])
 def test_what_is_listed_is_listed_as_json_too(detkds, command):
     shown, document = detkds(command), detkds(command, "--json")
     assert shown.returncode == document.returncode == 0, shown.stderr + document.stderr

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from detkds_client import doctor, matchmaker
-from detkds_core.catalogue import DETECTORS, PAIRS, exchange, pair_facts
+from detkds_core.catalogue import BUILT_IN, DETECTORS, PAIRS, exchange, pair_facts
+from detkds_core.catalogue.own import write_file
 from detkds_core.policy import named_policies
 from detkds_core.policy.named import cannot_run
 
@@ -16,7 +17,8 @@ from detkds_core.policy.named import cannot_run
 def test_this_machine_can_run_detkds(detkds):
     done = detkds("doctor", "--json")
     findings = {finding["subject"]: finding for finding in json.loads(done.stdout)}
-    assert set(findings) == {"Python", "torch", "torchvision", "MMDetection", "threads", "GPU", "disk", "database", "broker", "service"}
+    subjects = {"Python", "torch", "torchvision", "MMDetection", "threads", "GPU", "detectors", "disk", "database", "broker", "service"}
+    assert set(findings) == subjects
     assert findings["MMDetection"]["level"] == "ok", findings["MMDetection"]
     assert findings["service"]["level"] == "ok"
     assert done.returncode == (1 if any(finding["level"] == "fail" for finding in findings.values()) else 0)
@@ -56,6 +58,24 @@ def test_a_probe_that_crashes_is_a_finding():
 
 def test_threads_beyond_the_cores_are_told():
     assert "OMP_NUM_THREADS" in doctor.threads({"OMP_NUM_THREADS": "4096"}).advice
+
+
+def test_the_operators_detectors_are_counted_and_a_wrong_file_is_named(tmp_path):
+    assert doctor.detectors({}).found == f"{len(BUILT_IN)} built in; DETKDS_DETECTORS, the folder of your own, is not set"
+    entry = BUILT_IN["gfl_r18w8_fpn32"]
+    write_file(replace(entry, name="mine", config=json.loads(json.dumps(entry.config)), own=True), tmp_path)
+    there = {"DETKDS_DETECTORS": str(tmp_path)}
+    assert doctor.detectors(there) == ("ok", "detectors", f"{len(BUILT_IN)} built in, 1 in {tmp_path}: mine", "")
+    (tmp_path / "other.json").write_text("[]")
+    finding = doctor.detectors(there)
+    assert (finding.level, finding.found) == ("fail", f"{tmp_path}/other.json: is a list, not an object with the fields of a detector")
+
+
+def test_a_pair_is_not_examined_beside_a_wrong_file(detkds, tmp_path):
+    (tmp_path / "other.json").write_text("[]")
+    done = detkds("doctor", "--pair", "digits_gfl", DETKDS_DETECTORS=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == f"{tmp_path}/other.json: is a list, not an object with the fields of a detector\n"
 
 
 def test_passwords_are_never_shown():

@@ -376,7 +376,8 @@ def test_a_worker_host_runs_the_same_worker(compose: dict[str, Any]) -> None:
     assert worker["environment"]["DETKDS_DATABASE_URL"] == ours["environment"]["DETKDS_DATABASE_URL"].replace("@postgres:", "@10.0.0.1:")
     assert worker["environment"]["DETKDS_BROKER_URL"] == ours["environment"]["DETKDS_BROKER_URL"].replace("@redis:", "@10.0.0.1:")
     assert worker["environment"]["OMP_NUM_THREADS"] == ours["environment"]["OMP_NUM_THREADS"]
-    for name in ("DETKDS_QUOTA_RUNNING", "DETKDS_DISK_FREE_GIB", "DETKDS_LEASE_SECONDS", "DETKDS_CACHE", "DETKDS_KEEP_CACHE_DAYS"):
+    same = ("DETKDS_QUOTA_RUNNING", "DETKDS_DISK_FREE_GIB", "DETKDS_LEASE_SECONDS", "DETKDS_CACHE", "DETKDS_KEEP_CACHE_DAYS")
+    for name in (*same, "DETKDS_DETECTORS"):
         assert worker["environment"][name] == ours["environment"][name]
     assert worker["environment"]["DETKDS_WORKER_NAME"] == "second/gpu-0"
     folder = {"type": "bind", "bind": {"create_host_path": False}}  # what is relative would be made, empty, below docker/

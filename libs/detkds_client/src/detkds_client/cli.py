@@ -13,11 +13,13 @@ from rich.console import Console
 from detkds_client import result_commands, run_commands, show, start_commands
 from detkds_client.checkpoint_commands import checkpoints_app
 from detkds_client.connection import DigestError, ProblemError, ServiceUnreachable
+from detkds_client.detector_commands import detectors_app
 from detkds_client.key_commands import keys_app
 from detkds_client.options import Classes, Json, Refusal, Url, connected
 from detkds_client.show_progress import checking
 from detkds_client.spelling import names
 from detkds_client.worker_commands import job, logs, workers_app
+from detkds_core.catalogue import OWN_FAULTS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -26,6 +28,7 @@ app.add_typer(
     name="datasets",
     help="List datasets; `detkds datasets add` registers one of yours, `show` says how it is.",
 )
+app.add_typer(detectors_app, name="detectors", help="List detectors; `detkds detectors add` makes one of yours known.")
 app.add_typer(checkpoints_app, name="checkpoints", help="List uploaded checkpoints; `detkds checkpoints upload` sends one.")
 app.add_typer(keys_app, name="keys", help="List API keys; `detkds keys create` makes one, `detkds keys revoke` ends one.")
 app.add_typer(workers_app, name="workers", help="List workers and what they hold; `detkds workers drain` gives one no more jobs.")
@@ -157,6 +160,8 @@ def doctor(
     if pair or teacher or student:
         from detkds_client import matchmaker
 
+        if OWN_FAULTS:
+            raise Refusal("\n".join(OWN_FAULTS))
         try:
             asked = matchmaker.question(pair, teacher, student, resize=resize, classes=classes, batch=batch)
         except matchmaker.UnknownNameError as error:

@@ -21,6 +21,8 @@ from rich.text import Text
 from detkds_client.client import Client
 from detkds_client.connection import ProblemError, ServiceUnreachable, find_url
 from detkds_client.show import console, put, table
+from detkds_core.catalogue import BUILT_IN
+from detkds_core.catalogue.own import FOLDER, read_folder
 
 PROBE_SECONDS = 180  # a cold import of torch and MMDetection on a slow disk takes tens of seconds
 DISK_WARN, DISK_FAIL = 10, 2  # GB free; an attempt of a distillation keeps about three copies of its student
@@ -78,6 +80,7 @@ def examine(environment: Mapping[str, str] = os.environ) -> list[Finding]:
         *packages(probe),
         threads(environment),
         gpu(probe),
+        detectors(environment),
         disk(home),
         database(environment.get("DETKDS_DATABASE_URL"), home),
         broker(environment.get("DETKDS_BROKER_URL")),
@@ -143,6 +146,17 @@ def gpu(probe: Mapping[str, Any]) -> Finding:
     if min(memory for _, memory in gpus) < GPU_WARN * 1e9:
         return Finding("warn", "GPU", found, "use small detectors, a small batch or small images")
     return Finding("ok", "GPU", found)
+
+
+def detectors(environment: Mapping[str, str]) -> Finding:
+    """The operator's own, as services that are started with this environment would read them."""
+    folder = environment.get(FOLDER)
+    if not folder:
+        return Finding("ok", "detectors", f"{len(BUILT_IN)} built in; {FOLDER}, the folder of your own, is not set")
+    own, faults = read_folder(folder, BUILT_IN)
+    if faults:
+        return Finding("fail", "detectors", "\n".join(faults), f"mend or remove what is named; services with this {FOLDER} do not start")
+    return Finding("ok", "detectors", f"{len(BUILT_IN)} built in, {len(own)} in {folder}: {', '.join(own) or 'none'}")
 
 
 def disk(home: Path) -> Finding:

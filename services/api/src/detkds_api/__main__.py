@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from detkds_api.app import create_app
 from detkds_api.settings import Settings
+from detkds_core.catalogue import OWN_FAULTS
 
 
 def main() -> None:
-    """Start the service, or say in one sentence why the settings do not allow it (exit code 2)."""
+    """Start the service, or say why the settings or the operator's own detectors do not allow it (exit code 2)."""
     try:
         settings = Settings()
     except ValidationError as error:
@@ -21,6 +22,10 @@ def main() -> None:
             place = ".".join(str(part) for part in entry["loc"])
             name = f"DETKDS_{place.upper()}: " if place else ""
             print(f"detkds_api: {name}{entry['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        sys.exit(2)
+    for fault in OWN_FAULTS:
+        print(f"detkds_api: {fault}", file=sys.stderr)
+    if OWN_FAULTS:
         sys.exit(2)
     settings.configure_logs()
     # uvicorn stops on these by its own handlers and then raises them again; a stop that was asked for is no failure.

@@ -13,7 +13,7 @@ router = APIRouter(tags=["detectors"])
 
 
 class DetectorView(BaseModel):
-    """A detector that teachers and students can be built from."""
+    """A detector that teachers and students can be built from; `own`: the operator of this service brought it."""
 
     name: str
     title: str
@@ -22,6 +22,7 @@ class DetectorView(BaseModel):
     strides: list[int]
     channels: int
     has_edges: bool
+    own: bool
 
 
 class PairView(BaseModel):
@@ -56,6 +57,7 @@ CATALOGUE_EXAMPLE = {
             "strides": [8, 16, 32],
             "channels": 32,
             "has_edges": True,
+            "own": False,
         }
     ],
     "pairs": [],
@@ -80,6 +82,7 @@ def detector_view(entry: DetectorEntry) -> DetectorView:
         strides=list(entry.strides),
         channels=entry.channels,
         has_edges=entry.has_edges,
+        own=entry.own,
     )
 
 

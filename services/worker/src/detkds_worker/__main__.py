@@ -7,12 +7,13 @@ import sys
 
 from detkds_core.store import Store
 from detkds_worker import loop
-from detkds_worker.settings import Settings
+from detkds_worker.settings import Settings, stop_on_faulty_detectors
 
 CELERY_COMMAND = ("-m", "celery", "-A", "detkds_worker.celery_app", "worker", "--loglevel", "INFO")
 
 
 def main() -> None:
+    stop_on_faulty_detectors()
     settings = Settings()
     if settings.broker_url:
         os.execv(sys.executable, [sys.executable, *CELERY_COMMAND])  # one process, so that signals reach Celery itself

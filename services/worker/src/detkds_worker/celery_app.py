@@ -27,7 +27,7 @@ from detkds_worker.gpus import own_device
 from detkds_worker.identity import Name
 from detkds_worker.loop import Drain, take
 from detkds_worker.presence import Presence
-from detkds_worker.settings import Settings
+from detkds_worker.settings import Settings, stop_on_faulty_detectors
 from detkds_worker.supervise import run_claim
 
 log = logging.getLogger("detkds.worker")
@@ -109,7 +109,8 @@ def listen(draining: bool) -> None:
 
 @worker_init.connect  # type: ignore[untyped-decorator]
 def begin(sender: Any, **_: object) -> None:
-    """Before there are children."""
+    """Before there are children; those are not ended by a file that somebody is about to write."""
+    stop_on_faulty_detectors()
     node.append(sender.hostname)
     os.environ[NAME] = str(name())
 

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from detkds_core import logs
+from detkds_core.catalogue import OWN_FAULTS
 from detkds_core.store.artifacts import filled_folder, place_of, secrets
 
 
@@ -72,3 +73,11 @@ class Settings(BaseSettings):
     def url(self) -> str:
         """The database's URL."""
         return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'detkds.sqlite'}"
+
+
+def stop_on_faulty_detectors() -> None:
+    """End a worker at its start, before it takes jobs that name what it lacks, and say why (exit code 2)."""
+    for fault in OWN_FAULTS:
+        print(f"detkds_worker: {fault}", file=sys.stderr)
+    if OWN_FAULTS:
+        sys.exit(2)

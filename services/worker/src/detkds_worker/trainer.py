@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detkds_core.catalogue import Recipe
+from detkds_core.catalogue import Recipe, UnknownDetectorError
+from detkds_core.catalogue.own import FOLDER
 from detkds_core.catalogue.recipe import smaller_batch_warning
 from detkds_core.policy import from_json, images_needed
 from detkds_core.training.launch import RANK, run_together
@@ -120,7 +121,12 @@ def failure_of(error: Exception) -> dict[str, Any]:
 
     from detkds_core.training.group import DoesNotFitError
 
-    failure: dict[str, Any] = {"kind": failure_kind(error), "detail": f"{type(error).__name__}: {error}"[:4000]}
+    detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, UnknownDetectorError):  # the API knew it
+        folder = os.environ.get(FOLDER)
+        where = f"{FOLDER} of this worker is {folder}" if folder else f"{FOLDER} of this worker is not set"
+        detail += f". A detector of one's own needs its file on every machine, and {where}"
+    failure: dict[str, Any] = {"kind": failure_kind(error), "detail": detail[:4000]}
     return failure | ({"does_not_fit": True} if isinstance(error, DoesNotFitError | OutOfMemoryError) and RANK in os.environ else {})
 
 
@@ -149,7 +155,8 @@ def failure_kind(error: Exception) -> str:
         return error.kind
     if isinstance(error, OutOfMemoryError | MemoryError | DoesNotFitError):
         return "out_of_memory"
-    if isinstance(error, CheckpointError | DatasetError | PairError | PolicyError | FileNotFoundError | json.JSONDecodeError):
+    of_the_data = CheckpointError | DatasetError | PairError | PolicyError | UnknownDetectorError | FileNotFoundError | json.JSONDecodeError
+    if isinstance(error, of_the_data):
         return "bad_data"
     return "bug"
 

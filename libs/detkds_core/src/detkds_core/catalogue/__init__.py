@@ -1,17 +1,22 @@
 """Which detectors, pairs and schedules there are, and what a pair can exchange. No torch."""
 
-from detkds_core.catalogue.detectors import DETECTORS, DetectorEntry, detector
+from detkds_core.catalogue.detectors import BUILT_IN, DETECTORS, OWN_FAULTS, UnknownDetectorError, detector
+from detkds_core.catalogue.entry import DetectorEntry, Inputs
 from detkds_core.catalogue.exchange import Exchange, exchange, lacking_regions, pair_facts
 from detkds_core.catalogue.pairs import PAIRS, Pair, builtin_checkpoint
 from detkds_core.catalogue.recipe import Recipe
 
 __all__ = [
+    "BUILT_IN",
     "DETECTORS",
+    "OWN_FAULTS",
     "PAIRS",
     "DetectorEntry",
     "Exchange",
+    "Inputs",
     "Pair",
     "Recipe",
+    "UnknownDetectorError",
     "builtin_checkpoint",
     "detector",
     "exchange",

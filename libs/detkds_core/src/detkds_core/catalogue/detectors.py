@@ -1,66 +1,21 @@
 """Which detectors there are: facts that can be read without torch, and MMDetection's configuration of each.
 
 A detector of MMDetection's own zoo is named by its configuration file; a small one, which a CPU can train, is written out in `small`, or
-is one of the zoo with a small backbone and few channels.
+is one of the zoo with a small backbone and few channels; one of the operator's lies in a file of his folder (`own`).
 """
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from detkds_core.catalogue.small import IMAGENET_MEAN, IMAGENET_STD, small_faster_rcnn, small_fcos, small_gfl, small_retinanet
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """How a detector wants its images: (pixel - mean) / std channel by channel, sides filled up to multiples of `pad` pixels.
-
-    rgb: red comes first, as in `mean` and `std`; else blue does. fill: what is filled up with, after the normalisation.
-    """
-
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    rgb: bool = True
-    pad: int = 32
-    fill: float = 0.0
-
+from detkds_core.catalogue.entry import DetectorEntry, Inputs
+from detkds_core.catalogue.own import FOLDER, read_folder
+from detkds_core.catalogue.small import small_faster_rcnn, small_fcos, small_gfl, small_retinanet
 
 PYTORCH = Inputs()
 CAFFE = Inputs((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), rgb=False)
 CAFFE2 = Inputs((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), rgb=False)
-
-
-@dataclass(frozen=True, slots=True)
-class DetectorEntry:
-    """A detector that teachers and students can be built from.
-
-    strides: pixels a cell, one a pyramid level, fine to coarse; channels: of each pyramid level; anchors: predictions a cell;
-    anchor_scales, anchor_ratios: sizes in strides and heights over widths of the anchor boxes, ratio by ratio, empty where points are;
-    reg_max: last bin of the edge distributions (GFL), None without; scores: what the dense head scores,
-    "classes" (one a class), "objectness" (a region proposal network) or "queries" (a DETR, which has no dense head);
-    masks: it predicts instance masks; width: channels of the first stage of the ResNet-18 that replaces its backbone, None: its own.
-    """
-
-    name: str
-    title: str
-    family: str
-    stages: int
-    strides: tuple[int, ...]
-    channels: int
-    anchors: int
-    anchor_scales: tuple[float, ...] = ()
-    anchor_ratios: tuple[float, ...] = ()
-    scores: str = "classes"
-    reg_max: int | None = None
-    masks: bool = False
-    inputs: Inputs = PYTORCH
-    source: str | None = None  # MMDetection's configuration file, relative to its configs folder
-    width: int | None = None
-    config: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
-
-    @property
-    def has_edges(self) -> bool:
-        return self.reg_max is not None
 
 
 def _small(family: str, width: int, channels: int = 32) -> DetectorEntry:
@@ -192,11 +147,17 @@ _ENTRIES = (
     _zoo("cascade_mask_rcnn_x101_dcn_fpn", "Cascade Mask R-CNN X101-32x4d-DCN", "cascade_mask_rcnn", _CASCADE_X101),
 )
 
-DETECTORS: Mapping[str, DetectorEntry] = {entry.name: entry for entry in _ENTRIES}
+BUILT_IN: Mapping[str, DetectorEntry] = {entry.name: entry for entry in _ENTRIES}
+_OWN, OWN_FAULTS = read_folder(os.environ.get(FOLDER), BUILT_IN)  # as it is when a process starts; who starts tells of the faults
+DETECTORS: Mapping[str, DetectorEntry] = {**BUILT_IN, **_OWN}
+
+
+class UnknownDetectorError(ValueError):
+    """A name that is none of a detector of the catalogue, and what would be."""
 
 
 def detector(name: str) -> DetectorEntry:
-    """Look a detector up. Raises ValueError that lists what is known."""
+    """Look a detector up. Raises UnknownDetectorError that lists what is known."""
     if name not in DETECTORS:
-        raise ValueError(f"{name!r} is not a known detector; one of {', '.join(DETECTORS)}")
+        raise UnknownDetectorError(f"{name!r} is not a known detector; one of {', '.join(DETECTORS)}")
     return DETECTORS[name]

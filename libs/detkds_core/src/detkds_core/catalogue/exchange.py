@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import log2
 
-from detkds_core.catalogue.detectors import DetectorEntry
+from detkds_core.catalogue.entry import DetectorEntry
 from detkds_core.policy import PairFacts
 from detkds_core.policy.distillers import TOWERS
 from detkds_core.policy.vocabulary import KNOWLEDGE, REGIONS

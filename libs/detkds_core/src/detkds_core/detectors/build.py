@@ -36,17 +36,26 @@ def model_config(entry: DetectorEntry, classes: int) -> dict[str, Any]:
         if entry.width is not None:
             shrink(config, entry.width, entry.channels)
         config["backbone"]["init_cfg"] = None
-        # images come as the recipe augments them, and nothing resizes them behind the teacher's back
-        config["data_preprocessor"] |= {"batch_augments": None, "pad_size_divisor": entry.inputs.pad, "pad_value": entry.inputs.fill}
-        _without_sync(config)
+        without_sync(config)
     else:
         config = _plain(entry.config)
+    inputs = entry.inputs
+    if entry.own:  # what its file says of its images is said once
+        config["data_preprocessor"] |= {"mean": list(inputs.mean), "std": list(inputs.std), "bgr_to_rgb": inputs.rgb}
+    if entry.own or entry.source is not None:
+        # images come as the recipe augments them, and nothing resizes them behind the teacher's back
+        config["data_preprocessor"] |= {"batch_augments": None, "pad_size_divisor": inputs.pad, "pad_value": inputs.fill}
+    set_classes(config, classes)
+    return config
+
+
+def set_classes(config: Mapping[str, Any], classes: int) -> None:
+    """Give every head of a model's configuration the number of classes."""
     for part in (config, config.get("roi_head") or {}):
         for name in CLASS_HEADS:
             heads = part.get(name) or []
             for head in heads if isinstance(heads, list) else [heads]:
                 head["num_classes"] = classes
-    return config
 
 
 def shrink(config: dict[str, Any], width: int, channels: int) -> None:
@@ -65,11 +74,11 @@ def shrink(config: dict[str, Any], width: int, channels: int) -> None:
     config["neck"]["in_channels"] = [width * 2**stage for stage in stages]
 
 
-def _without_sync(node: Any) -> None:
+def without_sync(node: Any) -> None:
     """Plain batch normalisation for the synchronised one, which runs on GPUs alone; several devices normalise each its own images."""
     for value in node.values() if isinstance(node, dict) else node:
         if isinstance(value, dict | list | tuple):
-            _without_sync(value)
+            without_sync(value)
     if isinstance(node, dict) and node.get("type") == "SyncBN":
         node["type"] = "BN"
 
