@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from detkds_core.catalogue import Recipe
 from detkds_core.datasets import selection_ids
 from detkds_core.policy import named_policies, parse_formula, to_json
 from detkds_core.training import distillation
-from detkds_core.training.distillation import distill, teacher_warnings
+from detkds_core.training.distillation import device_warnings, distill, teacher_warnings
 from detkds_core.training.group import DoesNotFitError, TrainingError
 
 
@@ -256,6 +257,14 @@ def test_a_batch_is_not_cut_below_what_the_policy_needs(spec, tmp_path):
     job = spec(kind="distill", policy=to_json(parse_formula("10·l1(norm_N(global))")), recipe={"iterations": 2, "batch": 2})
     with out_of_memory(lambda _: True), pytest.raises(DoesNotFitError, match="CUDA out of memory"):
         run(job, tmp_path / "cut" / "1")
+
+
+def test_a_share_of_a_batch_is_told_where_images_are_compared():
+    recipe = Recipe(batch=16, devices=8)
+    said = ["terms that compare the images of a batch with one another see the 2 of each of 8 devices, not all 16"]
+    assert device_warnings(parse_formula("l1(logits) + 10·l1(norm_N(global))"), recipe, 8) == said
+    assert device_warnings(parse_formula("l1(norm_C(global)) + fgd"), recipe, 8) == []
+    assert device_warnings(parse_formula("l1(norm_N(global))"), recipe, 1) == []
 
 
 def test_of_equal_students_the_one_that_learned_longer_is_kept(spec, tmp_path):

@@ -54,7 +54,7 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
     dataset = Dataset.from_json(spec["dataset"])
     recipe, notes = resolved_recipe(spec, dataset)
     start, policy = prepare(spec, spec["seed"]), from_json(spec["policy"])
-    warnings = [*spec.get("warnings", []), *notes, *start_warnings(start)]
+    warnings = [*spec.get("warnings", []), *notes, *start_warnings(start), *device_warnings(policy, recipe, parallel.devices())]
     state = read_pickle(Path(spec["resume_from"])) if spec.get("resume_from") else None
     if recipe.eval_every is not None:
         selection(dataset, recipe)  # one on which nothing can be measured is told before hours are spent
@@ -87,6 +87,16 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
     if run.learner.failure is not None:
         raise TrainingError(**run.learner.failure)
     return _finish(run, start, dataset, recipe, spec, folder, report, teacher, warnings, began)
+
+
+def device_warnings(policy: Policy, recipe: Recipe, devices: int) -> list[str]:
+    """What has to be said of a policy that several devices train with, each on its share of a batch."""
+    if devices == 1 or images_needed(policy.terms) == 1:
+        return []
+    share = recipe.batch // devices
+    return [
+        f"terms that compare the images of a batch with one another see the {share} of each of {devices} devices, not all {recipe.batch}"
+    ]
 
 
 def _begin(start: Start, policy: Policy, recipe: Recipe, seed: int, state: Mapping[str, Any] | None, report: Report) -> Run:
