@@ -68,8 +68,8 @@ def parts_of(
         return [_of_proposals(index, term, levels, student, scene)]
     if _weighs_positions(term):
         return [_of_positions(index, term, level) for level in levels]
-    classes = _classes_of(student, teacher) if term.knowledge == "logits" and term.region not in ("proposals", "masks") else None
-    paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal, classes)]
+    predictions = _predictions_of(student, teacher) if term.knowledge == "logits" and term.region not in ("proposals", "masks") else None
+    paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal, predictions)]
     shares = [term.background if "background" in path else 1.0 for path in paths]
     return [Part(index, path[0], (path,), partial(_of_maps, term, path, levels), share) for path, share in zip(paths, shares, strict=True)]
 
@@ -82,7 +82,7 @@ def _check_logits(term: Term, levels: Sequence[int], teacher: Signals) -> None:
 # --- features and logits ---------------------------------------------------------------------------------------------
 
 
-def _classes_of(student: Signals, teacher: Signals) -> tuple[int, int] | None:
+def _predictions_of(student: Signals, teacher: Signals) -> tuple[int, int] | None:
     """How many predictions a cell has, and how many classes each scores; None for one prediction, or where that is not known."""
     channels, classes = student.logits[0].shape[1], student.classes
     if classes is None or classes != teacher.classes or channels == classes:
@@ -93,7 +93,7 @@ def _classes_of(student: Signals, teacher: Signals) -> tuple[int, int] | None:
 def _paths_of(index: int, term: Term, level: int | None, signal: str, predictions: tuple[int, int] | None) -> list[Path]:
     """What a term of features or logits looks at on a level: one path, or those of foreground and background.
 
-    predictions: `_classes_of` the dense head whose scores are compared.
+    predictions: `_predictions_of` the dense head whose scores are compared.
     """
     steps = _steps(index, term)
     if predictions is not None:
