@@ -62,7 +62,7 @@ def traffic(pair: str, text: str, images: int, size: tuple[int, int], boxes: int
     known = named_policies()
     policy = known[text].policy if text in known else parse_formula(text)
     if policy.distillers or not policy.terms:
-        raise SystemExit(f"{text}: counts terms; learned parts are modules of their own")
+        raise SystemExit(f"{text}: only terms are counted; learned parts are modules of their own")
     with patch("torch.autocast", lambda *_args, **_options: nullcontext()), torch.device("meta"):  # which has no autocast to switch off
         shapes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
         student, teacher = (signals(images, shapes, anchors, classes, two_stage) for _ in range(2))
@@ -90,6 +90,7 @@ def signals(images: int, shapes: list[tuple[int, int]], anchors: int, classes: i
         assigned=tuple(torch.empty(images, count * anchors, dtype=torch.bool) for count in cells),
         valuable=tuple(torch.empty(images, count * anchors) for count in cells),
         rois=rois if two_stage else None,
+        classes=classes,
     )
 
 

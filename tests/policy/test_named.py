@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from detkds_core.catalogue.entry import FAMILIES as KINDS
 from detkds_core.policy import Distiller, PairFacts, Policy, SearchSpace, Term, canonical, check, named_policies
 from detkds_core.policy.distillers import DISTILLERS, pair_faults
 from detkds_core.policy.named import FAMILIES, RELEASED, STAGES, cannot_run, name_of, suiting
@@ -109,6 +110,12 @@ def test_a_search_on_a_pair_with_everything_may_open_with_all_of_them() -> None:
 
 def test_a_pair_with_everything_can_run_all_of_them() -> None:
     assert not {name: why for name, one in named_policies().items() if (why := cannot_run(one.policy, Exchange(), GFL, ("gfl", "gfl")))}
+
+
+def test_every_one_stage_family_has_weights_of_fgd_maskd_and_frs() -> None:
+    families = {name for name, family in KINDS.items() if family.stages == 1}
+    for base, own in (("fgd", ("fgd_fcos", "fgd_reppoints")), ("maskd", ("maskd_fcos",)), ("frs", ("frs_gfl", "frs_fcos"))):
+        assert sorted(name for one in (base, *own) for name in FAMILIES[one]) == sorted(families)
 
 
 def test_a_pair_is_refused_with_a_reason() -> None:

@@ -73,6 +73,14 @@ def test_a_distillers_schedule_is_written_where_it_differs() -> None:
     assert [type(number) for number in (whole.warm_up, whole.stop, whole.decay)] == [int, float, float]
 
 
+def test_a_setting_is_read_under_the_name_that_it_had() -> None:
+    row = {"name": "maskd", "settings": {"warm_up": 500, "tokens": 4}, "warm_up": 7}
+    (maskd,) = from_json({"terms": [], "distillers": [row]}).distillers
+    assert maskd == Distiller("maskd", (("masks_from", 500.0), ("tokens", 4.0)), warm_up=7)
+    with pytest.raises(PolicyError, match="not a setting of 'fgd'"):
+        from_json({"terms": [], "distillers": [{"name": "fgd", "settings": {"warm_up": 500}}]})
+
+
 def test_a_setting_is_a_float_whatever_is_written() -> None:
     (distiller,) = from_json({"terms": [], "distillers": [{"name": "fgd", "settings": {"alpha": 0}}]}).distillers
     assert distiller == Distiller("fgd", (("alpha", 0.0),))

@@ -10,7 +10,7 @@ from detkds_core.catalogue import Recipe
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.policy import Policy, parse_formula
 from detkds_core.training.group import batches_for, new_learner, prepare, train, weights_digest
-from detkds_core.training.learner import average, final_weights, make_learner, make_optimizer
+from detkds_core.training.learner import Learner, average, final_weights, make_learner, make_optimizer
 from detkds_core.training.steps import scaled, study, update
 
 from . import devices_program
@@ -68,6 +68,14 @@ def test_a_gradient_is_clipped_to_its_norm_or_left():
     learner = make_learner(Pupil(), Policy(()), SGD)
     step(learner, replace(SGD, clip=1.0), 3.0)  # gradient (3, 1), norm sqrt(10)
     assert learner.student.model.layer.weight.item() == pytest.approx(2.0 - 0.1 * 3 / 10**0.5, rel=1e-5)
+
+
+def test_a_step_needs_what_has_not_stopped():
+    policy = parse_formula("gid[stop=0.5] + l2(global) + l1[stop=0.1, region=proposals](logits) + l1[stop=0.2](localization)")
+    learner = Learner(None, policy, None, None)
+    found = [learner.needs_at(step, 100) for step in (0, 10, 20, 50)]
+    of_gid = {"features", "logits", "boxes"}
+    assert found == [of_gid | {"rois", "roi_scores"}, of_gid, of_gid, {"features"}]
 
 
 def test_biases_outside_of_norms_learn_at_their_own_rate_and_decay():

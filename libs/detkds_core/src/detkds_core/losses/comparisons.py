@@ -115,7 +115,7 @@ def _weighs_positions(term: Term) -> bool:
     Foreground and background have no position in common, and where a position's weight is 0, both sides are equal: so both are computed in
     one pass, and a weight whose power the distance has multiplies the distance, not the maps.
     """
-    if term.knowledge == "instance" or term.knowledge not in FEATURES or term.shared_attention:
+    if term.knowledge not in ("global", "fgbg"):
         return False
     kept = all(name in names for name, names in zip(term.transforms, ITS_OWN, strict=True))
     at_each = term.distance in VALUES or (term.distance == "kl" and term.transforms[-1] == "softmax_C")
