@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from detkds_core.losses.transforms import ATTENTION, NORMALISATION, SCALE, draw_channels, draw_mask
+from detkds_core.losses.transforms import ATTENTION, NORMALISATION, SCALE, Draw, draw_channels, draw_mask
 
 
 def maps(*values: float, shape: tuple[int, int, int, int]) -> Tensor:
@@ -62,6 +62,20 @@ def test_mask_depends_on_each_seed_word_and_on_nothing_else() -> None:
     assert_close(draw_mask(feat, (5, 6, 7, 8)), first)
     for other in [(6, 6, 7, 8), (5, 7, 7, 8), (5, 6, 8, 8), (5, 6, 7, 9), (6, 5, 7, 8), (-5, 6, 7, 8)]:
         assert not torch.equal(draw_mask(feat, other), first)
+
+
+@pytest.mark.parametrize("draw", [draw_mask, draw_channels])
+def test_an_image_gets_its_own_draw_however_the_images_are_split(draw: Draw) -> None:
+    feat, seeds = torch.ones(4, 30, 5, 7), (1, 2, 3, 4)
+    whole = draw(feat, seeds, 0)
+    assert torch.equal(torch.cat([draw(feat[:1], seeds, 0), draw(feat[1:], seeds, 1)]), whole)
+    assert len({tuple(image.flatten().tolist()) for image in whole}) == 4
+
+
+def test_a_draw_keeps_all_or_nothing_where_that_is_its_share() -> None:
+    feat = torch.ones(2, 1, 9, 9)
+    assert draw_mask(feat, (0,), keep_share=1.0).all()
+    assert not draw_mask(feat, (0,), keep_share=0.0).any()
 
 
 def test_pooling_takes_the_largest_of_each_block() -> None:

@@ -20,13 +20,14 @@ from .devices_program import frozen_student, trained
 
 PROGRAM = str(Path(devices_program.__file__))
 TERM = {"knowledge": "global", "transforms": ["none", "none", "none"], "distance": "l2", "weight": 0.5, "auto": True}
+MASKED = {**TERM, "transforms": ["mask", "none", "none"], "auto": False}
 BALANCED = {**TERM, "distance": "l1", "weight": 0.2, "auto": False, "balanced": True}
 
 
 @pytest.mark.parametrize("recipe", [{}, {"accumulate": 2, "precision": "bf16", "ema": 0.9}], ids=["fp32", "bf16 twice"])
 def test_two_processes_equal_one_on_the_same_batches(spec, small_digits, tmp_path, recipe):
     job = spec(
-        policy={"terms": [TERM, BALANCED]},
+        policy={"terms": [TERM, BALANCED, MASKED]},
         student=frozen_student(tmp_path, small_digits.classes),
         recipe={"iterations": 3, "optimizer": "sgd", "lr": 0.01, "schedule": "steps", "weight_decay": 1e-4, **recipe},
     )

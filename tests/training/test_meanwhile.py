@@ -30,7 +30,7 @@ def test_early_and_late_are_those_of_one_look(text, early, spec):
         seen = view(start, learner.student, batches, 0, learner.needs)
         expected = policy_losses(learner.policy, seen.signals, seen.said, seen.scene)
         said = teacher_signals(start, model.data_preprocessor, batches[0], seen.inputs, learner.needs)
-        steps.seed_step(seen.scene.seed, seen.scene.step)
+        steps.seed_step(seen.scene.seed, seen.scene.step, seen.scene.place)
         _, found = steps.losses_of(learner, seen.inputs, seen.samples, said, seen.scene, start.teacher)
     assert {name: loss.item() for name, loss in found.items()} == {name: loss.item() for name, loss in expected.items()}
 

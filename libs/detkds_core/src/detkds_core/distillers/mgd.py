@@ -39,10 +39,10 @@ class MGD(nn.Module):
         self.levels = nn.ModuleList(MGDLevel(c) for c in teacher_channels)
 
     def forward(self, student: Signals, teacher: Signals, scene: Scene) -> dict[str, Tensor]:
-        """{"distill/mgd_generation": weighted scalar}, summed over levels. Seed, step and level decide the mask."""
+        """{"distill/mgd_generation": weighted scalar}, summed over levels. Seed, step, level and the place of an image decide its mask."""
         with torch.autocast(student.features[0].device.type, enabled=False):
             losses = []
             for level, (s, t) in enumerate(aligned(self.align, student, teacher)):
-                keep = draw_mask(s, (scene.seed, scene.step, 0, level), 1 - self.mask_ratio)
+                keep = draw_mask(s, (scene.seed, scene.step, 0, level), scene.place, 1 - self.mask_ratio)
                 losses.append(self.levels[level](s * keep, t))
             return {"distill/mgd_generation": self.alpha * torch.stack(losses).sum()}

@@ -134,7 +134,7 @@ class Looks:
         # one draw a term and level, whatever it is applied to: student and teacher, foreground and background
         name, index = step
         seeds = (self.scene.seed, self.scene.step, index, level)
-        return self.once((level, name, index, like.shape), lambda: DRAWS[name](like, seeds))
+        return self.once((level, name, index, like.shape), lambda: DRAWS[name](like, seeds, self.scene.place))
 
     def regions(self, level: int, pool: int) -> Regions:
         """The ground-truth regions of a level's features, scaled by a pool."""

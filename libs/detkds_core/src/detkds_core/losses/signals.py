@@ -59,3 +59,4 @@ class Scene:
     step: int = 0  # training step, from 0
     seed: int = 0  # of everything that a loss draws at random
     total_steps: int = 1  # length of the training
+    place: int = 0  # of the first image among all of the step, which several forwards or devices may share

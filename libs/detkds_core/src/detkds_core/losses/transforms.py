@@ -6,7 +6,7 @@ Every transform takes float32 maps of shape (N, C, H, W). Attentions and scales 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from math import inf, log
+from math import inf, log, prod
 from typing import Any
 
 import numpy as np
@@ -214,28 +214,35 @@ def dropped_channels(feat: Tensor, guide: Tensor | None = None) -> Tensor:
     return feat * guide
 
 
-def draw_mask(feat: Tensor, seeds: Sequence[int], keep_share: float = MASK_KEEP_SHARE) -> Tensor:
-    """Keep each position of each image with the chance keep_share: (N, 1, H, W) of 0 and 1, the same for the same seeds on every device."""
+def draw_mask(feat: Tensor, seeds: Sequence[int], place: int = 0, keep_share: float = MASK_KEEP_SHARE) -> Tensor:
+    """Keep each position of each image with the chance keep_share: (N, 1, H, W) of 0 and 1. See `_drawn`."""
     N, _, H, W = feat.shape
-    return _drawn((N, 1, H, W), seeds, keep_share, feat)
+    return _drawn((N, 1, H, W), seeds, place, keep_share, feat)
 
 
-def draw_channels(feat: Tensor, seeds: Sequence[int], share: float = DROP_SHARE) -> Tensor:
+def draw_channels(feat: Tensor, seeds: Sequence[int], place: int = 0, share: float = DROP_SHARE) -> Tensor:
     """Drop each channel of each image with the chance share: (N, C, 1, 1), 0 there and 1 / (1 - share) elsewhere, as dropout has it."""
     N, C = feat.shape[:2]
-    return _drawn((N, C, 1, 1), seeds, 1 - share, feat) / (1 - share)
+    return _drawn((N, C, 1, 1), seeds, place, 1 - share, feat) / (1 - share)
 
 
-def _drawn(shape: tuple[int, ...], seeds: Sequence[int], share: float, like: Tensor) -> Tensor:
-    """1 with the chance share, else 0. Drawn on the CPU, where torch's generator gives the same numbers for every machine."""
+def _drawn(shape: tuple[int, ...], seeds: Sequence[int], place: int, share: float, like: Tensor) -> Tensor:
+    """1 with the chance share, to 1 in 65,536, else 0. place: of the first image among all of a step.
+
+    What an image gets follows from the seeds and its own place: the same on every machine, and however a step's images are split.
+    """
     # SeedSequence mixes, so that (seed, step) = (0, 1) and (1, 0) give unrelated masks; it wants non-negative words.
-    seed = int(np.random.SeedSequence([word & 0xFFFFFFFFFFFFFFFF for word in seeds]).generate_state(1, np.uint64)[0])
-    drawn = (torch.rand(shape, generator=torch.Generator().manual_seed(seed >> 1)) < share).to(like.dtype)
+    key = np.random.SeedSequence([word & 0xFFFFFFFFFFFFFFFF for word in seeds]).generate_state(2, np.uint64)
+    images = np.empty((shape[0], prod(shape[1:])), np.float32)
+    for number, image in enumerate(images, place):
+        words = np.random.Philox(key=key, counter=[0, 0, 0, number]).random_raw(-(-image.size // 4))
+        np.less(words.view(np.uint16)[: image.size], round(share * 2**16), out=image)
+    drawn = torch.from_numpy(images).view(shape).to(like.dtype)
     # Memory that is not pinned would be copied only when the GPU has caught up.
     return drawn.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else drawn.to(like.device)
 
 
-Draw = Callable[[Tensor, Sequence[int]], Tensor]
+Draw = Callable[[Tensor, Sequence[int], int], Tensor]
 DRAWS: Mapping[str, Draw] = {"mask": draw_mask, "drop": draw_channels}  # the guides that are drawn at random
 
 

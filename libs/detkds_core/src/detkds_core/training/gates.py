@@ -291,7 +291,7 @@ def frozen_loss(student: Student, still: Still, maps: Sequence[Tensor], recipe: 
     """The student's own loss when its neck gives these maps: head and ground truth as they are, the same draws each time."""
     model = student.model
     with undisturbed(model), torch.no_grad(), in_precision(recipe, still.inputs.device):
-        seed_step(still.scene.seed, still.scene.step)
+        seed_step(still.scene.seed, still.scene.step, still.scene.place)
         model.extract_feat = lambda *_args, **_options: tuple(maps)  # in place of the class's
         try:
             return total_loss(model.loss(still.inputs, copy.deepcopy(still.samples))).item()

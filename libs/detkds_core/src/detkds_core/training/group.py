@@ -34,7 +34,6 @@ from detkds_core.training.tokens import cached_tokens, learn_tokens
 
 Progress = Callable[[int, int], None]
 TOKEN_SEED = 0  # tokens are the teacher's: one set for all seeds of its students
-SHARES_APART = 1_000_003  # between the seeds of two forwards of one step, so that they draw different masks and samples
 
 
 class DoesNotFitError(RuntimeError):
@@ -273,7 +272,8 @@ def shown(
         boxes=tuple(sample.gt_instances.bboxes for sample in samples),
         batch_shape=tuple(inputs.shape[-2:]),
         step=step,
-        seed=batches.seed + SHARES_APART * (part * parallel.devices() + parallel.rank()),
+        seed=batches.seed,
+        place=part * batches.recipe.batch + batches.share.start,
         total_steps=batches.recipe.iterations,
     )
     return inputs, samples, scene
@@ -295,7 +295,7 @@ def view(start: Start, student: Student, batches: Batches, index: int, needs: fr
     """One forward of both on the batch of an index, as in the training; to be used within `undisturbed`."""
     preprocess, batch = student.model.data_preprocessor, batches[index]
     inputs, samples, scene = shown(start, preprocess, batches, batch, index, 0, safe_channels_last(student.model))
-    seed_step(scene.seed, scene.step)
+    seed_step(scene.seed, scene.step, scene.place)
     with in_precision(batches.recipe, start.device):
         said = teacher_signals(start, preprocess, batch, inputs, needs) if needs else Signals(features=())
         task, signals = student.losses(inputs, copy.deepcopy(samples), needs)

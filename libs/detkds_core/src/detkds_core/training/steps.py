@@ -47,9 +47,12 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seed the global generators that MMDetection's samplers and dropout draw from: the same draws for every candidate of a step."""
-    key = int(np.random.Generator(np.random.Philox(key=seed, counter=[step, 0, 0, 3])).integers(2**31))
+def seed_step(seed: int, step: int, place: int = 0) -> None:
+    """Seed the global generators that MMDetection's samplers and dropout draw from: the same draws for every candidate of a step.
+
+    place: of a forward's first image among all of the step; forwards draw unlike each other.
+    """
+    key = int(np.random.Generator(np.random.Philox(key=seed, counter=[step, place, 0, 3])).integers(2**31))
     torch.manual_seed(key)
     np.random.seed(key)
 
@@ -66,7 +69,7 @@ def study(
 
     said: the teacher's signals on these inputs. part: which of the step's `accumulate` forwards this is.
     """
-    seed_step(scene.seed, scene.step)
+    seed_step(scene.seed, scene.step, scene.place)
     with in_precision(recipe, inputs.device):
         task, distill = losses_of(learner, inputs, samples, said, scene, teacher)
     own = total_loss(task)
