@@ -430,9 +430,10 @@ def official_term(term: Any, student: Any, teacher: Any, scene: Any) -> Any:
     import torch
     from torchvision.ops import roi_align
 
+    from detkds_core.losses.attention import ATTENTION, DRAWS
     from detkds_core.losses.distances import DISTANCES
     from detkds_core.losses.regions import boxes_in_cells
-    from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, SCALE
+    from detkds_core.losses.transforms import NORMALISATION, SCALE
 
     H, W = student.shape[2:]
 

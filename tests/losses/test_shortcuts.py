@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from detkds_core.losses import Scene, Signals, policy_losses
+from detkds_core.losses.attention import ATTENTION, DRAWS, ROOTS, pooled_catt
 from detkds_core.losses.distances import DISTANCES, kl_divergence, squares_of_units
 from detkds_core.losses.regions import crop, ground_truth_regions, region_masks
-from detkds_core.losses.transforms import ATTENTION, DRAWS, NORMALISATION, POOL, ROOTS, SCALE, SOFTMAX_DIMS, norm_C_where, pooled_catt, unit
+from detkds_core.losses.transforms import NORMALISATION, POOL, SCALE, SOFTMAX_DIMS, norm_C_where, unit
 from detkds_core.policy import PairFacts, Policy, SearchSpace, Term, formula, parse_formula
 
 IMAGES, C, SHAPES, BATCH_SHAPE = 3, 4, ((6, 7), (3, 4)), (48, 56)

@@ -27,8 +27,9 @@ from detkds_core.distillers.fgd import FGD
 from detkds_core.distillers.maskd import MasKD
 from detkds_core.distillers.mgd import MGD
 from detkds_core.losses import Scene, Signals, policy_losses
+from detkds_core.losses.attention import ATTENTION
 from detkds_core.losses.distances import DISTANCES
-from detkds_core.losses.transforms import ATTENTION, NORMALISATION, SCALE, unit
+from detkds_core.losses.transforms import NORMALISATION, SCALE, unit
 from detkds_core.policy import Policy, Term
 from detkds_core.policy.named import named_policies
 from detkds_core.policy.vocabulary import DISTANCES as DISTANCES_OF

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from detkds_core.distillers.levels import adapters, aligned, squared_error
+from detkds_core.losses.attention import channel_weights, spatial_weights
 from detkds_core.losses.regions import region_masks
 from detkds_core.losses.signals import Scene, Signals
-from detkds_core.losses.transforms import channel_weights, spatial_weights
 
 
 def global_context(feat: Tensor, conv_mask: nn.Module, channel_add_conv: nn.Module) -> Tensor:

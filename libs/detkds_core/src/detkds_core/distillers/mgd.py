@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from detkds_core.distillers.levels import adapters, aligned, squared_error
+from detkds_core.losses.attention import draw_mask
 from detkds_core.losses.signals import Scene, Signals
-from detkds_core.losses.transforms import draw_mask
 
 
 class MGDLevel(nn.Module):

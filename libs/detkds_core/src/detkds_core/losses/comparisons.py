@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from detkds_core.losses.attention import DRAWS
 from detkds_core.losses.distances import DISTANCES, VALUES, Distance, divergences, kl_divergence, kl_sigmoid, squares_of_units
 from detkds_core.losses.localization import (
     BOX_DISTANCES,
@@ -24,7 +25,7 @@ from detkds_core.losses.looks import Looks, Path
 from detkds_core.losses.regions import PROPOSAL_SIZE, Samples, cells_of, cut_proposals, proposal_samples
 from detkds_core.losses.signals import Scene, Signals, full
 from detkds_core.losses.slopes import with_slopes
-from detkds_core.losses.transforms import DRAWS, POOL, SOFTMAX_DIMS, several_images
+from detkds_core.losses.transforms import POOL, SOFTMAX_DIMS, several_images
 from detkds_core.policy import Term
 from detkds_core.policy.meaning import ANGLES, IN_PLACE, OF_IMAGES, WEIGHTED
 from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES, GRAMS, OVER_CHANNELS, OVER_IMAGES, POINTWISE, RECTIFIERS

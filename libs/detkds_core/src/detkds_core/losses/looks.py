@@ -8,18 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detkds_core.losses.attention import ATTENTION, ATTENTION_OF_BOTH, DRAWS, ROOTS, pooled_catt
 from detkds_core.losses.regions import Regions, crop, masks_of_levels, regions_of_levels
 from detkds_core.losses.signals import Scene, Signals, full
 from detkds_core.losses.transforms import (
-    ATTENTION,
-    DRAWS,
     NORMALISATION,
-    OF_BOTH,
+    NORMALISATION_OF_BOTH,
     POOL,
-    ROOTS,
     SCALE,
     norm_C_where,
-    pooled_catt,
     predictions_apart,
     predictions_together,
 )
@@ -31,7 +28,8 @@ Pair = tuple[Tensor, Tensor]  # student, teacher
 
 REGIONS = ("foreground", "background", "both")  # weights of the cells; a cell is in one of the first two
 PREDICTIONS = {"apart": predictions_apart, "together": predictions_together}
-STEPS = {name: step for family in (ATTENTION, SCALE, NORMALISATION) for name, step in family.items()}
+STEPS = {**ATTENTION, **SCALE, **NORMALISATION}
+OF_BOTH = {**ATTENTION_OF_BOTH, **NORMALISATION_OF_BOTH}
 
 
 class Looks:

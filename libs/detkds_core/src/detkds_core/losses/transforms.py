@@ -1,25 +1,21 @@
-"""The transforms of a feature term: attention, then scale, then normalisation (DetKDS `operations.py`, `_TRANS_FUNC1` to `_TRANS_FUNC3`).
+"""The transforms of a term after attention: scale, then normalisation (DetKDS `operations.py`, `_TRANS_FUNC2` and `_TRANS_FUNC3`).
 
-Every transform takes float32 maps of shape (N, C, H, W). Attentions and scales return maps; a normalisation may return (N, M), (N, C, M),
-(N, C, C) or (N, N).
+Every transform takes float32 maps of shape (N, C, H, W). A scale returns maps; a normalisation may return (N, M), (N, C, M), (N, C, C) or
+(N, N).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
-from math import inf, log, prod
+from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from detkds_core.losses.reductions import mean_of_abs, sum_of_squares
+from detkds_core.losses.at_once import each, gradients, keep
+from detkds_core.losses.reductions import sum_of_squares
 
-ATTENTION_TEMPERATURE = 0.5  # DetKDS and FGD; `_Attended` counts on it
-MASK_KEEP_SHARE = 0.35  # DetKDS keeps 35 % of the positions
-DROP_SHARE = 0.1  # and drops 10 % of the channels
 UNIT_EPS = 1e-12  # F.normalize's; below it a vector counts as zero
 MIN_MAX_EPS = 1e-9  # these three survive because losses are computed in float32
 BATCHNORM_EPS = 1e-5
@@ -30,233 +26,12 @@ LEAST_OF_LOG, LEAST_OF_ROOT = 1e-6, 1e-12
 # What goes into a power is held where the square of the result, summed over 2^31 elements, is still a float32: 2^96 each.
 MOST_OF_POW2, MOST_OF_POW4, MOST_OF_EXP = 2.0**24, 2.0**12, 32.0
 
-Attention = Callable[..., Tensor]  # (feat) or (feat, guide)
 Transform = Callable[[Tensor], Tensor]
+OfBoth = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of student and teacher
 
 
 def identity(feat: Tensor, guide: Tensor | None = None) -> Tensor:
     return feat
-
-
-# --- attention -------------------------------------------------------------------------------------------------------
-
-
-def spatial_weights(feat: Tensor, temperature: float = ATTENTION_TEMPERATURE) -> Tensor:
-    """H*W * softmax over positions of mean_C |feat| / temperature: (N, 1, H, W), mean 1 (FGD; DetKDS `satt`)."""
-    N, _, H, W = feat.shape
-    return (H * W * (_spatial_strength(feat) / temperature).softmax(dim=1)).view(N, 1, H, W)
-
-
-def channel_weights(feat: Tensor, temperature: float = ATTENTION_TEMPERATURE) -> Tensor:
-    """C * softmax over channels of mean_HW |feat| / temperature: (N, C, 1, 1), mean 1 (FGD; DetKDS `catt`)."""
-    return feat.shape[1] * (_channel_strength(feat) / temperature).softmax(dim=1)
-
-
-def spatial_roots(feat: Tensor) -> Tensor:
-    """The roots of `spatial_weights`: (N, 1, H, W)."""
-    return _root_softmax(feat.abs().mean(dim=1, keepdim=True))
-
-
-def channel_roots(feat: Tensor) -> Tensor:
-    """The roots of `channel_weights`: (N, C, 1, 1)."""
-    return _root_softmax(_channel_strength(feat))
-
-
-def spatial_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
-    """Scale each position by the root of its attention, taken from guide (default: from feat itself)."""
-    return _Attended.apply((1,), feat)[0] if guide is None else feat * spatial_roots(guide)
-
-
-def channel_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
-    """Scale each channel by the root of its attention, taken from guide (default: from feat itself)."""
-    return _Attended.apply((2, 3), feat)[0] if guide is None else feat * channel_roots(guide)
-
-
-def _spatial_strength(feat: Tensor) -> Tensor:
-    return feat.abs().mean(dim=1).flatten(1)  # (N, H*W)
-
-
-def _channel_strength(feat: Tensor) -> Tensor:
-    return feat.abs().mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
-
-
-def _root_softmax(strength: Tensor) -> Tensor:
-    """The root of an attention of mean 1 over all but the images. By the logarithm: a root of what underflowed has no slope but NaN."""
-    return _roots((strength.flatten(1) / ATTENTION_TEMPERATURE).log_softmax(dim=1)).view_as(strength)
-
-
-def _roots(logs: Tensor) -> Tensor:
-    """The roots of shares, given by their logarithms along the last dim, times as many as there are."""
-    return torch.rsub(logs, log(logs.shape[-1]) / 2, alpha=-0.5).exp_()
-
-
-def _each(feats: tuple[Tensor, ...], dims: tuple[int, ...]) -> Tensor:
-    """Place for a number of each of several maps of one shape along dims: (maps, ...), those dims 1."""
-    shape = list(feats[0].shape)
-    for dim in dims:
-        shape[dim] = 1
-    return feats[0].new_empty(len(feats), *shape)
-
-
-class _Attended(torch.autograd.Function):
-    """Maps of one shape, each times the root of its attention, its strength a mean of |feat| over dims.
-
-    With two maps at a time where autograd has five. Strengths of all maps pass the softmax together.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, dims: tuple[int, ...], *feats: Tensor) -> tuple[Tensor, ...]:
-        logs, roots = _roots_of_each(feats, dims)
-        ctx.dims = dims
-        return _keep(ctx, feats, [feat * root for feat, root in zip(feats, roots, strict=True)], logs, roots)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *aboves: Tensor | None) -> tuple[Tensor | None, ...]:
-        def slope(above: Tensor, feat: Tensor, logs: Tensor, root: Tensor) -> Tensor:
-            by_strength = _slope_of_strength((above * feat).mean(ctx.dims, True) * root, logs)
-            return feat.sign().mul_(by_strength).addcmul_(above, root)
-
-        return None, *_slopes(ctx, aboves, slope)
-
-
-class _AttendedPools(torch.autograd.Function):
-    """Maps of one shape, each times the root of its channel attention, after n x n max pooling.
-
-    The pool comes first, as a positive factor of a channel passes through it, and through the zeros that it appends: what follows is done
-    on 1 / n^2 of the cells.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, n: int, *feats: Tensor) -> tuple[Tensor, ...]:
-        logs, roots = _roots_of_each(feats, (2, 3))
-        pools = [F.max_pool2d(pad_to_multiple(feat, n), n, return_indices=True) for feat in feats]
-        outs = [pool * root for (pool, _), root in zip(pools, roots, strict=True)]
-        ctx.n = n
-        return _keep(ctx, feats, outs, logs, roots, outs, [places for _, places in pools])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *aboves: Tensor | None) -> tuple[Tensor | None, ...]:
-        def slope(above: Tensor, feat: Tensor, logs: Tensor, root: Tensor, out: Tensor, places: Tensor) -> Tensor:
-            H, W = feat.shape[2:]
-            by_strength = _slope_of_strength((above * out).sum((2, 3), True) / (H * W), logs)
-            return _unpooled(above * root, places, feat, ctx.n).addcmul_(feat.sign(), by_strength)
-
-        return None, *_slopes(ctx, aboves, slope)
-
-
-def _unpooled(above: Tensor, places: Tensor, feat: Tensor, n: int) -> Tensor:
-    """The gradient of a map whose `max_pool` has the gradient above. places: where on the padded map each value of the pool is from."""
-    H, W = feat.shape[2:]
-    if H % n == 0 and W % n == 0:
-        padded = feat  # of which only the shape and the layout are asked for
-    else:
-        last = feat.is_contiguous(memory_format=torch.channels_last)
-        shape = (*feat.shape[:2], H + -H % n, W + -W % n)
-        padded = torch.empty(shape, dtype=feat.dtype, device=feat.device, memory_format=torch.channels_last if last else None)
-    whole = torch.ops.aten.max_pool2d_with_indices_backward(above, padded, [n, n], [n, n], [0, 0], [1, 1], False, places)
-    return whole[:, :, :H, :W]
-
-
-def _roots_of_each(feats: tuple[Tensor, ...], dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Logarithms (maps, N, M) and roots (maps, ..., those dims 1) of the attentions of several maps, whose strengths are over dims."""
-    strength = _each(feats, dims)
-    for feat, out in zip(feats, strength, strict=True):
-        mean_of_abs(feat, dims, out)
-    logs = strength.flatten(2).div_(ATTENTION_TEMPERATURE).log_softmax(dim=2)
-    return logs, _roots(logs).view_as(strength)
-
-
-def _slope_of_strength(slope: Tensor, logs: Tensor) -> Tensor:
-    """What multiplies the sign of a map where its attention's roots, times themselves, have this slope: the same shape."""
-    # A root has half the slope of its logarithm, and a temperature of 1/2 twice that of the strength.
-    return torch._log_softmax_backward_data(slope.view_as(logs), logs, 1, logs.dtype).view_as(slope)
-
-
-def _keep(ctx: Any, feats: tuple[Tensor, ...], outs: Sequence[Tensor], *of_each: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Save for the backward what those maps need that learn; the other outputs get no gradient. feats: the last inputs."""
-    ctx.learns = ctx.needs_input_grad[-len(feats) :]
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*(out for out, learns in zip(outs, ctx.learns, strict=True) if not learns))
-    learning = [place for place, learns in enumerate(ctx.learns) if learns]
-    ctx.save_for_backward(*(one[place] for place in learning for one in (feats, *of_each)))
-    return tuple(outs)
-
-
-def _slopes(ctx: Any, aboves: tuple[Tensor | None, ...], slope: Callable[..., Tensor]) -> Iterator[Tensor | None]:
-    """The gradient of each map, by slope(above, feat, *what else was kept of it)."""
-    kept = iter(ctx.saved_tensors)
-    count = len(ctx.saved_tensors) // max(1, sum(ctx.learns))
-    for above, learns in zip(aboves, ctx.learns, strict=True):
-        own = list(islice(kept, count)) if learns else []
-        yield slope(above, *own) if learns and above is not None else None
-
-
-def batch_attention(feat: Tensor, guide: Tensor | None = None) -> Tensor:
-    """N * softmax over images of feat / 0.5. It replaces the feature, so there is no attention that another could be scaled by."""
-    if guide is not None:
-        raise ValueError("'natt' replaces the feature by its attention and cannot be shared; one of satt, catt can")
-    return several_images(feat, "natt").shape[0] * (feat / ATTENTION_TEMPERATURE).softmax(dim=0)
-
-
-def random_mask(feat: Tensor, guide: Tensor | None = None) -> Tensor:
-    """Zero the positions that guide, a (N, 1, H, W) mask of 0 and 1 from `draw_mask`, does not keep."""
-    if guide is None:
-        raise ValueError("'mask' needs the mask that student and teacher share; draw_mask draws it")
-    return feat * guide
-
-
-def dropped_channels(feat: Tensor, guide: Tensor | None = None) -> Tensor:
-    """Scale the channels by guide, (N, C, 1, 1) from `draw_channels`: 0 for those that are dropped."""
-    if guide is None:
-        raise ValueError("'drop' needs the channels that student and teacher share; draw_channels draws them")
-    return feat * guide
-
-
-def draw_mask(feat: Tensor, seeds: Sequence[int], place: int = 0, keep_share: float = MASK_KEEP_SHARE) -> Tensor:
-    """Keep each position of each image with the chance keep_share: (N, 1, H, W) of 0 and 1. See `_drawn`."""
-    N, _, H, W = feat.shape
-    return _drawn((N, 1, H, W), seeds, place, keep_share, feat)
-
-
-def draw_channels(feat: Tensor, seeds: Sequence[int], place: int = 0, share: float = DROP_SHARE) -> Tensor:
-    """Drop each channel of each image with the chance share: (N, C, 1, 1), 0 there and 1 / (1 - share) elsewhere, as dropout has it."""
-    N, C = feat.shape[:2]
-    return _drawn((N, C, 1, 1), seeds, place, 1 - share, feat) / (1 - share)
-
-
-def _drawn(shape: tuple[int, ...], seeds: Sequence[int], place: int, share: float, like: Tensor) -> Tensor:
-    """1 with the chance share, to 1 in 65,536, else 0. place: of the first image among all of a step.
-
-    What an image gets follows from the seeds and its own place: the same on every machine, and however a step's images are split.
-    """
-    # SeedSequence mixes, so that (seed, step) = (0, 1) and (1, 0) give unrelated masks; it wants non-negative words.
-    key = np.random.SeedSequence([word & 0xFFFFFFFFFFFFFFFF for word in seeds]).generate_state(2, np.uint64)
-    images = np.empty((shape[0], prod(shape[1:])), np.float32)
-    for number, image in enumerate(images, place):
-        words = np.random.Philox(key=key, counter=[0, 0, 0, number]).random_raw(-(-image.size // 4))
-        np.less(words.view(np.uint16)[: image.size], round(share * 2**16), out=image)
-    drawn = torch.from_numpy(images).view(shape).to(like.dtype)
-    # Memory that is not pinned would be copied only when the GPU has caught up.
-    return drawn.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else drawn.to(like.device)
-
-
-Draw = Callable[[Tensor, Sequence[int], int], Tensor]
-DRAWS: Mapping[str, Draw] = {"mask": draw_mask, "drop": draw_channels}  # the guides that are drawn at random
-
-
-ATTENTION: Mapping[str, Attention] = {
-    "none": identity,
-    "satt": spatial_attention,
-    "natt": batch_attention,
-    "catt": channel_attention,
-    "mask": random_mask,
-    "drop": dropped_channels,
-}
-
-
-ROOTS: Mapping[str, Transform] = {"satt": spatial_roots, "catt": channel_roots}  # what a shared attention multiplies both sides by
 
 
 # --- scale -----------------------------------------------------------------------------------------------------------
@@ -333,7 +108,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dims: tuple[int, ...], kept: Tensor | None, *feats: Tensor) -> tuple[Tensor, ...]:
-        squares = _each(feats, dims)
+        squares = each(feats, dims)
         for feat, out in zip(feats, squares, strict=True):
             sum_of_squares(feat, dims, out)
         squares = torch.threshold_(squares, UNIT_EPS**2, inf)
@@ -341,7 +116,7 @@ class _Unit(torch.autograd.Function):
             squares.masked_fill_(kept == 0, inf)
         inverses = squares.rsqrt()
         ctx.dims = dims
-        return _keep(ctx, feats, [feat * inverse for feat, inverse in zip(feats, inverses, strict=True)], squares, inverses)
+        return keep(ctx, feats, [feat * inverse for feat, inverse in zip(feats, inverses, strict=True)], squares, inverses)
 
     @staticmethod
     @once_differentiable
@@ -350,7 +125,7 @@ class _Unit(torch.autograd.Function):
             along = (above * feat).sum(ctx.dims, keepdim=True) / squares
             return torch.addcmul(above, feat, along, value=-1).mul_(inverse)
 
-        return None, None, *_slopes(ctx, aboves, slope)
+        return None, None, *gradients(ctx, aboves, slope)
 
 
 def unit(feat: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -506,9 +281,7 @@ NORMALISATION: Mapping[str, Transform] = {
 SOFTMAX_DIMS: Mapping[str, tuple[int, ...]] = {"softmax_N": (0,), "softmax_C": (1,), "softmax_HW": (2, 3)}  # of a map (N, C, H, W)
 
 # The same as on each map for itself, with fewer operations: those on what is a number a channel or a position are done for both at once.
-OF_BOTH: Mapping[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "satt": lambda *feats: _Attended.apply((1,), *feats),
-    "catt": lambda *feats: _Attended.apply((2, 3), *feats),
+NORMALISATION_OF_BOTH: Mapping[str, OfBoth] = {
     "norm_HW": lambda *feats: _Unit.apply((2, 3), None, *feats),
     "norm_C": lambda *feats: _Unit.apply((1,), None, *feats),
     "norm_N": lambda *feats: _Unit.apply((0,), None, *(several_images(feat, "norm_N") for feat in feats)),
@@ -518,10 +291,4 @@ OF_BOTH: Mapping[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 def norm_C_where(kept: Tensor, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """`norm_C` of both maps times a factor of each position, (N, 1, H, W): it cancels, but for where it is 0."""
     ours, theirs = _Unit.apply((1,), kept, student, teacher)
-    return ours, theirs
-
-
-def pooled_catt(scale: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """`catt` and then a scale of `POOL` of both maps."""
-    ours, theirs = _AttendedPools.apply(POOL[scale], student, teacher)
     return ours, theirs

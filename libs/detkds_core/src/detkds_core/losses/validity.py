@@ -11,10 +11,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from detkds_core.losses.attention import DRAWS
 from detkds_core.losses.policy import policy_losses
 from detkds_core.losses.signals import Scene, Signals
 from detkds_core.losses.toys import each_tensor, image_of, tensors_of, toy_scene, toy_signals
-from detkds_core.losses.transforms import DRAWS
 from detkds_core.policy import Policy, Term, unscheduled
 from detkds_core.policy.meaning import OF_IMAGES, WEIGHTED
 from detkds_core.policy.vocabulary import OVER_IMAGES, STATISTICS
