@@ -103,8 +103,8 @@ def test_the_canonical_form_computes_the_same(knowledge: str) -> None:
         original = with_options(term, rng)
         canonical = canonical_term(original)
         (value, slope), (other, other_slope) = (value_and_gradient(t) for t in (original, canonical))
-        assert value == pytest.approx(other, rel=1e-4, abs=1e-6), (original, canonical)
-        assert (slope - other_slope).norm() <= 1e-3 * slope.norm() + 1e-6, (original, canonical)
+        assert value == pytest.approx(other, rel=1e-5, abs=1e-7), (original, canonical)
+        assert (slope - other_slope).norm() <= 1e-4 * slope.norm() + 1e-7, (original, canonical)
 
 
 def with_options(term: Term, rng: random.Random) -> Term:
@@ -120,8 +120,10 @@ def with_options(term: Term, rng: random.Random) -> Term:
 
 
 def value_and_gradient(term: Term) -> tuple[float, Tensor]:
-    (loss,) = policy_losses(Policy((term,)), STUDENT, TEACHER, SCENE).values()
-    ours = tensors_of(STUDENT)
+    """In float64: where values are far greater than their spread, two ways to compute the same round unlike in float32."""
+    student, teacher = (in_dtype(side, torch.float64) for side in (STUDENT, TEACHER))
+    (loss,) = policy_losses(Policy((term,)), student, teacher, SCENE).values()
+    ours = tensors_of(student)
     gradients = torch.autograd.grad(loss, ours, allow_unused=True)
     return loss.item(), torch.cat(
         [torch.zeros_like(x).flatten() if g is None else g.flatten() for x, g in zip(ours, gradients, strict=True)]
