@@ -73,7 +73,12 @@ def test_a_figure_that_is_off_is_named_and_fails(figure: str, tmp_path: Path, ca
         ({"transforms": ["satt", "no", "norm_X"]}, "transforms[2]: 'norm_X' is not known"),
         ({"distance": "emd"}, "distance: 'emd' is not known"),
         ({"transforms": ["mask", "no", "no"]}, "draws at random"),
+        ({"transforms": None}, "transforms: None is not a list of at most 3: attention, scale, normalisation"),
+        ({"transforms": ["no"] * 4}, "is not a list of at most 3: attention, scale, normalisation"),
+        ({"transforms": ["no"], "distance": "kl"}, "'kl' compares distributions, not 'none'; last one of softmax_N, softmax_C, softmax_HW"),
         ({"student": "nobody"}, "the file of arrays has no 'nobody'"),
+        ({"student": ["student"]}, "student: the file of arrays has no ['student']"),
+        ({"student": "t3_batch"}, "student: has shape [2, 1536] instead of (N, C, H, W)"),
         ({"value": None}, "value: None is not a number"),
         ({"value": float("nan")}, "value is off by inf"),
     ],
@@ -86,6 +91,60 @@ def test_a_case_that_cannot_be_evaluated_fails_and_hides_no_other(
     said = capsys.readouterr().out
     assert why in said
     assert "2 cases, 1 failed" in said
+
+
+def test_what_is_no_case_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = of("global", transforms=["satt", "no", "batch"])
+    unsaid = {key: value for key, value in case.items() if key != "transforms"}
+    assert main([str(written(tmp_path, ["global", None, unsaid, case]))]) == 1  # type: ignore[list-item]
+    said = capsys.readouterr().out
+    assert "FAILED unknown global: says no kind" in said
+    assert "FAILED global l2: transforms: None is not a list" in said
+    assert "4 cases, 3 failed" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"img_shape": 96}, "img_shape: 96 is not a height and a width in pixels"),
+        ({"img_shape": [0, 128]}, "img_shape: [0, 128] is not a height"),
+        ({"boxes": ["boxes_0"]}, "boxes of 1 images, and 2 images"),
+        ({"boxes": ["boxes_0", "boxes_9"]}, "boxes[1]: the file of arrays has no 'boxes_9'"),
+        ({"boxes": ["boxes_0", "mgd.generation.0.bias"]}, "boxes of image 1: have shape [8] instead of (n, 4)"),
+    ],
+)
+def test_ground_truth_that_cannot_be_read_is_named(change: dict[str, Any], why: str) -> None:
+    assert why in str(evaluate({**of("fgbg"), **change}, FILE))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("mgd", {"parameters": ["generation.0.weight"]}, "parameters: ['generation.0.weight'] is no object"),
+        ("mgd", {"parameters": {"generation.0.weight": "student"}}, "parameters.generation.0.weight: 'student' has shape [2, 8, 12, 16]"),
+        ("mgd", {"mask_ratio": 0.65}, "mask_ratio: 0.65 draws at random, and has no figure"),
+        ("maskd", {"weight_mask": "false"}, "weight_mask: 'false' is neither true nor false"),
+    ],
+)
+def test_settings_of_distillers_that_cannot_be_read_are_named(name: str, change: dict[str, Any], why: str) -> None:
+    assert why in str(evaluate({**of("distiller", name=name), **change}, FILE))
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("fgd", "_fgd"), ("mgd", "_mgd")])
+def test_settings_may_be_called_as_in_the_official_classes(name: str, suffix: str) -> None:
+    case = of("distiller", name=name)
+    settings = [key for key in ("alpha", "beta", "gamma", "lambda_") if key in case]
+    renamed = {key: value for key, value in case.items() if key not in settings}
+    renamed |= {key.rstrip("_") + suffix: 2 * case[key] for key in settings}
+    outcome = evaluate({**renamed, "value": 2 * case["value"], "grad_norm": 2 * case["grad_norm"]}, FILE)
+    assert outcome.passed, outcome
+
+
+def test_what_a_case_leaves_out_is_as_in_the_official_classes() -> None:
+    # FGD's defaults are the settings of the public case; MGD's mask ratio draws at random, which no figure does.
+    for name, left_out in (("fgd", ("temp", "alpha", "beta", "gamma", "lambda_")), ("mgd", ("alpha", "mask_ratio"))):
+        outcome = evaluate({key: value for key, value in of("distiller", name=name).items() if key not in left_out}, FILE)
+        assert outcome.passed, outcome
 
 
 def test_distillers_that_are_not_known_or_lack_parameters_fail() -> None:
@@ -103,6 +162,10 @@ def test_nothing_to_evaluate_is_said_so(tmp_path: Path, capsys: pytest.CaptureFi
     alone.write_text(PUBLIC.read_text())
     assert main([str(alone)]) == 2
     assert f"{tmp_path / 'alone.npz'}: No such file" in capsys.readouterr().err
+    for broken in (PUBLIC.with_suffix(".npz").read_bytes()[:5000], b"no arrays"):
+        (tmp_path / "alone.npz").write_bytes(broken)
+        assert main([str(alone)]) == 2
+        assert f"{tmp_path / 'alone.npz'}: cannot be read" in capsys.readouterr().err
     assert main([str(written(tmp_path, []))]) == 2
     assert "holds no cases" in capsys.readouterr().err
 
@@ -118,6 +181,16 @@ def test_other_shapes_strides_and_numbers_of_boxes() -> None:
     bg = 0.5 * (0 + 1 + 1) / 45
     case = {"kind": "fgbg", "transforms": ["no", "no", "no"], "distance": "l1", "weight": 1.0, "fg": fg, "bg": bg}
     outcome = evaluate(case, file)
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_batch_without_boxes_has_a_figure_of_its_background(images: int) -> None:
+    # 2 channels of 3 x 4 cells, each of weight 1/12 on both sides: a distance of 1/12 everywhere, times 1/2.
+    arrays = {"student": torch.zeros(images, 2, 3, 4), "teacher": torch.ones(images, 2, 3, 4)}
+    arrays |= {f"boxes_{image}": torch.zeros(0, 4) for image in range(images)}
+    case = {"kind": "fgbg", "transforms": ["no", "no", "no"], "distance": "l1", "weight": 4.0, "fg": 0.0, "bg": 4 / 24}
+    outcome = evaluate({**case, "grad_norm": 4 / 24 / (images * 24) ** 0.5}, File({"img_shape": [24, 30]}, arrays))
     assert outcome.passed, outcome
 
 

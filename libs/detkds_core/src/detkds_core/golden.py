@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ from detkds_core.distillers.mgd import MGD
 from detkds_core.losses import Scene, Signals, policy_losses
 from detkds_core.losses.attention import ATTENTION
 from detkds_core.losses.distances import DISTANCES
-from detkds_core.losses.transforms import NORMALISATION, SCALE, unit
+from detkds_core.losses.regions import FAR
+from detkds_core.losses.transforms import NORMALISATION, SCALE, SOFTMAX_DIMS, unit
 from detkds_core.policy import Policy, Term
 from detkds_core.policy.named import named_policies
 from detkds_core.policy.vocabulary import DISTANCES as DISTANCES_OF
@@ -90,32 +92,41 @@ class Outcome:
 
 def read(path: Path) -> File:
     """A file of figures and its arrays. Raises CaseError when there is nothing to evaluate."""
-    try:
-        figures = json.loads(path.read_text())
-        with np.load(path.with_suffix(".npz")) as stored:
-            arrays = {name: torch.from_numpy(np.array(array)) for name, array in stored.items()}
-    except OSError as error:
-        raise CaseError(f"{error.filename or path.with_suffix('.npz')}: {error.strerror or error}") from None
-    except ValueError as error:  # neither JSON nor arrays
-        raise CaseError(f"{path}: cannot be read: {error}") from None
+    figures = _contents(path, lambda: json.loads(path.read_text()))
     if not isinstance(figures, dict) or not isinstance(figures.get("cases"), list) or not figures["cases"]:
         raise CaseError(f"{path}: holds no cases; an object whose 'cases' are a list of them")
-    return File(figures, {name: array.float() if array.is_floating_point() else array for name, array in arrays.items()})
+    beside = path.with_suffix(".npz")
+    return File(figures, _contents(beside, lambda: _arrays(beside)))
+
+
+def _contents(path: Path, load: Callable[[], Any]) -> Any:
+    """What load reads of the file. Raises CaseError, which names it."""
+    try:
+        return load()
+    except OSError as error:
+        raise CaseError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, TypeError, EOFError, BadZipFile) as error:  # neither JSON nor arrays of numbers
+        raise CaseError(f"{path}: cannot be read: {error}") from None
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    with np.load(path) as stored:
+        return {name: torch.from_numpy(np.array(array)).float() for name, array in stored.items()}
 
 
 def evaluate(case: Mapping[str, Any], file: File) -> Outcome:
     """Our figures of a case beside those in the file."""
-    try:
-        kind = text(case, "kind")
-        name = " ".join(str(part) for part in (case.get("name"), *case.get("transforms", ()), case.get("distance")) if part is not None)
-        name += "".join(f" {key}={case[key]}" for key in ("tau", "weight_mask", "custom_mask") if key in case)
-    except (CaseError, TypeError) as error:
-        return Outcome("unknown", str(case)[:80], fault=str(error))
+    if not isinstance(case, Mapping) or not isinstance(case.get("kind"), str):
+        return Outcome("unknown", str(case)[:80], fault="says no kind")
+    kind, transforms = case["kind"], case.get("transforms")
+    parts = (case.get("name"), *(transforms if isinstance(transforms, list) else ()), case.get("distance"))
+    name = " ".join(str(part) for part in parts if part is not None)
+    name += "".join(f" {key}={case[key]}" for key in ("tau", "weight_mask", "custom_mask") if key in case)
     if kind not in KINDS:
         return Outcome(kind, name, fault=f"not a kind of case; one of {', '.join(KINDS)}")
     try:
         return Outcome(kind, name, KINDS[kind](case, file))
-    except (CaseError, ValueError, TypeError, IndexError, RuntimeError) as error:  # one odd case says so, and hides no other
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # one odd case says so, and hides no other
         return Outcome(kind, name, fault=str(error) or type(error).__name__)
 
 
@@ -156,15 +167,19 @@ def distance(case: Mapping[str, Any], file: File) -> dict[str, float]:
 
 def term(case: Mapping[str, Any], file: File) -> dict[str, float]:
     kind = text(case, "kind")
-    transforms = tuple(our(name) for name in case["transforms"])
+    named, slots = case.get("transforms"), SLOTS[kind]
+    if not isinstance(named, list | tuple) or len(named) > len(slots):
+        raise CaseError(f"transforms: {named!r} is not a list of at most {len(slots)}: {', '.join(slot for slot, _ in slots)}")
     distance = our(text(case, "distance"))
-    # A case may leave out what does nothing; a dense head's classes have the normalisation alone.
-    transforms += ("none",) * (len(SLOTS[kind]) - len(transforms))
+    # A case may leave out what does nothing.
+    transforms = (*map(our, named), *("none",) * (len(slots) - len(named)))
     # Rules that refuse a combination do not count here: a figure may be of what the language leaves out for its size.
-    choices = [(f"transforms[{i}]", one, known) for i, (one, (_, known)) in enumerate(zip(transforms, SLOTS[kind], strict=True))]
+    choices = [(f"transforms[{i}]", one, known) for i, (one, (_, known)) in enumerate(zip(transforms, slots, strict=True))]
     for place, one, known in (*choices, ("distance", distance, DISTANCES_OF[kind])):
         if one not in known:
             raise CaseError(f"{place}: {one!r} is not known; one of {', '.join(known)}")
+    if distance == "kl" and transforms[-1] not in SOFTMAX_DIMS:
+        raise CaseError(f"transforms: 'kl' compares distributions, not {transforms[-1]!r}; last one of {', '.join(SOFTMAX_DIMS)}")
     wanted = Term(kind, transforms, distance, number(case, "weight", 1.0), temperature=number(case, "tau", 1.0))
     if set(transforms) & set(RANDOM):
         raise CaseError(f"{', '.join(transforms)} draws at random, and has no figure")
@@ -180,7 +195,7 @@ def distiller(case: Mapping[str, Any], file: File) -> dict[str, float]:
         return policy_deviations(case, Policy((replace(published, weight=weight, temperature=number(case, "tau", 1.0)),)), file)
     if name not in MODULES:
         raise CaseError(f"{name!r} is not a distiller that has figures; one of pkd, cwd, fitnets, {', '.join(MODULES)}")
-    student, teacher = pair(case, file)
+    student, teacher = maps(case, file)
     module = MODULES[name](student.shape[1], teacher.shape[1], case)
     load_parameters(module, case, file)
     losses = module(Signals((student,)), Signals((teacher,)), scene(case, file, len(student)))
@@ -188,18 +203,23 @@ def distiller(case: Mapping[str, Any], file: File) -> dict[str, float]:
 
 
 def _fgd(student: int, teacher: int, case: Mapping[str, Any]) -> nn.Module:
-    names = {"temp": "temperature", "temperature": "temperature", "lambda": "lambda_", "lambda_": "lambda_"}
-    names |= {name: name for name in ("alpha", "beta", "gamma")}
-    return FGD([student], [teacher], **named_numbers(case, names))
+    names = {"temp": "temperature", "temperature": "temperature", "lambda": "lambda_", "lambda_": "lambda_", "lambda_fgd": "lambda_"}
+    for name in ("alpha", "beta", "gamma"):
+        names |= {name: name, f"{name}_fgd": name}
+    # The official class has another gamma than its configurations, whose is ours.
+    return FGD([student], [teacher], **{"gamma": 1e-3, **named_numbers(case, names)})
 
 
 def _mgd(student: int, teacher: int, case: Mapping[str, Any]) -> nn.Module:
-    return MGD([student], [teacher], **named_numbers(case, {"alpha": "alpha", "mask_ratio": "mask_ratio", "lambda_mgd": "mask_ratio"}))
+    for name in ("mask_ratio", "lambda_mgd"):
+        if number(case, name, 0.0) != 0:
+            raise CaseError(f"{name}: {case[name]} draws at random, and has no figure; 0")
+    return MGD([student], [teacher], mask_ratio=0.0, **named_numbers(case, {"alpha": "alpha", "alpha_mgd": "alpha"}))
 
 
 def _maskd(student: int, teacher: int, case: Mapping[str, Any]) -> nn.Module:
     settings = named_numbers(case, {"loss_weight": "weight"})
-    switches = {name: bool(case[name]) for name in ("weight_mask", "custom_mask") if name in case}
+    switches = {name: switch(case, name) for name in ("weight_mask", "custom_mask") if name in case}
     # The student's masks have no warm-up in a figure, which has no steps.
     return MasKD([student], [teacher], num_tokens=int(number(case, "num_tokens", 6)), masks_from=0, **settings, **switches)
 
@@ -234,15 +254,24 @@ def number(case: Mapping[str, Any], key: str, default: float | None = None) -> f
     return float(value)
 
 
+def switch(case: Mapping[str, Any], key: str) -> bool:
+    if case[key] not in (True, False):
+        raise CaseError(f"{key}: {case[key]!r} is neither true nor false")
+    return bool(case[key])
+
+
 def named_numbers(case: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
     """Our settings by the case's names."""
     return {ours: number(case, theirs) for theirs, ours in names.items() if theirs in case}
 
 
 def array(case: Mapping[str, Any], key: str, default: str | None, file: File) -> Tensor:
-    name = case.get(key, default)
-    if name not in file.arrays:
-        raise CaseError(f"{key}: the file of arrays has no {name!r}")
+    return named_array(key, case.get(key, default), file)
+
+
+def named_array(place: str, name: object, file: File) -> Tensor:
+    if not isinstance(name, str) or name not in file.arrays:
+        raise CaseError(f"{place}: the file of arrays has no {name!r}")
     return file.arrays[name]
 
 
@@ -251,31 +280,59 @@ def pair(case: Mapping[str, Any], file: File) -> tuple[Tensor, Tensor]:
     return array(case, "student", "student", file).clone().requires_grad_(), array(case, "teacher", "teacher", file)
 
 
+def maps(case: Mapping[str, Any], file: File) -> tuple[Tensor, Tensor]:
+    """A `pair` of maps."""
+    student, teacher = pair(case, file)
+    for who, one in (("student", student), ("teacher", teacher)):
+        if one.dim() != 4:
+            raise CaseError(f"{who}: has shape {list(one.shape)} instead of (N, C, H, W)")
+    return student, teacher
+
+
 def scene(case: Mapping[str, Any], file: File, images: int) -> Scene:
-    """The ground truth that the case is about; images without boxes in the file have none."""
+    """The ground truth that the case is about; images without boxes in the file have none, if the case does not name them."""
     shape = case.get("img_shape", file.figures.get("img_shape"))
     if shape is None:
         raise CaseError("neither it nor the file says its img_shape")
+    sides = list(shape[:2]) if isinstance(shape, list | tuple) else []
+    if len(sides) < 2 or not all(isinstance(side, int | float) and side >= 1 for side in sides):
+        raise CaseError(f"img_shape: {shape!r} is not a height and a width in pixels")
     given = case.get("boxes")
-    names = list(given) if isinstance(given, list | tuple) else [f"{given or 'boxes'}_{i}" for i in range(images)]
-    if len(names) != images:
-        raise CaseError(f"boxes of {len(names)} images, and {images} images")
-    boxes = tuple(file.arrays[name].float().reshape(-1, 4) if name in file.arrays else torch.zeros(0, 4) for name in names)
-    return Scene(boxes, (int(shape[0]), int(shape[1])))
+    if isinstance(given, list | tuple):
+        boxes = [named_array(f"boxes[{i}]", name, file) for i, name in enumerate(given)]
+    else:
+        boxes = [file.arrays.get(f"{given or 'boxes'}_{i}", torch.zeros(0, 4)) for i in range(images)]
+    if len(boxes) != images:
+        raise CaseError(f"boxes of {len(boxes)} images, and {images} images")
+    for i, one in enumerate(boxes):
+        if one.numel() and one.shape[-1:] != (4,):
+            raise CaseError(f"boxes of image {i}: have shape {list(one.shape)} instead of (n, 4)")
+    return Scene(tuple(one.reshape(-1, 4) for one in boxes), (int(sides[0]), int(sides[1])))
+
+
+def all_background(where: Scene) -> Scene:
+    """The scene; where no image has a box, with what makes it all background, as in DetKDS. The policy language counts it for nothing."""
+    if any(len(boxes) for boxes in where.boxes):
+        return where
+    return replace(where, boxes=tuple(torch.full((1, 4), FAR) for _ in where.boxes))
 
 
 def load_parameters(module: nn.Module, case: Mapping[str, Any], file: File) -> None:
     """Give the module the case's parameters; the reference's names are ours without the place of the level. All have to be given."""
     own = module.state_dict()
     given: dict[str, Tensor] = {}
-    for theirs, name in dict(case.get("parameters", {})).items():
+    parameters = case.get("parameters", {})
+    if not isinstance(parameters, Mapping):
+        raise CaseError(f"parameters: {parameters!r} is no object of names of arrays")
+    for theirs, name in parameters.items():
         places = (theirs, f"levels.0.{theirs}", f"mask_modules.0.{theirs}", theirs.replace("align.", "align.0."))
         place = next((place for place in places if place in own), None)
         if place is None:
             raise CaseError(f"parameters: {theirs!r} is not a parameter of {case['name']}; it has {', '.join(own)}")
-        if name not in file.arrays:
-            raise CaseError(f"parameters.{theirs}: the file of arrays has no {name!r}")
-        given[place] = file.arrays[name].reshape(own[place].shape)
+        values = named_array(f"parameters.{theirs}", name, file)
+        if values.numel() != own[place].numel():
+            raise CaseError(f"parameters.{theirs}: {name!r} has shape {list(values.shape)} instead of {list(own[place].shape)}")
+        given[place] = values.reshape(own[place].shape)
     # Without weights MasKD's tokens have no use for what weighs them.
     free = {name for name in own if ".prob." in name} if not case.get("weight_mask", True) else set()
     if missing := [name for name in own if name not in given and name not in free]:
@@ -287,11 +344,13 @@ def load_parameters(module: nn.Module, case: Mapping[str, Any], file: File) -> N
 
 
 def policy_deviations(case: Mapping[str, Any], policy: Policy, file: File) -> dict[str, float]:
-    student, teacher = pair(case, file)
+    student, teacher = maps(case, file)
     # The arrays stand for features or for classification logits.
     ours, theirs = (Signals(features=(x,), logits=(x,)) for x in (student, teacher))
-    needs_scene = any(one.knowledge in ("fgbg", "instance") for one in policy.terms)
-    where = scene(case, file, len(student)) if needs_scene else Scene((), (1, 1))
+    knowledge = {one.knowledge for one in policy.terms}
+    where = scene(case, file, len(student)) if knowledge & {"fgbg", "instance"} else Scene((), (1, 1))
+    if "fgbg" in knowledge:
+        where = all_background(where)
     return deviations(case, torch.stack(list(policy_losses(policy, ours, theirs, where).values())).sum(), student)
 
 
