@@ -16,7 +16,7 @@ def test_two_detectors_of_one_family_exchange_everything() -> None:
     assert offer.knowledge == KNOWLEDGE
     assert offer.excluded == {}
     assert (offer.has_edges, offer.has_points, offer.resized) == (True, False, False)
-    assert offer.regions["logits"] == ("all", "teacher_score", "foreground", "assigned", "valuable")
+    assert offer.regions["logits"] == ("all", "teacher_score", "foreground", "assigned", "assigned_score", "valuable")
     assert offer.regions["instance"] == ("all",)
     assert "one-stage" in offer.lacking["instance.proposals"]
 
@@ -64,7 +64,8 @@ def test_objects_and_classes_are_different_scores() -> None:
 
 
 def test_proposals_are_the_students() -> None:
-    assert exchange(RCNN, RCNN).regions["logits"] == ("all", "teacher_score", "foreground", "assigned", "valuable", "proposals")
+    on_cells = ("all", "teacher_score", "foreground", "assigned", "assigned_score", "valuable")
+    assert exchange(RCNN, RCNN).regions["logits"] == (*on_cells, "proposals")
     # a one-stage teacher has features at a two-stage student's proposals, and says nothing of them
     offer = exchange(GFL, RCNN)
     assert offer.regions["instance"] == ("all", "proposals")

@@ -27,20 +27,21 @@ def test_one_of_the_same_family_gives_all(family):
     assert offer.has_edges == (family == "gfl")
     assert offer.has_points == (family == "reppoints")
     assert ("towers" not in offer.lacking) == (family in TOWERS)
-    assert "assigned" not in offer.lacking
+    assert not {"assigned", "assigned_score"} & set(offer.lacking)
     assert offer.regions["global"] == ("all", "teacher_score")
     nearly = ("valuable",) if entry.anchors > 1 or family in ("gfl", "atss") else ()
-    on_cells = ("all", "teacher_score", "foreground", "assigned", *nearly)
+    assigned = ("foreground", "assigned", "assigned_score", *nearly)
+    on_cells = ("all", "teacher_score", *assigned)
     if family in ONE_STAGE:
         assert offer.regions["instance"] == ("all",)
         assert offer.regions["logits"] == on_cells
-        assert offer.regions["localization"] == ("all", "foreground", "assigned", *nearly)
+        assert offer.regions["localization"] == ("all", *assigned)
         assert "no proposals" in offer.lacking["instance.proposals"]
         assert offer.lacking["logits.proposals"] == "neither has a RoI head"
     else:
         assert offer.regions["instance"] == ("all", "proposals")
         assert offer.regions["logits"] == (*on_cells, "proposals", *(["masks"] if "mask" in family else []))
-        assert offer.regions["localization"] == ("all", "foreground", "assigned", *nearly, "proposals")
+        assert offer.regions["localization"] == ("all", *assigned, "proposals")
 
 
 def test_what_a_pair_can_look_at_is_of_the_language():
@@ -98,6 +99,7 @@ def test_a_detr_student_takes_features_alone():
     assert offer.strides == (32,)
     assert offer.knowledge == FEATURES
     assert offer.excluded["logits"] == offer.excluded["localization"] == "the student predicts from queries, which belong to no cell"
+    assert offer.lacking["assigned"] == offer.lacking["assigned_score"]
     assert "queries" in offer.lacking["assigned"]
     assert offer.regions["global"] == ("all", "teacher_score")
     taught = exchange(detr, teacher)
@@ -119,4 +121,4 @@ def test_the_rules_are_told_how_many_scores_there_are():
     rcnn = small("faster_rcnn")
     facts = pair_facts(exchange(rcnn, rcnn), rcnn, 80, 2)
     assert (facts.score_channels, facts.roi_channels) == (3, 81)
-    assert facts.regions_of("logits") == ("all", "teacher_score", "foreground", "assigned", "valuable", "proposals")
+    assert facts.regions_of("logits") == ("all", "teacher_score", "foreground", "assigned", "assigned_score", "valuable", "proposals")

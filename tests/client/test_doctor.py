@@ -91,7 +91,7 @@ def test_a_pair_of_the_catalogue_is_examined_without_a_service(detkds, tmp_path)
     assert found["levels"] == [{"teacher": stride, "student": stride} for stride in (8, 16, 32)]
     knowledge = {one["name"]: one for one in found["knowledge"]}
     assert all(one["excluded"] is None for one in knowledge.values())
-    assert knowledge["logits"]["regions"] == ["all", "teacher_score", "foreground", "assigned"]
+    assert knowledge["logits"]["regions"] == ["all", "teacher_score", "foreground", "assigned", "assigned_score"]
     assert knowledge["instance"]["lacking"] == {"proposals": "the student is a one-stage detector and makes no proposals"}
     # from the language's own count: l1, iou, giou and diou of boxes; the published space has no diou
     assert knowledge["localization"]["formulas"]["published"] == 3

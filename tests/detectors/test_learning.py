@@ -31,6 +31,7 @@ TERMS = {  # a term for each signal
     "edges": "kl_edges(localization)",
     "points": "points(localization)",
     "assigned": "l1[region=assigned](localization)",
+    "assigned and logits": "giou[region=assigned_score](localization)",
     "valuable": "giou[region=valuable](localization)",
     "instance": "l2[region=proposals](instance)",
     "roi_scores": "kl[region=proposals](softmax_C(logits))",
@@ -47,7 +48,7 @@ def runnable(teacher: str, student: str, resize: bool = False):
     return set(chosen), parse_formula(" + ".join(chosen.values()))
 
 
-CELLS = {"features", "logits", "boxes", "assigned"}
+CELLS = {"features", "logits", "boxes", "assigned", "assigned and logits"}
 ANCHORS = CELLS | {"valuable"}
 PROPOSALS = ANCHORS | {"instance", "roi_scores", "roi_boxes"}
 GIVES = {  # teacher, student, signals that pass

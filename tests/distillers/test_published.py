@@ -77,18 +77,19 @@ def test_ld_is_mmdetections_by_the_factor_of_its_note() -> None:
 
     bins, cells = 17, 6
     student, teacher = maps(2, 4 * bins, 2, 3)
+    scores, _ = maps(2, 80, 2, 3, seed=1)
     assigned = torch.rand(2, cells, generator=torch.Generator().manual_seed(2)) > 0.5
 
     def corners(x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).reshape(-1, bins)
 
-    # As LDHead: a sum over positive cells, a mean over four sides; ours does not weigh the cells by a class score.
+    # As LDHead: a sum over positive cells, weighted by the best class score, and a mean over four sides.
     criterion = KnowledgeDistillationKLDivLoss(loss_weight=0.25, T=10)
-    weight = assigned.flatten().float()
+    weight = scores.sigmoid().amax(1).flatten() * assigned.flatten()
     theirs = criterion(corners(student), corners(teacher), weight=weight.repeat_interleave(4), avg_factor=4.0)
     ours = loss(
         "ld_main",
-        Signals((), edges=(student,), assigned=(assigned,)),
+        Signals((), (scores,), edges=(student,), assigned=(assigned,)),
         Signals((), edges=(teacher,)),
         Scene((torch.zeros(0, 4),) * 2, (16, 24)),
     )
@@ -109,11 +110,13 @@ def test_the_whole_ld_is_mmdetections_by_the_factors_of_its_note() -> None:
     def rows(x: Tensor, width: int) -> Tensor:
         return x.permute(0, 2, 3, 1).reshape(-1, width)
 
-    main, region, scores = 0.0, 0.0, []
+    main, weights, region, scores = 0.0, 0.0, 0.0, []
     for (s, t), (a, b), taken, near in zip(edges, logits, assigned, valuable, strict=True):
         of_edges, of_classes = KnowledgeDistillationKLDivLoss(loss_weight=0.25, T=10), KnowledgeDistillationKLDivLoss(loss_weight=10, T=2)
         corners = rows(s, bins), rows(t, bins)
-        main += of_edges(*corners, weight=taken.flatten().float().repeat_interleave(4), avg_factor=4.0).item()
+        weight = a.sigmoid().amax(1).flatten() * taken.flatten()
+        main += of_edges(*corners, weight=weight.repeat_interleave(4), avg_factor=4.0).item()
+        weights += weight.sum().item()
         region += of_edges(*corners, weight=near.flatten().repeat_interleave(4), avg_factor=16.0).item()
         positive = taken.flatten()
         scores.append(of_classes(rows(a, classes)[positive], rows(b, classes)[positive], avg_factor=int(positive.sum())).item())
@@ -125,7 +128,7 @@ def test_the_whole_ld_is_mmdetections_by_the_factors_of_its_note() -> None:
         Scene((torch.zeros(0, 4),) * 2, (16, 24)),
     )
     of_scores, of_main, of_region = (ours[name].item() for name in ("distill/0_logits", "distill/1_localization", "distill/2_localization"))
-    assert of_main * sum(counts) / bins == pytest.approx(main, rel=1e-4)
+    assert of_main * weights / bins == pytest.approx(main, rel=1e-4)
     assert of_region * sum(x.sum().item() for x in valuable) / 4 / bins == pytest.approx(region, rel=1e-4)
     # A mean over the cells of all levels, where the original adds up the means of the levels.
     assert of_scores == pytest.approx(sum(one * count for one, count in zip(scores, counts, strict=True)) / sum(counts), rel=1e-4)

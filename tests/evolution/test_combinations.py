@@ -59,6 +59,23 @@ def test_where_and_from_when_a_term_looks_passes_to_other_terms():
     assert {replaced.terms[0].weight for replaced in kept if len(replaced.terms) == 1} == {5.0}
 
 
+def test_when_a_part_counts_passes_to_distillers():
+    late = canonical(parse_formula("mgd[stop=0.5, decay=0.1]"))
+    for best, other, expected in (
+        (FGD, late, {("fgd", 500, 1.0, 1.0, (1, 2)), ("fgd", 0, 0.5, 0.1, (1, 3))}),
+        (late, FGD, {("mgd", 500, 1.0, 1.0, (1, 2)), ("mgd", 0, 1.0, 1.0, (1, 0))}),
+    ):
+        plain = Policy((Term("logits", ("none",), "l1", 1.0),))
+        history = seen(make_spec(), (plain, 1, None), (best, 20, None), (FRS, 12, None), (other, 2, None))
+        looks = [(policy, parents) for (policy, parents), operator in mutants(history) if operator == "look" and not policy.terms]
+        timed = {(one.name, one.warm_up, one.stop, one.decay, parents) for policy, parents in looks for one in policy.distillers}
+        assert timed == expected, "never its own"
+        assert all(canonical(policy) == policy and not check(policy) for policy, _ in looks)
+        assert {policy.distillers[0].weight for policy, _ in looks} == {1.0}
+    alike = seen(make_spec(), (NONE, 10, None), (FGD, 20, None), (PKD, 12, None))
+    assert not [policy for (policy, _), operator in mutants(alike) if operator == "look" and not policy.terms]
+
+
 def test_a_fixed_weight_becomes_the_ratio_that_was_seen_at_the_fork():
     spec = make_spec(space=RATIOS, references=(NONE, PKD), knowledge=("global",))
     history = seen(spec, (NONE, 10, None), (PKD, 20, 78.4321))

@@ -11,7 +11,7 @@ import torch
 from detkds_core.losses import Scene, Signals, policy_losses
 from detkds_core.losses.toys import each_tensor, toy_signals
 from detkds_core.policy import PairFacts, Policy, SearchSpace, Term, formula, parse_formula
-from detkds_core.policy.vocabulary import KNOWLEDGE, REGIONS
+from detkds_core.policy.vocabulary import KNOWLEDGE, REGIONS, UNSEARCHED
 
 Traffic = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "traffic.py"))["Traffic"]  # what the benchmark counts with
 IMAGES, SHAPES = 4, ((13, 19), (7, 10), (4, 5), (2, 3), (1, 2))
@@ -86,5 +86,6 @@ def test_the_host_asks_the_device_for_nothing(knowledge: str, region: str) -> No
 
 
 def _sample(rng: random.Random, knowledge: str, region: str) -> Term:
-    """A formula of a knowledge that looks there."""
-    return next(term for term in iter(lambda: SPACE.sample(rng, knowledge), None) if term.region == region)
+    """A formula of a knowledge that looks there; what is legal at `assigned` is where no search looks."""
+    drawn = "assigned" if region in UNSEARCHED else region
+    return replace(next(term for term in iter(lambda: SPACE.sample(rng, knowledge), None) if term.region == drawn), region=region)

@@ -79,12 +79,13 @@ def test_after_a_norm_over_classes_channels_are_where_they_were(distance: str, n
     assert_close(loss(f"{distance}({norm}(logits))", student, teacher), DISTANCES[distance](*sides))
 
 
-@pytest.mark.parametrize("text", ["l1[region=assigned](logits)", "kl_sigmoid[region=assigned](logits)", "pear[region=assigned](logits)"])
-def test_a_cell_counts_for_the_prediction_that_was_assigned(text: str) -> None:
+@pytest.mark.parametrize("region", ["assigned", "assigned_score"])
+@pytest.mark.parametrize("distance", ["l1", "kl_sigmoid", "pear"])
+def test_a_cell_counts_for_the_prediction_that_was_assigned(distance: str, region: str) -> None:
     student, teacher = scores(1).requires_grad_(), scores(2)
     assigned = torch.zeros(IMAGES, H, W, A, dtype=torch.bool)
     assigned[1, 3, 2, 1] = True
-    loss(text, student, teacher, assigned=(assigned.view(IMAGES, -1),)).backward()
+    loss(f"{distance}[region={region}](logits)", student, teacher, assigned=(assigned.view(IMAGES, -1),)).backward()
     slope = student.grad.view(IMAGES, A, K, H, W).abs().sum(2)  # (B, A, H, W)
     assert slope[1, 1, 3, 2] > 0
     assert slope.sum() == slope[1, 1, 3, 2]

@@ -18,7 +18,7 @@ from detkds_core.policy import PairFacts, Policy, SearchSpace, Term, legality
 from detkds_core.policy.canonical import canonical_term
 from detkds_core.policy.pair import pair_legality
 from detkds_core.policy.space import combinations_of
-from detkds_core.policy.vocabulary import DIVERGENCES, KNOWLEDGE, REGIONS
+from detkds_core.policy.vocabulary import DIVERGENCES, KNOWLEDGE, REGIONS, RESPONSES, UNSEARCHED
 
 IMAGES = 3  # the fewest that every formula can be computed on
 FACTS = PairFacts(images_per_batch=IMAGES, has_edges=True, has_points=True, regions=REGIONS)
@@ -42,6 +42,14 @@ def faults(number: int, term: Term) -> list[str]:
 def test_every_legal_formula_is_a_proper_loss(knowledge: str) -> None:
     improper = {term: found for number, term in enumerate(SPACE.formulas(knowledge)) if (found := faults(number, term))}
     assert not improper
+
+
+@pytest.mark.parametrize("knowledge", RESPONSES)
+def test_so_is_every_one_at_the_regions_of_hand_designed_policies(knowledge: str) -> None:
+    legal = [term for term in combinations_of(knowledge, "full", UNSEARCHED) if not SPACE.contains(term)]
+    terms = list(dict.fromkeys(replace(canonical_term(term), weight=1.0) for term in legal))
+    assert {replace(term, region="assigned") for term in terms} == {term for term in SPACE.formulas(knowledge) if term.region == "assigned"}
+    assert not {term: found for number, term in enumerate(terms) if (found := faults(number, term))}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -80,7 +88,7 @@ def test_which_formulas_look_at_each_image_for_itself() -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_every_formula_that_a_pair_with_few_classes_allows_is_a_proper_loss(channels: int) -> None:
     facts = replace(FACTS, images_per_batch=2, score_channels=channels)
-    regions = ("all", "teacher_score", "foreground", "assigned", "valuable")
+    regions = ("all", "teacher_score", "foreground", "assigned", "assigned_score", "valuable")
     terms = [term for term in combinations_of("logits", "full", regions) if not legality(term) and not pair_legality(term, facts)]
     assert terms
     scores = [side.logits[0][:2, :channels].detach() for side in (STUDENT, TEACHER)]

@@ -1,5 +1,6 @@
 """Where a term looks and how its numbers become one, on a few cells worked out by hand."""
 
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -44,6 +45,8 @@ def test_needs_of_regions() -> None:
     assert needs(parse_formula("points(localization)")) == {"points", "logits"}
     assert needs(parse_formula("giou[region=foreground](localization)")) == {"boxes", "logits"}
     assert needs(parse_formula("kl_edges[region=assigned](localization)")) == {"edges", "assigned"}
+    assert needs(parse_formula("kl_edges[region=assigned_score](localization)")) == {"edges", "assigned", "logits"}
+    assert needs(parse_formula("kl[region=assigned_score](softmax_C(logits))")) == {"logits", "assigned"}
     assert needs(parse_formula("giou[region=valuable](localization) + l1[region=valuable](logits)")) == {"boxes", "logits", "valuable"}
     assert needs(parse_formula("deltas[region=proposals](localization)")) == {"rois", "roi_scores", "roi_boxes"}
     assert needs(parse_formula("crosskd + l2(global)")) == {"features", "towers_3", "assigned"}
@@ -116,6 +119,54 @@ def test_assigned_cells_of_any_anchor() -> None:
     assert value(term("logits", region="assigned"), student, teacher, scene()) == pytest.approx(0.25 / 2)
     nowhere = of_logits(logits, assigned=(torch.zeros(1, 4, dtype=torch.bool),))
     assert value(term("logits", region="assigned"), *nowhere, scene()) == 0
+
+
+def test_assigned_predictions_count_by_the_students_best_class_score() -> None:
+    # Two predictions of two classes on two cells; the second cell's are not assigned. Best scores 3/4 and 1/4 of the first cell's, where
+    # sigmoids differ by 1/4 in one class of the first and by 1/2 in one of the second. The teacher's best scores are 1/2 and 3/4.
+    even, high, low = 0.0, log(3), -log(3)
+    ours = torch.tensor([[high, high], [low, even], [low, low], [low, high]]).view(1, 4, 1, 2).requires_grad_()
+    theirs = torch.tensor([[even, low], [low, low], [low, high], [high, low]]).view(1, 4, 1, 2)
+    student = Signals((), (ours,), assigned=(torch.tensor([[True, True, False, False]]),), classes=2)
+    teacher = Signals((), (theirs,), classes=2)
+    (loss,) = policy_losses(Policy((term("logits", region="assigned_score"),)), student, teacher, scene()).values()
+    assert loss.item() == pytest.approx(3 / 4 * (1 / 4) / 2 + 1 / 4 * (1 / 2) / 2)
+    loss.backward()
+    # Each class's share of its prediction's weight, and the slope 3/16 of a sigmoid of 3/4 or 1/4: the weights have none of their own.
+    slopes = torch.tensor([3 / 4, 0, 0, -1 / 4]) / 2 * 3 / 16
+    assert_close(ours.grad[0, :, 0], torch.stack([slopes, torch.zeros(4)], dim=1))
+
+
+def test_assigned_boxes_count_by_the_students_score_over_all_levels_together() -> None:
+    # 1 - IoU is 1/2 at both cells, where the student's scores are 1/4 and 3/4, and 1 at the only cell of another level, of score 1/2.
+    student, teacher = boxes_at_two_cells()
+    other = torch.tensor([[[0.0, 0, 4, 4]]])
+    ours, theirs = (*student.boxes, other + 8), (*teacher.boxes, other)
+    assigned = (torch.tensor([[True, True]]), torch.tensor([[True]]))
+    student = Signals((), (-QUARTERS.view(1, 1, 1, 2), torch.zeros(1, 1, 1, 1)), boxes=ours, assigned=assigned)
+    teacher = Signals((), (*teacher.logits, torch.full((1, 1, 1, 1), 9.0)), boxes=theirs)
+    weighted = term("localization", "iou", region="assigned_score")
+    assert value(weighted, student, teacher, scene()) == pytest.approx((1 / 4 / 2 + 3 / 4 / 2 + 1 / 2) / (1 / 4 + 3 / 4 + 1 / 2))
+    first = replace(student, assigned=(torch.tensor([[True, False]]), torch.tensor([[True]])))
+    assert value(weighted, first, teacher, scene()) == pytest.approx((1 / 4 / 2 + 1 / 2) / (1 / 4 + 1 / 2))
+    nowhere = replace(student, assigned=tuple(~x for x in assigned))
+    assert value(weighted, nowhere, teacher, scene()) == 0
+    with pytest.raises(ValueError, match="it looks at 'assigned_score' cells, which the student does not give"):
+        value(weighted, replace(student, logits=()), teacher, scene())
+
+
+def test_assigned_edges_count_by_the_students_score_which_they_do_not_teach() -> None:
+    # Odds of 1 : 1 for 3 : 1 at all sides of a cell of score 3/4; one of score 1/4 agrees.
+    even, odds = torch.zeros(1, 8, 1, 2), torch.zeros(1, 8, 1, 2)
+    odds[0, ::2, 0, 0] = log(3)
+    scores = QUARTERS.view(1, 1, 1, 2).clone().requires_grad_()
+    student = Signals((), (scores,), edges=(even.requires_grad_(),), assigned=(torch.tensor([[True, True]]),))
+    teacher = Signals((), (0 * QUARTERS.view(1, 1, 1, 2),), edges=(odds,))
+    (loss,) = policy_losses(Policy((term("localization", "kl_edges", region="assigned_score"),)), student, teacher, scene()).values()
+    assert loss.item() == pytest.approx(3 / 4 * (0.75 * log(1.5) + 0.25 * log(0.5)))
+    loss.backward()
+    assert even.grad.abs().sum() > 0
+    assert scores.grad is None
 
 
 def test_valuable_cells_count_by_their_overlap() -> None:

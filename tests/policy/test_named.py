@@ -21,7 +21,7 @@ class Exchange:
 REGIONS = {
     "global": ("all", "teacher_score"),
     "logits": ("all", "teacher_score", "assigned"),
-    "localization": ("all", "assigned", "valuable", "proposals"),
+    "localization": ("all", "assigned_score", "valuable", "proposals"),
 }
 GFL = PairFacts(images_per_batch=2, has_edges=True, score_channels=80, regions=REGIONS)  # and proposals, as if it had two stages
 
@@ -47,8 +47,8 @@ def test_their_formulas() -> None:
         "maskd_boxes": "maskd + l1(localization)",
         "maskd_two_stage": "maskd[weight=1]",
         "maskd_two_stage_boxes": "maskd[weight=1] + deltas[region=proposals](localization)",
-        "ld_main": "0.25·kl_edges[region=assigned, T=10](localization)",
-        "ld": "0.125·kl[region=assigned, T=2](softmax_C(logits)) + 0.25·kl_edges[region=assigned, T=10](localization)"
+        "ld_main": "0.25·kl_edges[region=assigned_score, T=10](localization)",
+        "ld": "0.125·kl[region=assigned, T=2](softmax_C(logits)) + 0.25·kl_edges[region=assigned_score, T=10](localization)"
         " + 0.25·kl_edges[region=valuable, T=10](localization)",
         "frs": "1.28·l2[region=teacher_score, warm_up=500](global) + 0.02·kl_sigmoid[region=teacher_score, warm_up=500](logits)",
         "frs_gfl": "25.6·l2[region=teacher_score, warm_up=500](global) + 0.05·kl_sigmoid[region=teacher_score, warm_up=500](logits)",
@@ -145,8 +145,10 @@ def test_a_pair_is_refused_with_a_reason() -> None:
     assert refused["ld_main"] == [("policy.terms[0].knowledge", f"this pair cannot exchange 'localization': {anchors}")]
     assert refused["detkds_gfl"][0][0] == "policy.terms[0].transforms[2]"  # over the images of a batch of one
     assert cannot_run(named["ld_main"].policy, Exchange(), facts)[0][0].startswith("policy.terms[0].")
-    points = PairFacts(has_edges=True, regions=REGIONS | {"localization": ("all", "assigned")}, lacking={"valuable": "it has no anchors"})
-    why = "this pair cannot look for 'localization' at 'valuable' (it has no anchors); one of all, assigned"
+    points = PairFacts(
+        has_edges=True, regions=REGIONS | {"localization": ("all", "assigned_score")}, lacking={"valuable": "it has no anchors"}
+    )
+    why = "this pair cannot look for 'localization' at 'valuable' (it has no anchors); one of all, assigned_score"
     assert cannot_run(named["ld"].policy, Exchange(), points) == [("policy.terms[2].region", why)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from detkds_core.policy import PairFacts, Policy, SearchSpace, Term, canonical, canonical_json, legality, parse_formula
-from detkds_core.policy.vocabulary import KNOWLEDGE, REGIONS, UNPUBLISHED
+from detkds_core.policy.vocabulary import KNOWLEDGE, REGIONS, UNPUBLISHED, UNSEARCHED
 
 SPACE = SearchSpace(knowledge=KNOWLEDGE, images_per_batch=8, has_edges=True)
 FULL = SearchSpace(knowledge=KNOWLEDGE, images_per_batch=8, has_edges=True, has_points=True, breadth="full", regions=REGIONS)
@@ -87,13 +87,28 @@ def test_a_published_space_stays_with_what_was_reachable() -> None:
 
 def test_a_full_space_looks_wherever_the_pair_can() -> None:
     seen = {knowledge: {term.region for term in FULL.formulas(knowledge)} for knowledge in KNOWLEDGE}
-    assert seen == {knowledge: set(regions) for knowledge, regions in REGIONS.items()}
+    assert seen == {knowledge: set(regions) - set(UNSEARCHED) for knowledge, regions in REGIONS.items()}
     dense = replace(FULL, regions={"logits": ("all", "assigned")}, lacking={"logits.proposals": "there is no RoI head"})
     assert {term.region for term in dense.formulas("logits")} == {"all", "assigned"}
     (reason,) = dense.contains(term_of("l1[region=proposals](logits)"))
     assert str(reason) == "region: this pair cannot look for 'logits' at 'proposals' (there is no RoI head); one of all, assigned"
     rng = random.Random(8)
     assert {dense.mutate(rng, term_of("l1(logits)")).region for _ in range(60)} == {"all", "assigned"}
+
+
+def test_regions_of_hand_designed_policies_are_legal_and_not_drawn() -> None:
+    without = replace(FULL, regions={knowledge: tuple(set(regions) - set(UNSEARCHED)) for knowledge, regions in REGIONS.items()})
+    start = term_of("0.25·kl_edges[T=10, region=assigned_score](localization)")
+    assert FULL.has(start)
+    assert not without.has(start)
+    for knowledge in KNOWLEDGE:
+        assert set(FULL.formulas(knowledge)) == set(without.formulas(knowledge))
+    rng = random.Random(0)
+    mutants = [FULL.mutate(rng, start) for _ in range(200)]
+    assert {term.region for term in mutants} == set(REGIONS["localization"])  # its own too, where another gene has changed
+    drawn = [FULL.mutate(rng, term_of("kl_edges[region=assigned](localization)")) for _ in range(200)]
+    assert not {term.region for term in drawn} & set(UNSEARCHED)
+    assert FULL.crossover(rng, start, term_of("0.25·giou[region=assigned_score](localization)")).region == "assigned_score"
 
 
 def test_a_sum_becomes_a_mean_where_it_has_no_meaning() -> None:

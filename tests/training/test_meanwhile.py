@@ -21,7 +21,10 @@ def learner_of(text, wanted):
     return new_learner(start, parse_formula(text), recipe, 3), start, Batches(wanted["dataset"]["train"], recipe, 3)
 
 
-@pytest.mark.parametrize(("text", "early"), [(MIXED, [True, False, True, False]), ("l1(localization)", [True])])
+@pytest.mark.parametrize(
+    ("text", "early"),
+    [(MIXED, [True, False, True, False]), ("l1(localization)", [True]), ("giou[region=assigned_score](localization)", [False])],
+)
 def test_early_and_late_are_those_of_one_look(text, early, spec):
     learner, start, batches = learner_of(text, spec(recipe={"iterations": 2}))
     assert [comes_early(term) for term in learner.policy.terms] == early

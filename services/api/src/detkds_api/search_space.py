@@ -18,7 +18,7 @@ from detkds_api.service import Running, Service, example
 from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Recipe, detector, exchange, lacking_regions, pair_facts
 from detkds_core.policy import PairFacts
 from detkds_core.policy.census import Census, census
-from detkds_core.policy.pair import EVERYWHERE
+from detkds_core.policy.space import regions_of
 from detkds_core.policy.vocabulary import KNOWLEDGE, SLOTS
 
 router = APIRouter(tags=["policies"])
@@ -179,7 +179,7 @@ def get_search_space(service: Service, query: Annotated[SpaceQuery, Query()]) ->
                     Place(place=place, names=list(names)) for (place, _), names in zip(SLOTS[one.knowledge], one.names, strict=False)
                 ],
                 distances=list(one.names[-1]),
-                regions=list(EVERYWHERE if query.space == "published" else offer.regions[one.knowledge]),
+                regions=list(regions_of(one.knowledge, query.space, asked.facts)),
                 lacking={} if query.space == "published" else lacking_regions(one.knowledge, offer),
                 weights=list(space.weights(one.knowledge)),
                 combinations=one.raw,

@@ -123,7 +123,8 @@ def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> I
     if both_mask:
         yield "logits.masks", both_mask
     if student.scores == "queries":
-        yield "assigned", "the student assigns objects to queries, not to cells"
+        for region in ("assigned", "assigned_score"):
+            yield region, "the student assigns objects to queries, not to cells"
     if not student.anchor_scales:
         yield "valuable", "the student does not assign objects to anchors by how much these overlap them"
     branches = "branches that another head can finish"
@@ -143,8 +144,8 @@ def _both(lacks: str, has: str, teacher: DetectorEntry, student: DetectorEntry, 
 ASKED: Mapping[str, tuple[str, ...]] = {
     "global": ("teacher_score",),
     "instance": ("proposals",),
-    "logits": ("teacher_score", "foreground", "assigned", "valuable", "proposals", "masks"),
-    "localization": ("foreground", "assigned", "valuable", "proposals"),
+    "logits": ("teacher_score", "foreground", "assigned", "assigned_score", "valuable", "proposals", "masks"),
+    "localization": ("foreground", "assigned", "assigned_score", "valuable", "proposals"),
 }
 
 

@@ -3,7 +3,7 @@
 The choices are the best two formulas of every island, and the hand-designed distillers with learned parts that were measured as
 references. It opens with hand-made combinations (all terms with damped weights, the best pairs, ...),
 and then mutates the best candidates seen, hand-designed policies among them: the weight of a term or of a distiller, either on or off, the
-other formula of an island, where and from when a term looks, all weights together.
+other formula of an island, where a term looks and when it or a distiller counts, all weights together.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import replace
 from detkds_core.evolution.history import History, Measured, halved_and_doubled, no_distillation, only_term, rounded, tournament
 from detkds_core.evolution.spec import Candidate
 from detkds_core.policy import Distiller, Policy, Term
+from detkds_core.policy.terms import Part
 
 FORMULAS = 2  # choices of every island
 ELITE = 8  # how many of the best candidates breed
@@ -148,8 +149,12 @@ def mutation(history: History, choices: dict[str, list[Choice]], rng: random.Ran
     """One change to one of the best candidates, and its name. It may be illegal or known already; the caller draws again."""
     policy, index = parent(history, choices, rng)
     terms = policy.terms
-    if policy.distillers and rng.random() < 0.2:
-        return (distiller_weighted(policy, rng), (index,)), "weight"
+    if policy.distillers:
+        luck = rng.random()
+        if luck < 0.20:
+            return (distiller_weighted(policy, rng), (index,)), "weight"
+        if luck < 0.25 and (change := distiller_timed(history, policy, rng)) is not None:
+            return (change[0], (index, *change[1])), "look"
     luck = rng.random()
     if (luck < 0.10 or not terms) and (change := distiller_changed(history, policy, rng)) is not None and (terms or rng.random() < 0.5):
         return (change[0], (index, *change[1])), "toggle"
@@ -201,8 +206,31 @@ def distiller_weighted(policy: Policy, rng: random.Random) -> Policy:
     """The policy with one of its distillers weighing half or twice as much as a whole."""
     place = rng.randrange(len(policy.distillers))
     changed = policy.distillers[place]
-    weighed = replace(changed, weight=rng.choice(list(halved_and_doubled(changed.weight))))
-    return replace(policy, distillers=(*policy.distillers[:place], weighed, *policy.distillers[place + 1 :]))
+    return with_distiller(policy, place, replace(changed, weight=rng.choice(list(halved_and_doubled(changed.weight)))))
+
+
+def distiller_timed(history: History, policy: Policy, rng: random.Random) -> tuple[Policy, tuple[int, ...]] | None:
+    """The policy with the schedule of a measured term or distiller for one of its distillers, and that candidate; None if there is none."""
+
+    def found() -> list[tuple[Term | Distiller, int]]:
+        known: dict[tuple[object, ...], tuple[Term | Distiller, int]] = {}
+        for one in history.measured:
+            for part in one.candidate.policy.parts:
+                known.setdefault((part.warm_up, part.stop, part.decay), (part, one.candidate.index))
+        return list(known.values())
+
+    place = rng.randrange(len(policy.distillers))
+    changed = policy.distillers[place]
+    donors = history.remembered("schedules", found)
+    if others := [(timed, origin) for donor, origin in donors if (timed := timed_like(changed, donor)) != changed]:
+        timed, origin = rng.choice(others)
+        return with_distiller(policy, place, timed), (origin,)
+    return None
+
+
+def with_distiller(policy: Policy, place: int, distiller: Distiller) -> Policy:
+    """The policy with another distiller at a place."""
+    return replace(policy, distillers=(*policy.distillers[:place], distiller, *policy.distillers[place + 1 :]))
 
 
 def lookers(history: History) -> list[Choice]:
@@ -220,7 +248,12 @@ def lookers(history: History) -> list[Choice]:
 
 def looking_like(term: Term, donor: Term) -> Term:
     """The term with the region of another one, its warm-up, and when it ends."""
-    return replace(term, region=donor.region, warm_up=donor.warm_up, stop=donor.stop, decay=donor.decay)
+    return replace(timed_like(term, donor), region=donor.region)
+
+
+def timed_like(part: Part, donor: Term | Distiller) -> Part:
+    """The part with the warm-up of another one, and when it ends."""
+    return replace(part, warm_up=donor.warm_up, stop=donor.stop, decay=donor.decay)
 
 
 def parent(history: History, choices: dict[str, list[Choice]], rng: random.Random) -> tuple[Policy, int]:

@@ -16,7 +16,7 @@ from detkds_core.losses.validity import CASES, classify, extreme_fault
 from detkds_core.policy import PairFacts, Policy, Term, formula
 from detkds_core.policy.canonical import canonical_term
 from detkds_core.policy.census import OFFICIAL_FORMULAS, OFFICIAL_PROPER, first_refusal
-from detkds_core.policy.space import combinations_of
+from detkds_core.policy.space import combinations_of, regions_of
 from detkds_core.policy.vocabulary import BREADTHS, KNOWLEDGE, REGIONS
 
 EXAMPLES = 3  # formulas that a fault is shown by
@@ -41,10 +41,9 @@ class Count:
 def count(knowledge: str, images: int = 3, breadth: str = "full", full: bool = False) -> Count:
     """Count the formulas of a knowledge on a pair that can exchange everything, with so many images a batch."""
     facts = PairFacts(images_per_batch=images, has_edges=True, has_points=True, regions=REGIONS)
-    regions = REGIONS[knowledge] if breadth == "full" else ("all",)
     result = Count(knowledge)
     forms: dict[Term, list[Term]] = {}
-    for term in combinations_of(knowledge, breadth, regions):
+    for term in combinations_of(knowledge, breadth, regions_of(knowledge, breadth, facts)):
         result.raw += 1
         if first_refusal(term, facts) is None:
             forms.setdefault(replace(canonical_term(term), weight=1.0), []).append(term)

@@ -32,7 +32,8 @@ from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES, GRAMS, OVER_CHA
 
 RAW = ("kl", "kl_sigmoid")  # the distances that read scores as they are
 UNCHANGED = ("none", "scale_r1")  # a pool of one cell is none
-OF_STUDENT = ("assigned", "valuable")  # the regions that are signals of the student, of a weight a prediction
+# The regions of a weight a prediction, which the student's own loss tells, and the student's signals that they are made of.
+OF_STUDENT = {"assigned": ("assigned",), "assigned_score": ("assigned", "logits"), "valuable": ("valuable",)}
 # The transforms of features under which what comes of a position depends on its own channels alone.
 ITS_OWN = (("none", "mask", "drop"), IN_PLACE, ("none", "norm_C", "softmax_C", "logsoftmax_C", *POINTWISE))
 # By which power of a factor >= 0 of a position the distance there grows; 0: not at all, but that it is 0 where the factor is.
@@ -230,9 +231,9 @@ def _of_maps(term: Term, path: Path, levels: Sequence[int], looks: Looks) -> Ten
 
 
 def _cells(region: str, looks: Looks, level: int, apart: bool = False) -> Tensor:
-    """How much each cell of the region counts, 0 for others, (B, H, W): 1, or of `valuable` the most of its predictions.
+    """How much each cell of the region counts, 0 for others, (B, H, W): 1, or of `OF_STUDENT` the most of its predictions.
 
-    apart: of `assigned` and `valuable` each prediction, as `predictions_apart` has them: (B, H, W*A).
+    apart: of `OF_STUDENT` each prediction, as `predictions_apart` has them: (B, H, W*A).
     """
     B, _, H, W = looks.teacher.logits[level].shape
     if region == "foreground":
@@ -243,10 +244,13 @@ def _cells(region: str, looks: Looks, level: int, apart: bool = False) -> Tensor
 
 def _of_student(region: str, looks: Looks, level: int) -> Tensor:
     """How much each prediction of a level counts: (B, H*W*A)."""
-    found = getattr(looks.student, region)
-    if not found:
+    student = looks.student
+    if not all(getattr(student, signal) for signal in OF_STUDENT[region]):
         raise ValueError(f"it looks at {region!r} cells, which the student does not give")
-    return found[level].float()
+    if region == "assigned_score":
+        scores = likeliest_scores(student.logits[level], student.assigned[level].shape[1])
+        return full(scores).sigmoid() * student.assigned[level]
+    return full(getattr(student, region)[level])
 
 
 def _total(weights: Sequence[Tensor]) -> Tensor:
@@ -350,8 +354,8 @@ def _of_boxes(
     """Distance of the boxes of each cell and anchor, or proposal, mean weighted by how much each counts, over all levels together.
 
     A box counts by the teacher's best class score; under `foreground` at cells inside ground-truth boxes alone, under `assigned` as 1 at
-    the cells of the student's own loss, under `valuable` by the IoU of those that nearly were. A proposal's box is that of the teacher's
-    likeliest class, and counts by its probability.
+    the cells of the student's own loss, under `assigned_score` by the student's best class score there, under `valuable` by the IoU of
+    those that nearly were. A proposal's box is that of the teacher's likeliest class, and counts by its probability.
     """
     if term.region == "proposals":
         if student.rois.regions.shape[0] != len(student.rois.boxes) or teacher.rois.scores is None:

@@ -113,7 +113,7 @@ class Looks:
         return leaf.grad.clamp_(-most, most)
 
     def once(self, key: Path, make: Callable[[], Any]) -> Any:
-        """What does not depend on the student's tensors, computed at the first request. key: a level first, or "all"."""
+        """What has no gradient, computed at the first request. key: a level first, or "all"."""
         if key not in self._known:
             with torch.no_grad():
                 self._known[key] = make()

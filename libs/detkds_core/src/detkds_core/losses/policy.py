@@ -44,7 +44,7 @@ def _needed(term: Term) -> set[str]:
     if term.region == "masks":
         return {"rois", "roi_masks"}
     if term.region in OF_STUDENT:
-        return {_signal(term), term.region}
+        return {_signal(term), *OF_STUDENT[term.region]}
     # Other cells are weighted by the teacher's class scores.
     return {_signal(term), "logits"} if term.knowledge == "localization" else {_signal(term)}
 

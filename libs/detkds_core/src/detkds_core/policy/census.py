@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from detkds_core.policy.canonical import canonical_term
 from detkds_core.policy.meaning import RULES
-from detkds_core.policy.pair import EVERYWHERE, PAIR_RULES, PairFacts
-from detkds_core.policy.space import combinations_of, names_of
+from detkds_core.policy.pair import PAIR_RULES, PairFacts
+from detkds_core.policy.space import combinations_of, names_of, regions_of
 from detkds_core.policy.terms import Term
 
 # The published space of a feature knowledge: 5 attentions, 8 scales, 14 normalisations, 7 distances. With the official operations so many
@@ -35,9 +35,9 @@ class Census:
 
 
 def census(knowledge: str, facts: PairFacts, breadth: str = "full", regions: Sequence[str] | None = None) -> Census:
-    """Count the formulas of a knowledge. regions: where they look; by default wherever the pair can, in a "full" space."""
+    """Count the formulas of a knowledge. regions: where they look; by default wherever a search on the pair may."""
     if regions is None:
-        regions = facts.regions_of(knowledge) if breadth == "full" else EVERYWHERE
+        regions = regions_of(knowledge, breadth, facts)
     raw = 0
     choices = names_of(knowledge, breadth)
     used: list[set[str]] = [set() for _ in choices]

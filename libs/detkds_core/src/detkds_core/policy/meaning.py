@@ -25,7 +25,7 @@ LOCAL = ("local_s1", "local_s2", "local_s4")
 OF_IMAGES = ("pear_N", "cor")  # the distances that correlate over the images of a batch
 ANGLES = ("pear", "cos")  # the distances over dim 1: channels, or all that `batch` and the grams put there
 IN_PLACE = ("none", "scale_r1", "scale")  # the scales that leave every position where it is
-WEIGHTED = ("teacher_score", "foreground", "assigned", "valuable")  # the regions that are a weighted mean over positions
+WEIGHTED = ("teacher_score", "foreground", "assigned", "assigned_score", "valuable")  # the regions that are a weighted mean over positions
 PER_POSITION = (*ELEMENTWISE, *ANGLES, "kl", "kl_sigmoid")  # the distances that have a value at each position
 
 

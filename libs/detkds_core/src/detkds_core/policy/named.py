@@ -169,16 +169,16 @@ HAND_DESIGNED: tuple[tuple[str, str, str, str, str], ...] = (
     ),
     (
         "ld_main",
-        "0.25·kl_edges[T=10, region=assigned](localization)",
+        "0.25·kl_edges[T=10, region=assigned_score](localization)",
         "LD (Zheng et al., CVPR 2022), its main term",
         "GFL pairs with as many bins.",
-        "At the cells that the student's loss assigns. The original takes the mean over the R+1 bins and sums w·KL over cells, w the"
-        " student's best class score; ours sums over bins and takes the mean over cells, so the original is sum(w)/(R+1) times as large"
-        " (17 bins, 3 images: a few times).",
+        "At the cells that the student's loss assigns, each weighted by w, the student's best class score. The original takes the mean over"
+        " the R+1 bins and sums w·KL over cells; ours sums over bins and divides by the sum of w, so the original is sum(w)/(R+1) times as"
+        " large (17 bins, 3 images: a few times).",
     ),
     (
         "ld",
-        "0.125·kl[T=2, region=assigned](softmax_C(logits)) + 0.25·kl_edges[T=10, region=assigned](localization)"
+        "0.125·kl[T=2, region=assigned](softmax_C(logits)) + 0.25·kl_edges[T=10, region=assigned_score](localization)"
         " + 0.25·kl_edges[T=10, region=valuable](localization)",
         "LD (Zheng et al., CVPR 2022)",
         "GFL pairs with as many bins and the same classes.",

@@ -23,6 +23,7 @@ from detkds_core.policy.vocabulary import (
     SHAREABLE,
     SLOTS,
     UNPUBLISHED,
+    UNSEARCHED,
 )
 
 TWO_GENES = 0.2  # share of the mutations that change two genes
@@ -36,8 +37,8 @@ class SearchSpace:
     """The legal terms of a pair. Every term that it gives is legal and canonical.
 
     knowledge: what the pair can exchange. breadth: what may be tried of it, "published" (the official names, `standardize` and `ssim`, each
-    at its own place) or "full" (everything that the language has, at every region that the pair can look at). balanced: weights are
-    ratios of gradients, see `Term`. The other fields are the facts of the pair, see `PairFacts`.
+    at its own place) or "full" (everything that the language has, at every region that the pair can look at but the `UNSEARCHED`).
+    balanced: weights are ratios of gradients, see `Term`. The other fields are the facts of the pair, see `PairFacts`.
     """
 
     knowledge: tuple[str, ...] = KNOWLEDGE
@@ -112,7 +113,7 @@ class SearchSpace:
         """All terms of a knowledge that are different losses, with weight 1 and in a fixed order. Raises ValueError if it has none here."""
         if knowledge not in self.knowledge:
             raise ValueError(f"{knowledge!r} is not in the search space; one of {', '.join(self.knowledge)}")
-        return _formulas(knowledge, self.breadth, _NUMBERS(self), self._regions(knowledge))
+        return _formulas(knowledge, self.breadth, _NUMBERS(self), regions_of(knowledge, self.breadth, self.facts))
 
     def size(self, knowledge: str) -> int:
         """How many different formulas a knowledge has, weights aside."""
@@ -173,11 +174,8 @@ class SearchSpace:
 
     def _choices(self, term: Term) -> list[Sequence[str | float]]:
         """What each gene of a term can be."""
-        return [*names_of(term.knowledge, self.breadth), self._regions(term.knowledge), self.weights(term.knowledge)]
-
-    def _regions(self, knowledge: str) -> tuple[str, ...]:
-        """Where a search may look."""
-        return EVERYWHERE if self.breadth == "published" else self.facts.regions_of(knowledge)
+        regions = regions_of(term.knowledge, self.breadth, self.facts)
+        return [*names_of(term.knowledge, self.breadth), regions, self.weights(term.knowledge)]
 
     def _legal(self, term: Term, genes: Genes) -> Term | None:
         """The canonical term with these genes and the options of `term` that they can use; None if the pair cannot train with it."""
@@ -214,6 +212,13 @@ def names_of(knowledge: str, breadth: str) -> list[tuple[str, ...]]:
     if breadth == "full":
         return everything
     return [tuple(name for name in choices if name not in UNPUBLISHED) for choices in everything]
+
+
+def regions_of(knowledge: str, breadth: str, facts: PairFacts) -> tuple[str, ...]:
+    """Where a search on a pair may look."""
+    if breadth == "published":
+        return EVERYWHERE
+    return tuple(region for region in facts.regions_of(knowledge) if region not in UNSEARCHED)
 
 
 def combinations_of(knowledge: str, breadth: str, regions: Sequence[str]) -> Iterator[Term]:

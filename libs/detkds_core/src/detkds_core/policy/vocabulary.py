@@ -66,14 +66,15 @@ DIVERGENCES = ("kl", "kl_edges")  # the distances that have a temperature
 SHAREABLE = ("satt", "catt")  # the attentions that the teacher can lend to both sides
 
 # Where a term looks. `all` is the knowledge's own place: every position, FGD's masks, ground-truth boxes, every cell, cells weighted by
-# the teacher's best class score.
+# the teacher's best class score. `assigned_score` are the predictions of `assigned`, weighted by the student's own best class score.
 REGIONS: Mapping[str, tuple[str, ...]] = {
     "global": ("all", "teacher_score"),
     "fgbg": ("all",),
     "instance": ("all", "proposals"),
-    "logits": ("all", "teacher_score", "foreground", "assigned", "valuable", "proposals", "masks"),
-    "localization": ("all", "foreground", "assigned", "valuable", "proposals"),
+    "logits": ("all", "teacher_score", "foreground", "assigned", "assigned_score", "valuable", "proposals", "masks"),
+    "localization": ("all", "foreground", "assigned", "assigned_score", "valuable", "proposals"),
 }
+UNSEARCHED = ("assigned_score",)  # the regions of hand-designed policies that a search does not draw: it has `assigned`
 REDUCTIONS = ("mean", "sum")
 
 # What names have in common, whatever their slot.
@@ -129,6 +130,7 @@ NOT_OFFERED: Mapping[str, str] = {
     "l1": "a distance",
     **dict.fromkeys(("gt", "fg", "boxes"), "cells inside ground-truth boxes are 'foreground'"),
     **dict.fromkeys(("frs", "score"), "the teacher's best class score is 'teacher_score'"),
+    "student_score": "the student's best class score weighs what 'assigned_score' looks at",
     **dict.fromkeys(("rpn", "rois", "roi"), "shared proposals are 'proposals'"),
     "vlr": "LD's valuable localization region is 'valuable'",
     **dict.fromkeys(("neck", "fpn", "feature", "features", "backbone"), "features are 'global', 'fgbg' or 'instance'"),
