@@ -47,10 +47,25 @@ def test_needs_of_regions() -> None:
     assert needs(parse_formula("kl_edges[region=assigned](localization)")) == {"edges", "assigned"}
     assert needs(parse_formula("kl_edges[region=assigned_score](localization)")) == {"edges", "assigned", "logits"}
     assert needs(parse_formula("kl[region=assigned_score](softmax_C(logits))")) == {"logits", "assigned"}
+    # Whose maps tell how large a cell is: a box counts as at least one.
+    assert needs(parse_formula("l1[region=assigned](localization)")) == {"boxes", "assigned", "logits"}
+    assert needs(parse_formula("points[region=valuable](localization)")) == {"points", "valuable", "logits"}
     assert needs(parse_formula("giou[region=valuable](localization) + l1[region=valuable](logits)")) == {"boxes", "logits", "valuable"}
     assert needs(parse_formula("deltas[region=proposals](localization)")) == {"rois", "roi_scores", "roi_boxes"}
     assert needs(parse_formula("crosskd + l2(global)")) == {"features", "towers_3", "assigned"}
     assert needs(parse_formula("crosskd[layer=2]")) == {"towers_2", "assigned"}
+
+
+def test_a_sliver_of_a_box_counts_as_wide_as_a_cell_wherever_it_is_looked_at() -> None:
+    # 16 pixels and two cells: 2 of 4 sides are 2 pixels apart, of a box that is 1 pixel wide and counts as 8, so 2/4 · 2/8.
+    theirs = torch.tensor([[[4.0, 0, 5, 8], [4, 0, 5, 8]]])
+    logits = torch.zeros(1, 1, 1, 2)
+    student = Signals((), (logits,), boxes=((theirs + torch.tensor([2.0, 0, 2, 0])).requires_grad_(),), assigned=(torch.ones(1, 2) > 0,))
+    teacher = Signals((), (logits,), boxes=(theirs,))
+    for region in ("all", "assigned", "assigned_score"):
+        assert value(term("localization", "l1", region=region), student, teacher, scene()) == pytest.approx(1 / 8)
+    with pytest.raises(ValueError, match="it needs the teacher's logits on 1 levels, got 0"):
+        value(term("localization", "l1", region="assigned"), student, Signals((), boxes=(theirs,)), scene())
 
 
 def test_decay_is_half_a_cosine() -> None:

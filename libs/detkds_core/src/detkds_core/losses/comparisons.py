@@ -61,11 +61,10 @@ def parts_of(
         if images != batch:
             raise ValueError(f"the scene has boxes for {images} images, the batch {batch}")
     levels = [level for level, _ in compared if level is not None]
+    if reads_scores(term) and levels and len(teacher.logits) != len(levels):
+        raise ValueError(f"it needs the teacher's logits on {len(levels)} levels, got {len(teacher.logits)}")
     if term.knowledge == "localization":
-        _check_logits(term, levels, teacher)
         return _of_boxes(index, term, compared, student, teacher, scene)
-    if term.region == "teacher_score":
-        _check_logits(term, levels, teacher)
     if term.knowledge == "instance" and term.region == "proposals":
         return [_of_proposals(index, term, levels, student, scene)]
     if _weighs_positions(term):
@@ -76,9 +75,11 @@ def parts_of(
     return [Part(index, path[0], (path,), partial(_of_maps, term, path, levels), share) for path, share in zip(paths, shares, strict=True)]
 
 
-def _check_logits(term: Term, levels: Sequence[int], teacher: Signals) -> None:
-    if levels and term.region not in OF_STUDENT and len(teacher.logits) != len(levels):
-        raise ValueError(f"it needs the teacher's logits on {len(levels)} levels, got {len(teacher.logits)}")
+def reads_scores(term: Term) -> bool:
+    """Whether it reads the dense head's class scores, whatever it compares: how much a cell counts, or from their maps how large it is."""
+    if term.knowledge == "localization":
+        return term.region not in OF_STUDENT or term.distance != "kl_edges"
+    return term.region == "teacher_score"
 
 
 # --- features and logits ---------------------------------------------------------------------------------------------
@@ -393,11 +394,9 @@ def _boxes_of_levels(term: Term, levels: Sequence[int], signal: str, looks: Look
     return (weights * _box_distance(term, torch.cat([here for here, _ in pairs], dim=1), theirs, cells)).sum() / total
 
 
-def _cell_sides(looks: Looks, levels: Sequence[int], counts: Sequence[int], like: Tensor) -> float | Tensor:
+def _cell_sides(looks: Looks, levels: Sequence[int], counts: Sequence[int], like: Tensor) -> Tensor:
     """Pixels of a cell for each box of all levels: (boxes, 1)."""
     logits, width = looks.teacher.logits, looks.scene.batch_shape[1]
-    if not logits:
-        return 1.0
     return torch.cat([like.new_full((count, 1), width / logits[level].shape[3]) for level, count in zip(levels, counts, strict=True)])
 
 

@@ -8,7 +8,7 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
-from detkds_core.losses.comparisons import OF_STUDENT, Part, parts_of
+from detkds_core.losses.comparisons import OF_STUDENT, Part, parts_of, reads_scores
 from detkds_core.losses.looks import Looks, read
 from detkds_core.losses.signals import LATE, Scene, Signals
 from detkds_core.losses.slopes import with_slopes
@@ -43,10 +43,8 @@ def _needed(term: Term) -> set[str]:
         return {"rois", "roi_scores", *(["roi_boxes"] if term.knowledge == "localization" else [])}
     if term.region == "masks":
         return {"rois", "roi_masks"}
-    if term.region in OF_STUDENT:
-        return {_signal(term), *OF_STUDENT[term.region]}
-    # Other cells are weighted by the teacher's class scores.
-    return {_signal(term), "logits"} if term.knowledge == "localization" else {_signal(term)}
+    found = {_signal(term), *OF_STUDENT.get(term.region, ())}
+    return found | {"logits"} if reads_scores(term) else found
 
 
 def _signal(term: Term) -> str:
