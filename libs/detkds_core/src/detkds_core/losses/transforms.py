@@ -214,11 +214,21 @@ def square(feat: Tensor) -> Tensor:
 
 def root(feat: Tensor) -> Tensor:
     """The square root; below 1e-12 a straight line to 0, so that its slope stays below 1e6. 0 for what is negative."""
-    return torch.where(feat > LEAST_OF_ROOT, feat.clamp_min(LEAST_OF_ROOT).sqrt(), feat.clamp(0, LEAST_OF_ROOT) / LEAST_OF_ROOT**0.5)
+
+    def value(feat: Tensor) -> Tensor:
+        return feat.clamp_min(LEAST_OF_ROOT).rsqrt_().mul_(feat.clamp_min(0))
+
+    def slope(feat: Tensor) -> Tensor:
+        steep = feat.clamp_min(LEAST_OF_ROOT).rsqrt_().div_(2)
+        return steep.masked_fill_(feat <= LEAST_OF_ROOT, LEAST_OF_ROOT**-0.5).masked_fill_(feat < 0, 0)
+
+    return _OfEach.apply(feat, value, slope)
 
 
 def mish(feat: Tensor) -> Tensor:
-    """f * tanh(softplus(f)). The tanh is n / (n + 2) with n = e^f (e^f + 2); the kernels of F.mish and softplus are slow on a CPU."""
+    """f * tanh(softplus(f)). The tanh is n / (n + 2) with n = e^f (e^f + 2): torch has it in one kernel, which is slow on a CPU."""
+    if feat.device.type != "cpu":
+        return F.mish(feat)
 
     def value(feat: Tensor) -> Tensor:
         e = feat.clamp_max(20).exp_()
