@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from detkds_core.catalogue import DETECTORS, exchange
-from detkds_core.detectors.build import CheckpointError, build_detector, inherit, load_weights, model_config, save_weights
+from detkds_core.detectors.build import build_detector, inherit, model_config, save_weights
+from detkds_core.detectors.checkpoints import CheckpointError, load_weights
 from detkds_core.detectors.pair import PairError, Student, Teacher, check_policy, make_adapters, match_levels
 from detkds_core.losses.signals import Rois
 from detkds_core.policy import Policy, Term, named_policies, parse_formula

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from detkds_client.convert import ConvertError, convert
-from detkds_core.detectors.build import CheckpointError, read_checkpoint, read_pickle
+from detkds_core.detectors.checkpoints import CheckpointError, read_checkpoint, read_pickle
 
 
 class Payload:

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from detkds_core.catalogue import Recipe
-from detkds_core.detectors.build import CheckpointError, backbone_weights, build_detector, save_weights
+from detkds_core.detectors.build import build_detector, save_weights
+from detkds_core.detectors.checkpoints import CheckpointError, backbone_weights
 from detkds_core.policy import Policy, named_policies, parse_formula
 from detkds_core.training.batches import Batches
 from detkds_core.training.group import new_learner, prepare, start_warnings, train, weights_digest

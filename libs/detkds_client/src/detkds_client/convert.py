@@ -22,7 +22,7 @@ def convert(source: Path, target: Path, classes: tuple[str, ...] | None = None, 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from detkds_core.detectors.build import BACKBONE, CheckpointError, backbone_weights, read_checkpoint
+    from detkds_core.detectors.checkpoints import BACKBONE, CheckpointError, backbone_weights, read_checkpoint
 
     try:
         weights, metadata = read_checkpoint(source)

@@ -114,7 +114,7 @@ def write_plain(source: Path, target: Path) -> None:
     try:
         from safetensors.torch import save_file
 
-        from detkds_core.detectors.build import CheckpointError, read_checkpoint
+        from detkds_core.detectors.checkpoints import CheckpointError, read_checkpoint
     except ImportError:
         raise IntakeError(
             "it is no safetensors file, and this service has no torch to read another; convert it where there is: "

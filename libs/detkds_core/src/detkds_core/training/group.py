@@ -17,7 +17,8 @@ from detkds_core import distillers
 from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, detector
 from detkds_core.datasets import default_cache
 from detkds_core.datasets.kept import TOKENS
-from detkds_core.detectors.build import build_detector, inherit, load_student, load_weights, safe_channels_last, thaw
+from detkds_core.detectors.build import build_detector, inherit, safe_channels_last, thaw
+from detkds_core.detectors.checkpoints import load_student, load_weights
 from detkds_core.detectors.cross_head import head_tail
 from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
 from detkds_core.detectors.tap import dense_head
