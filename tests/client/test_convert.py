@@ -77,3 +77,45 @@ def test_a_backbone_is_taken_from_a_classifier_or_a_detector_and_starts_a_studen
     torch.save({"fc.weight": torch.ones(1)}, tmp_path / "none.pth")
     with pytest.raises(ConvertError, match="no backbone is among the 1 tensors"):
         convert(tmp_path / "none.pth", target, backbone=True)
+
+
+def as_a_runner_leaves_it(path, classes):
+    """A training's whole state in MMEngine's layout: its record of losses is of a class of its own, its scores are NumPy's."""
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    history = HistoryBuffer([0.5, 0.25], [1, 1])
+    state = {"state_dict": {"w": torch.ones(2)}, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}
+    hub = {"log_scalars": {"train/loss": history}, "runtime_info": {"best": np.float64(0.5)}, "resumed_keys": {"train/loss": True}}
+    torch.save({**state, "message_hub": hub, "meta": {"dataset_meta": {"classes": classes}, "epoch": 1}}, path)
+    return path
+
+
+def test_a_training_s_file_is_converted_and_uploaded_as_it_is(detkds, tmp_path):
+    source = as_a_runner_leaves_it(tmp_path / "epoch_1.pth", ("circle", "square"))
+    done = detkds("convert", str(source), str(tmp_path / "teacher.safetensors"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 classes (circle, square)" in done.stdout
+    with safe_open(tmp_path / "teacher.safetensors", framework="pt") as file:
+        assert list(file.keys()) == ["w"]
+    done = detkds("checkpoints", "upload", str(source), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["classes"] == ["circle", "square"]
+
+
+def test_an_exported_student_is_a_checkpoint_to_convert(tmp_path):
+    from detkds_core.detectors.build import build_detector, save_student
+    from detkds_core.detectors.checkpoints import load_weights
+
+    torch.manual_seed(0)
+    student, again = (build_detector("gfl_r18w8_fpn32", ("a", "b")) for _ in range(2))
+    save_student(student, tmp_path, "student", ("a", "b"), {"detector": "gfl_r18w8_fpn32"})
+    assert convert(tmp_path / "student.pth", tmp_path / "again.safetensors") == ("a", "b")
+    load_weights(again, tmp_path / "again.safetensors")
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in student.state_dict().items())
+
+
+def test_weights_that_lie_deeper_are_refused(tmp_path):
+    torch.save({"net": {"conv1.weight": torch.ones(2)}}, tmp_path / "deeper.pth")
+    with pytest.raises(ConvertError, match="'net' holds a dict, not a tensor; save the model's state_dict alone"):
+        convert(tmp_path / "deeper.pth", tmp_path / "deeper.safetensors", backbone=True)

@@ -1,6 +1,7 @@
 """Read checkpoints that strangers wrote, and fill detectors with them."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,35 +10,112 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+WEIGHTS = ("state_dict", "model")  # under which of its keys a file has them, beside optimizer, settings and the like
 BACKBONE = "backbone"  # of a checkpoint, in its keys and in its header
 CLASSIFIERS = ("fc", "head", "classifier", "neck")  # of a file of a classifier, what is not its backbone
+WRAPPED = "module."  # before every key of a model that was trained on several devices
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used, and what would be right."""
 
 
+class Unread:
+    """Stands where a file has an object of another library. Whatever the file says of it is dropped: it has no state and no behaviour."""
+
+    __slots__ = ()
+
+    def __new__(cls, *_: Any, **__: Any) -> "Unread":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+# What a training leaves in its checkpoints beside weights, by name, and what is put in its place: nothing of that name is imported or
+# called. Any other name is refused, though it would do no harm here: a file that wants `os.system` is not what it says it is.
+STAND_INS: Mapping[str, type] = {
+    "mmengine.config.config.ConfigDict": dict,
+    **dict.fromkeys(
+        (
+            "mmengine.logging.history_buffer.HistoryBuffer",  # MMEngine's record of losses ...
+            "builtins.getattr",  # ... and how it names its own methods
+            "builtins.slice",
+            "numpy.dtype",
+            "numpy.ndarray",
+            *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+            "argparse.Namespace",  # the settings of a training by a script, as the authors of backbones write them
+        ),
+        Unread,
+    ),
+}
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights and metadata of a `.safetensors` or a PyTorch file. Only tensors are read; a pickle that holds code is refused."""
+    """Weights and metadata (`classes`: a JSON list, if named) of a `.safetensors` or a PyTorch file.
+
+    The latter may be a bare state_dict, one under `state_dict` or `model`, or a whole state of a training as MMEngine's Runner leaves it.
+    Of it nothing but tensors and class names is read, and no code runs. Raises CheckpointError naming what is no tensor among the weights.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint file")
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
-    content = read_pickle(path)
+    content = read_pickle(path, STAND_INS)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state_dict")
-    weights = content.get("state_dict", content)
-    classes = ((content.get("meta") or {}).get("dataset_meta") or {}).get("classes") if "state_dict" in content else None
-    return dict(weights), {"classes": json.dumps(list(classes))} if classes else {}
+    weights = next((content[key] for key in WEIGHTS if isinstance(content.get(key), Mapping)), content)
+    for key, value in weights.items():
+        if fault := _fault(key, value):
+            raise CheckpointError(f"{path}: {fault}; save the model's state_dict alone")
+    classes = class_names(content.get("meta")) if weights is not content else None
+    wrapped = all(key.startswith(WRAPPED) for key in weights)
+    tensors = {key.removeprefix(WRAPPED) if wrapped else key: value.detach() for key, value in weights.items()}
+    return tensors, {"classes": json.dumps(classes)} if classes else {}
 
 
-def read_pickle(path: Path) -> Any:
-    """The project's only reader of PyTorch's pickles: tensors and plain containers, never code."""
+def read_pickle(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
+    """The project's only reader of PyTorch's pickles: tensors and plain containers, never code.
+
+    stand_ins: names of other things that the file may hold, and what is put in their place. PyTorch's own restricted reader looks names up
+    among those that it allows, and these; it imports none. Raises CheckpointError, with the name that is not allowed.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in (stand_ins or {}).items()]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path}: cannot be read as tensors only ({type(error).__name__}); save its state_dict alone") from error
+        named = re.search(r"GLOBAL ([\w.]{1,200})", str(error))
+        why = f"it names {named[1]}" if named else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read as tensors only ({why}); save its state_dict alone") from error
+
+
+def _fault(key: Any, value: Any) -> str | None:
+    """Why an entry of a state_dict is no weight."""
+    if not isinstance(key, str):
+        return f"one of its keys is a {type(key).__name__}, not the name of a tensor"
+    if isinstance(value, Unread):
+        return f"{key!r} holds an object of another library, not a tensor"
+    if type(value) not in (Tensor, nn.Parameter):
+        return f"{key!r} holds a {type(value).__name__}, not a tensor"
+    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.device.type != "cpu":
+        return f"{key!r} holds a tensor that is not dense (it is sparse, nested, quantized or without content)"
+    return None
+
+
+def class_names(meta: Any) -> list[str] | None:
+    """The class names in a checkpoint's `meta`, None without.
+
+    MMDetection 3 writes `dataset_meta.classes`, its release candidates `dataset_meta.CLASSES`, MMDetection 2 `CLASSES`.
+    """
+    meta = meta if isinstance(meta, Mapping) else {}
+    for place in (meta.get("dataset_meta"), meta):
+        for key in ("classes", "CLASSES"):
+            found = place.get(key) if isinstance(place, Mapping) else None
+            if isinstance(found, list | tuple) and found and all(isinstance(name, str) for name in found):
+                return list(found)
+    return None
 
 
 def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
