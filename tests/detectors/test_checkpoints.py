@@ -10,7 +10,10 @@ from torch import nn
 
 from detkds_core.detectors.build import build_detector, save_weights
 from detkds_core.detectors.checkpoints import (
+    BACKBONE,
     CheckpointError,
+    backbone_weights,
+    load_student,
     load_weights,
     read_checkpoint,
 )
@@ -164,3 +167,84 @@ def test_a_checkpoint_that_holds_code_is_refused(tmp_path):
     torch.save({"state_dict": {"x": Payload()}}, path)
     with pytest.raises(CheckpointError, match="tensors only"):
         load_weights(build_detector("gfl_r18w8_fpn32", CLASSES), path)
+
+
+def renamed(state):
+    """FCOS's weights as MMDetection before 2.0 named them."""
+    old = {"conv_cls": "fcos_cls", "conv_reg": "fcos_reg", "conv_centerness": "fcos_centerness"}
+    return {".".join(old.get(part, part) for part in key.split(".")): value for key, value in state.items()}
+
+
+def test_names_of_earlier_versions_are_understood_as_mmdetection_does(tmp_path):
+    given = build_detector("fcos_r18w8_fpn32", CLASSES)
+    torch.save({"state_dict": renamed(given.state_dict()), "meta": {"CLASSES": CLASSES}}, tmp_path / "old.pth")
+    model = build_detector("fcos_r18w8_fpn32", CLASSES)
+    load_weights(model, tmp_path / "old.pth")
+    state = model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in given.state_dict().items())
+
+
+def test_a_refusal_under_earlier_names_is_clear_and_leaves_the_model_alone(tmp_path):
+    state = renamed(build_detector("fcos_r18w8_fpn32", CLASSES).state_dict())
+    state["bbox_head.fcos_cls.weight"] = torch.zeros(5, 32, 3, 3)
+    state["bbox_head.fcos_angle.weight"] = state.pop("bbox_head.fcos_reg.weight")
+    torch.save(state, tmp_path / "old.pth")
+    model = build_detector("fcos_r18w8_fpn32", CLASSES)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as refusal:
+        load_weights(model, tmp_path / "old.pth")
+    assert str(refusal.value) == (
+        "old.pth: does not fit the detector: 1 missing (bbox_head.conv_reg.weight); 1 surplus (bbox_head.fcos_angle.weight); "
+        "1 of another shape (bbox_head.conv_cls.weight: (5, 32, 3, 3) instead of (3, 32, 3, 3))"
+    )
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_detector_without_counts_of_batches_fits(tmp_path):
+    """Files from before PyTorch 0.4.1, and those of other frameworks, have none."""
+    given = build_detector(NAME, CLASSES).state_dict()
+    torch.save({key: value for key, value in given.items() if not key.endswith("num_batches_tracked")}, tmp_path / "a.pth")
+    model = build_detector(NAME, CLASSES)
+    load_weights(model, tmp_path / "a.pth")
+    assert torch.equal(model.state_dict()["backbone.conv1.weight"], given["backbone.conv1.weight"])
+
+
+def backbone_file(path, weights):
+    from safetensors.torch import save_file
+
+    save_file({key: value.contiguous() for key, value in backbone_weights(weights).items()}, path, metadata={"part": BACKBONE})
+    return path
+
+
+def test_a_backbone_of_another_framework_fits_and_what_stays_unused_is_told(tmp_path):
+    """As Detectron's, which MMDetection's Caffe models begin with: convolutions have biases, normalisations no count of batches."""
+    model = build_detector(NAME, CLASSES)
+    given = {key: torch.rand_like(value) for key, value in model.backbone.state_dict().items() if value.is_floating_point()}
+    biases = {f"{key.removesuffix('weight')}bias": torch.ones(len(value)) for key, value in given.items() if value.ndim == 4}
+    whole, notes = load_student(model, backbone_file(tmp_path / "caffe.safetensors", {**given, **biases}))
+    state = model.backbone.state_dict()
+    assert not whole
+    assert all(torch.equal(state[key], value) for key, value in given.items())
+    assert notes == [
+        "student.checkpoint caffe.safetensors: not used, since the student's backbone has nothing of that name: "
+        f"conv1.bias, layer1.0.conv1.bias, layer1.0.conv2.bias and {len(biases) - 3} more"
+    ]
+
+
+def test_a_backbone_may_lack_what_begins_with_one_value_and_nothing_else(tmp_path):
+    model = build_detector(NAME, CLASSES)
+    given = {key: torch.rand_like(value) for key, value in model.backbone.state_dict().items() if value.is_floating_point()}
+    lacking = {key: value for key, value in given.items() if not key.startswith("bn1.")}
+    _, notes = load_student(model, backbone_file(tmp_path / "a.safetensors", lacking))
+    assert notes == [
+        "student.checkpoint a.safetensors: not in it, so that the student's backbone keeps its own first values: "
+        "bn1.weight, bn1.bias, bn1.running_mean and 1 more"
+    ]
+    assert torch.equal(model.backbone.bn1.weight, torch.ones(8))
+    assert torch.equal(model.backbone.conv1.weight, given["conv1.weight"])
+    model, fresh = (build_detector(NAME, CLASSES) for _ in range(2))
+    fresh.load_state_dict(model.state_dict())
+    del given["layer4.1.conv2.weight"]
+    with pytest.raises(CheckpointError, match=r"the detector's backbone: 1 missing \(layer4\.1\.conv2\.weight\)$"):
+        load_student(model, backbone_file(tmp_path / "b.safetensors", given))
+    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in model.state_dict().items())

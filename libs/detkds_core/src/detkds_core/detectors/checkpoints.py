@@ -1,8 +1,9 @@
 """Read checkpoints that strangers wrote, and fill detectors with them."""
 
+import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ WEIGHTS = ("state_dict", "model")  # under which of its keys a file has them, be
 BACKBONE = "backbone"  # of a checkpoint, in its keys and in its header
 CLASSIFIERS = ("fc", "head", "classifier", "neck")  # of a file of a classifier, what is not its backbone
 WRAPPED = "module."  # before every key of a model that was trained on several devices
+
+MISSING, SURPLUS, MISSHAPEN = "missing", "surplus", "of another shape"
 
 
 class CheckpointError(ValueError):
@@ -118,52 +121,6 @@ def class_names(meta: Any) -> list[str] | None:
     return None
 
 
-def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """In what a checkpoint differs from what it shall fill: `2 missing (a, b)`, with the first keys of each kind."""
-    missing = [key for key in own if key not in weights]
-    surplus = [key for key in weights if key not in own]
-    shapes = [
-        f"{key}: {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    kinds = (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
-    return [f"{len(found)} {word} ({', '.join(found[:3])})" for word, found in kinds if found]
-
-
-def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
-    """Fill `model` from a checkpoint that must fit it exactly, and return the checkpoint's metadata.
-
-    Raises CheckpointError naming the first keys that are missing, surplus or of another shape, and when it was trained on other classes.
-    """
-    weights, metadata = read_checkpoint(path)
-    own = model.state_dict()
-    classes = list(getattr(model, "dataset_meta", {}).get("classes", ()))
-    if "classes" in metadata and classes and json.loads(metadata["classes"]) != classes:
-        raise CheckpointError(f"{path.name}: was trained on the classes {json.loads(metadata['classes'])}, the dataset has {classes}")
-    if problems := misfits(own, weights):
-        raise CheckpointError(f"{path.name}: does not fit the detector: " + "; ".join(problems))
-    model.load_state_dict({key: weights[key].to(own[key].dtype) for key in own})
-    return metadata
-
-
-def load_student(model: nn.Module, path: Path) -> bool:
-    """Fill a student from a checkpoint of the whole detector, or of its backbone alone; whether it was the whole.
-
-    A file of a backbone says so in its header (`detkds convert --backbone`). Raises CheckpointError as `load_weights` does.
-    """
-    weights, metadata = read_checkpoint(path)
-    if metadata.get("part") != BACKBONE:
-        load_weights(model, path)
-        return True
-    own = {f"{BACKBONE}.{key}": value for key, value in model.backbone.state_dict().items()}
-    problems = misfits(own, weights)
-    if problems:
-        raise CheckpointError(f"{path.name}: does not fit the detector's backbone: " + "; ".join(problems))
-    model.load_state_dict({key: weights[key].to(own[key].dtype) for key in own}, strict=False)
-    return False
-
-
 def backbone_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backbone in a state_dict of a detector, or of a classifier, as torchvision and MMPretrain write them: `backbone.conv1.weight`.
 
@@ -176,3 +133,77 @@ def backbone_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not found:
         raise CheckpointError(f"no backbone is among the {len(weights)} tensors")
     return found
+
+
+def misfits(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """In what weights differ from what they shall fill: the keys that are missing, surplus or of another shape, after loading has renamed.
+
+    MMDetection's modules know names of its earlier versions and rename them while they load. So a copy is filled and asked: `module` stays
+    as it is.
+    """
+    copied = copy.deepcopy(module)
+    misshapen: dict[str, str] = {}
+
+    def compare(part: nn.Module, given: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        for name, own in {**part._parameters, **part._buffers}.items():
+            key = prefix + name
+            if own is not None and key in given and given[key].shape != own.shape:
+                misshapen[key] = f"{key}: {tuple(given.pop(key).shape)} instead of {tuple(own.shape)}"
+
+    for part in copied.modules():
+        part.register_load_state_dict_pre_hook(compare)
+    missing, surplus = copied.load_state_dict(weights, strict=False)
+    return {MISSING: [key for key in missing if key not in misshapen], SURPLUS: surplus, MISSHAPEN: list(misshapen.values())}
+
+
+def _listed(found: Mapping[str, list[str]]) -> str:
+    """`2 missing (a, b); 1 surplus (c)`, with the first keys of each kind."""
+    return "; ".join(f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in found.items() if keys)
+
+
+def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
+    """Fill `model` from a checkpoint that must fit it exactly, under today's or earlier names, and return the checkpoint's metadata.
+
+    Raises CheckpointError naming the first keys that are missing, surplus or of another shape, and when it was trained on other classes.
+    `model` is then as it was.
+    """
+    weights, metadata = read_checkpoint(path)
+    classes = list(getattr(model, "dataset_meta", {}).get("classes", ()))
+    if "classes" in metadata and classes and json.loads(metadata["classes"]) != classes:
+        raise CheckpointError(f"{path.name}: was trained on the classes {json.loads(metadata['classes'])}, the dataset has {classes}")
+    if wrong := _listed(misfits(model, weights)):
+        raise CheckpointError(f"{path.name}: does not fit the detector: {wrong}")
+    model.load_state_dict(weights, strict=False)
+    return metadata
+
+
+def load_student(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
+    """Fill a student of fresh weights from a checkpoint of the whole detector, or of its backbone alone.
+
+    A file of a backbone says so in its header (`detkds convert --backbone`). As in MMDetection it may hold what the backbone has not, such
+    as biases of another framework's convolutions, and lack what begins with one value, such as normalisations of outputs; weights that
+    would be drawn at random must be there. Returns whether it was the whole, and what has to be said of the rest.
+    Raises CheckpointError as `load_weights` does.
+    """
+    weights, metadata = read_checkpoint(path)
+    if metadata.get("part") != BACKBONE:
+        load_weights(model, path)
+        return True, []
+    given = {key.removeprefix(f"{BACKBONE}."): value for key, value in weights.items()}
+    backbone: Any = model.backbone
+    found = misfits(backbone, given)
+    drawn = [key for key, value in backbone.named_parameters() if key in found[MISSING] and bool((value != value.flatten()[0]).any())]
+    if wrong := _listed({MISSING: drawn, MISSHAPEN: found[MISSHAPEN]}):
+        raise CheckpointError(f"{path.name}: does not fit the detector's backbone: {wrong}")
+    backbone.load_state_dict(given, strict=False)
+    return False, list(_odd_ends(path.name, found))
+
+
+def _odd_ends(name: str, found: Mapping[str, list[str]]) -> Iterator[str]:
+    told = {
+        SURPLUS: "not used, since the student's backbone has nothing of that name",
+        MISSING: "not in it, so that the student's backbone keeps its own first values",
+    }
+    for kind, meaning in told.items():
+        if keys := found[kind]:
+            yield f"student.checkpoint {name}: {meaning}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
