@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from detkds_core.detectors.runtime import prepare_mmdet
+
 WEIGHTS = ("state_dict", "model")  # under which of its keys a file has them, beside optimizer, settings and the like
 BACKBONE = "backbone"  # of a checkpoint, in its keys and in its header
 CLASSIFIERS = ("fc", "head", "classifier", "neck")  # of a file of a classifier, what is not its backbone
@@ -122,17 +124,34 @@ def class_names(meta: Any) -> list[str] | None:
 
 
 def backbone_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone in a state_dict of a detector, or of a classifier, as torchvision and MMPretrain write them: `backbone.conv1.weight`.
+    """The backbone in a state_dict of a detector or of a classifier, by MMDetection's names: `backbone.conv1.weight`.
 
+    Classifiers are those of torchvision and MMPretrain, and the published ones of Swin's and PVT's authors.
     Raises CheckpointError where there is none.
     """
     prefix = f"{BACKBONE}."
-    found = {key: value for key, value in weights.items() if key.startswith(prefix)}
+    found = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     if not found:
-        found = {prefix + key: value for key, value in weights.items() if key.split(".")[0] not in CLASSIFIERS}
+        found = {key: value for key, value in weights.items() if key.split(".")[0] not in CLASSIFIERS}
     if not found:
         raise CheckpointError(f"no backbone is among the {len(weights)} tensors")
-    return found
+    return {prefix + key: value for key, value in in_mmdet(found).items()}
+
+
+def in_mmdet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A backbone as MMDetection's module of it has it, where its authors' own has other names and orders (Swin, PVT, PVTv2)."""
+    swin, pvt = "layers.0.blocks.0.attn.qkv.weight" in weights, "block1.0.attn.q.weight" in weights
+    if not swin and not pvt:
+        return dict(weights)
+    prepare_mmdet()
+    from mmdet.models.backbones.pvt import pvt_convert
+    from mmdet.models.backbones.swin import swin_converter
+
+    try:
+        converted = swin_converter(weights) if swin else pvt_convert(weights)
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"the backbone looks like a {'Swin' if swin else 'PVT'} Transformer, but is none: {error}") from error
+    return {key.removeprefix(f"{BACKBONE}."): value for key, value in converted.items()}
 
 
 def misfits(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[str]]:
