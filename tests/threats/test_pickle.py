@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from detkds_client.convert import ConvertError, convert
-from detkds_core.detectors.build import CheckpointError, read_checkpoint, read_pickle
+from detkds_core.detectors.checkpoints import STAND_INS, CheckpointError, Unread, read_checkpoint, read_pickle
 
 
 class Payload:
@@ -50,7 +50,16 @@ def tarred(path: Path, payload: Payload) -> None:
             archive.addfile(entry, io.BytesIO(content))
 
 
-FORMATS = [zipped, legacy, bare, tarred]
+def among_losses(path: Path, payload: Payload) -> None:
+    """Within an object that is read as nothing: a Runner's record of losses."""
+    from mmengine.logging import HistoryBuffer
+
+    history = HistoryBuffer([1.0], [1])
+    history._log_history = payload
+    torch.save({"state_dict": {"weight": torch.zeros(2)}, "message_hub": {"log_scalars": {"loss": history}}}, path)
+
+
+FORMATS = [zipped, legacy, bare, tarred, among_losses]
 
 
 @pytest.fixture
@@ -82,6 +91,64 @@ def test_no_reader_of_the_project_runs_it(tmp_path: Path, trace: Path, write: Ca
     with pytest.raises(Exception, match=r"(?i)header|safetensor|deserializ"):
         read_checkpoint(disguised)
     assert not trace.exists()
+
+
+class Call:
+    """What calls `function` with `arguments` when it is unpickled."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+@pytest.mark.parametrize("zipfile", [True, False])
+def test_what_a_file_may_name_beside_tensors_is_never_looked_up(tmp_path: Path, zipfile: bool) -> None:
+    """`getattr` on MMEngine's class is how its record of losses is written; the real ones would lead from there to all of Python."""
+    from mmengine.logging import HistoryBuffer
+
+    reach = Call(getattr, Call(getattr, HistoryBuffer, "__init__"), "__globals__")
+    torch.save({"reached": reach}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipfile)
+    with torch.serialization.safe_globals([getattr, HistoryBuffer]):
+        assert torch.load(tmp_path / "a.pth", weights_only=True)["reached"] is HistoryBuffer.__init__.__globals__
+    reached = read_pickle(tmp_path / "a.pth", STAND_INS)["reached"]
+    assert type(reached) is Unread
+    with pytest.raises(CheckpointError, match="tensors only"):
+        read_pickle(tmp_path / "a.pth")
+    torch.save({"state_dict": {"w": reach}}, tmp_path / "b.pth", _use_new_zipfile_serialization=zipfile)
+    with pytest.raises(CheckpointError, match="'w' holds an object of another library, not a tensor"):
+        read_checkpoint(tmp_path / "b.pth")
+
+
+def test_what_stands_in_keeps_nothing() -> None:
+    made = Unread("anything", key=1)
+    made.__setstate__({"__class__": str})
+    assert not hasattr(made, "__dict__")
+    assert [name for name in vars(Unread) if callable(vars(Unread)[name])] == ["__new__", "__init__", "__setstate__"]
+    assert set(STAND_INS.values()) == {dict, Unread}
+
+
+@pytest.mark.parametrize("function", [os.system, exec, eval, __import__, subprocess.run, io.open])
+def test_any_other_name_is_refused_and_told(tmp_path: Path, trace: Path, function: Any) -> None:
+    torch.save({"state_dict": {"w": torch.zeros(2)}, "meta": Call(function, f"touch {trace}")}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match=rf"cannot be read as tensors only \(it names [\w.]*{function.__name__}\); save its"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert not trace.exists()
+
+
+def test_a_training_s_file_imports_nothing(tmp_path: Path) -> None:
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    torch.save({"state_dict": {"w": torch.zeros(2)}, "log": HistoryBuffer([1.0], [1]), "best": np.float64(1)}, tmp_path / "a.pth")
+    script = (
+        "import sys, pathlib\nfrom detkds_core.detectors.checkpoints import read_checkpoint\n"
+        "print(list(read_checkpoint(pathlib.Path(sys.argv[1]))[0]), 'mmengine' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "a.pth")]
+    done = subprocess.run(command, timeout=120, check=True, capture_output=True, text=True)
+    assert done.stdout == "['w'] False\n"
 
 
 @pytest.mark.parametrize("write", FORMATS)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from detkds_core.catalogue import DETECTORS, Recipe
-from detkds_core.detectors.build import BACKBONE, backbone_weights, build_detector
+from detkds_core.detectors.build import build_detector
+from detkds_core.detectors.checkpoints import BACKBONE, backbone_weights
 from detkds_core.detectors.runtime import prepare_mmdet
 from detkds_core.policy import from_json
 from detkds_core.training import parallel

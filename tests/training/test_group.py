@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from detkds_core.catalogue import Recipe
-from detkds_core.detectors.build import CheckpointError, backbone_weights, build_detector, save_weights
+from detkds_core.detectors.build import build_detector, save_weights
+from detkds_core.detectors.checkpoints import CheckpointError, backbone_weights
 from detkds_core.policy import Policy, named_policies, parse_formula
 from detkds_core.training.batches import Batches
 from detkds_core.training.group import new_learner, prepare, start_warnings, train, weights_digest
@@ -94,6 +95,12 @@ def test_a_student_begins_with_a_backbone_of_its_own_and_its_teachers_neck_and_h
     teacher = start.teacher.model.state_dict()
     assert all(torch.equal(start.weights[key], value) for key, value in given.items())
     assert torch.equal(start.weights["bbox_head.gfl_cls.weight"], teacher["bbox_head.gfl_cls.weight"])
+    assert start_warnings(start) == []
+    classifier = {**given, "backbone.fc.weight": torch.ones(2)}
+    save_file({key: value.contiguous() for key, value in classifier.items()}, tmp_path / "more.safetensors", metadata={"part": "backbone"})
+    job = {**one, "student": {"detector": name, "checkpoint": str(tmp_path / "more.safetensors")}}
+    (warning,) = start_warnings(prepare(job, 3))
+    assert warning.endswith("more.safetensors: not used, since the student's backbone has nothing of that name: fc.weight")
     other = {"detector": "gfl_r18w16_fpn32" if name != "gfl_r18w16_fpn32" else "gfl_r18w8_fpn32"}
     with pytest.raises(CheckpointError, match=r"does not fit the detector's backbone: .* of another shape"):
         prepare({**one, "student": {**other, "checkpoint": str(tmp_path / "backbone.safetensors")}}, 3)

@@ -195,10 +195,10 @@ def demo(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A PyTorch checkpoint (.pth) of a detector.")],
+    source: Annotated[Path, typer.Argument(help="A PyTorch checkpoint (.pth) of a detector, as MMDetection trains or publishes it.")],
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     classes: Classes = None,
-    backbone: Annotated[bool, typer.Option("--backbone", help="Only the backbone, of a detector or a classifier.")] = False,
+    backbone: Annotated[bool, typer.Option("--backbone", help="Only the backbone, of a detector or a published classifier.")] = False,
 ) -> None:
     """Make a checkpoint ready for the service: a teacher's, with its class names in the header, or the backbone a student begins with."""
     from detkds_client.convert import ConvertError

@@ -14,7 +14,8 @@ def convert(source: Path, target: Path, classes: tuple[str, ...] | None = None, 
     """Write the tensors of `source` to `target` with the class names in its header, and return those.
 
     Only tensors are read; a pickle with code in it is refused. classes: needed when the checkpoint does not name its own. backbone: write
-    that alone, for a student to begin with; `source` may be a classifier's, as torchvision has them, and no class counts.
+    that alone, for a student to begin with; `source` may be a classifier's, as torchvision and the authors of Swin and PVT have them, and
+    no class counts.
     """
     if target.suffix != ".safetensors":
         raise ConvertError(f"{target} does not end in .safetensors")
@@ -22,7 +23,7 @@ def convert(source: Path, target: Path, classes: tuple[str, ...] | None = None, 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from detkds_core.detectors.build import BACKBONE, CheckpointError, backbone_weights, read_checkpoint
+    from detkds_core.detectors.checkpoints import BACKBONE, CheckpointError, backbone_weights, read_checkpoint
 
     try:
         weights, metadata = read_checkpoint(source)

@@ -145,7 +145,7 @@ def failure_kind(error: Exception) -> str:
     from torch import OutOfMemoryError
 
     from detkds_core.datasets import DatasetError
-    from detkds_core.detectors.build import CheckpointError
+    from detkds_core.detectors.checkpoints import CheckpointError
     from detkds_core.detectors.pair import PairError
     from detkds_core.policy import PolicyError
     from detkds_core.training.group import DoesNotFitError

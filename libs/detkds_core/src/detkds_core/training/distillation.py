@@ -14,7 +14,8 @@ import torch
 from detkds_core.catalogue import Recipe
 from detkds_core.catalogue.recipe import smaller_batch_warning
 from detkds_core.datasets import Dataset, report_ids
-from detkds_core.detectors.build import export_student, parameter_count, read_pickle, save_student
+from detkds_core.detectors.build import export_student, parameter_count, save_student
+from detkds_core.detectors.checkpoints import read_pickle
 from detkds_core.distillers import tokens_of
 from detkds_core.evaluation.predict import measure
 from detkds_core.policy import Policy, from_json, images_needed

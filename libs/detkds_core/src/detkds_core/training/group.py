@@ -17,7 +17,8 @@ from detkds_core import distillers
 from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, detector
 from detkds_core.datasets import default_cache
 from detkds_core.datasets.kept import TOKENS
-from detkds_core.detectors.build import build_detector, inherit, load_student, load_weights, safe_channels_last, thaw
+from detkds_core.detectors.build import build_detector, inherit, safe_channels_last, thaw
+from detkds_core.detectors.checkpoints import load_student, load_weights
 from detkds_core.detectors.cross_head import head_tail
 from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
 from detkds_core.detectors.tap import dense_head
@@ -62,6 +63,7 @@ class Start:
     train: Mapping[str, Any] | None = None  # the training images ({"annotations", "images"}), and the digest of their dataset
     dataset_digest: str = ""
     thawed: bool = False  # whether the student's backbone is drawn at random where MMDetection freezes some of a pretrained one
+    notes: tuple[str, ...] = ()  # what has to be said of the student's checkpoint
 
 
 def default_device() -> torch.device:
@@ -89,7 +91,7 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
     torch.manual_seed(seed)
     student = build_detector(student_entry.name, classes)
     checkpoint = spec["student"].get("checkpoint")
-    whole = bool(checkpoint) and load_student(student, checkpoint_path(checkpoint))
+    whole, notes = load_student(student, checkpoint_path(checkpoint)) if checkpoint else (False, [])
     if not whole and spec.get("inherit", True):
         inherit(student, teacher.cpu())
         teacher.to(device)
@@ -98,13 +100,13 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
     dataset = spec["dataset"]
     digest = dataset.get("digest", "")
     thawed = not checkpoint and thaw(student)
-    return Start(frozen, teacher_entry, student_entry, weights, classes, levels, device, dataset["train"], digest, thawed)
+    return Start(frozen, teacher_entry, student_entry, weights, classes, levels, device, dataset["train"], digest, thawed, tuple(notes))
 
 
 def start_warnings(start: Start) -> list[str]:
     """What has to be said of a student's first weights."""
     if not start.thawed:
-        return []
+        return list(start.notes)
     return [
         f"the backbone of {start.student_entry.name} begins with random weights, where MMDetection begins with pretrained ones; all of it "
         "is trained, for which published schedules are short: give a student.checkpoint (detkds convert --backbone)"

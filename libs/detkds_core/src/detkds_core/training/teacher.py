@@ -15,7 +15,8 @@ from torch import nn
 from detkds_core.catalogue import PAIRS, Recipe, detector
 from detkds_core.catalogue.pairs import CHECKPOINTS
 from detkds_core.datasets import Dataset, default_cache, load_dataset, report_ids, selection_ids
-from detkds_core.detectors.build import build_detector, load_weights, save_weights
+from detkds_core.detectors.build import build_detector, save_weights
+from detkds_core.detectors.checkpoints import load_weights
 from detkds_core.detectors.pair import Levels, Student
 from detkds_core.evaluation.predict import measure
 from detkds_core.policy import Policy
