@@ -34,7 +34,7 @@ def test_workers_are_listed_drained_and_taken_back(detkds, held):
     assert json.loads(detkds("workers", "undrain", drained["id"], "--json").stdout)["state"] == "busy"
     wrong = detkds("workers", "drain", "gpu-9")
     assert wrong.returncode == 1
-    assert wrong.stderr.strip() == "there is no worker 'gpu-9': gpu-0"
+    assert wrong.stderr.strip() == "there is no worker 'gpu-9'; one of gpu-0"
 
 
 def test_a_job_is_shown_where_it_runs_or_with_why_it_waits(service, detkds, pairing, held):

@@ -107,11 +107,13 @@ def fetch(client: Client, result_id: str, path: Path, *, last: bool) -> None:
 
 
 def compare(
-    result_ids: Annotated[list[str], typer.Argument(metavar="ID ID ...", help="Results: 2 to 20.")],
+    result_ids: Annotated[list[str], typer.Argument(metavar="ID", help="Results: 2 to 20.")],
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show several results side by side; those that were measured on other images stand apart, with the reason."""
+    """Show several results side by side. Those that were measured on other images stand apart, with the reason."""
+    if len(result_ids) < 2:
+        raise Refusal("one result alone; give 2 to 20: detkds compare ID ID")
     with connected(url) as client:
         found = client.compare(result_ids)
     show.as_json(found) if as_json else show_tables.comparison(found)
