@@ -16,12 +16,12 @@ from detkds_client import result_commands, run_commands, show, start_commands
 from detkds_client.checkpoint_commands import checkpoints_app
 from detkds_client.connection import DigestError, ProblemError, ServiceUnreachable
 from detkds_client.detector_commands import detectors_app
+from detkds_client.doctor_command import doctor
 from detkds_client.key_commands import keys_app
 from detkds_client.options import Classes, Json, Refusal, Url, connected
 from detkds_client.show_progress import checking
 from detkds_client.spelling import in_commands, names
 from detkds_client.worker_commands import job, logs, workers_app
-from detkds_core.catalogue import OWN_FAULTS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -172,37 +172,7 @@ def serve(
         raise Refusal(str(error)) from error
 
 
-@app.command()
-def doctor(
-    pair: Annotated[str | None, typer.Option(help="Examine a pair of the catalogue instead of this machine.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Examine two detectors: this one teaches ...")] = None,
-    student: Annotated[str | None, typer.Option(help="... this one.")] = None,
-    resize: Annotated[bool, typer.Option("--resize", help="Match levels of different strides too.")] = False,
-    classes: Annotated[int | None, typer.Option(min=1, help="Of the dataset; else the pair's, else 80.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images a step on one device; else the pair's, else 8.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-) -> None:
-    """Check this machine: Python, packages, operations, threads, GPU, disk, database, broker. Or a pair: what can pass, and why not."""
-    if pair or teacher or student:
-        from detkds_client import matchmaker
-
-        if OWN_FAULTS:
-            raise Refusal("\n".join(OWN_FAULTS))
-        try:
-            asked = matchmaker.question(pair, teacher, student, resize=resize, classes=classes, batch=batch)
-        except matchmaker.UnknownNameError as error:
-            raise Refusal(str(error)) from error
-        answer = matchmaker.examine(asked)
-        show.as_json(answer) if as_json else matchmaker.report(asked, answer)
-        return
-    if resize or classes or batch:
-        raise Refusal("--resize, --classes and --batch belong to a pair: give --pair, or --teacher and --student")
-    from detkds_client.doctor import examine, report
-
-    findings = examine()
-    show.as_json([finding._asdict() for finding in findings]) if as_json else report(findings)
-    if any(finding.level == "fail" for finding in findings):
-        raise typer.Exit(1)
+app.command()(doctor)
 
 
 @app.command()
