@@ -55,6 +55,19 @@ def test_a_job_is_shown_where_it_runs_or_with_why_it_waits(service, detkds, pair
     ]
 
 
+@pytest.mark.parametrize(
+    ("done", "of_search", "told"),
+    [
+        (24, {}, "best AP 3.0 on selection images"),
+        (26, {}, "AP 3.0 on report images"),
+        (26, {"best": None}, "best AP 3.0 on selection images"),
+    ],
+)
+def test_a_watcher_is_told_on_which_images_an_ap_was_measured(done, of_search, told):
+    progress = {"step": "training", "done": done, "total": 26, "best_ap": 3.0}
+    assert show_progress.best_so_far({"progress": progress, **of_search}) == told
+
+
 def test_a_watcher_is_told_why_it_waits(capsys):
     progress = {"step": "waiting", "done": 0, "total": 5, "best_ap": None, "seconds_left": None, "fraction": 0.0, "message": ""}
     with show_progress.following() as told:

@@ -352,7 +352,11 @@ def search(one: Search) -> None:
             *labels(one),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
             ("done", f"{one['progress']['done']:,} of {one['progress']['total']:,} {unit_of(one)}"),
-            *([("best", f"AP {best['ap']:.1f}, candidate {best['index']}: {readable(best['formula'])}")] if best else []),
+            *(
+                [("best", f"AP {best['ap']:.1f} on selection images, candidate {best['index']}: {readable(best['formula'])}")]
+                if best
+                else []
+            ),
             *([("result", one["result_id"])] if one["result_id"] else []),
         ]
     )
