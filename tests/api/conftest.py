@@ -1,12 +1,15 @@
 """The service as it runs: uvicorn on a free port, a real SQLite store, data below a registered folder."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from safetensors.numpy import save_file
 
 from detkds_api.app import create_app
 from detkds_api.settings import Settings
+from detkds_core.catalogue import BUILT_IN
+from detkds_core.catalogue.own import write_file
 from detkds_core.store import Store, distillations, results, searches
 
 CLASSES = ("circle", "square")
@@ -212,3 +217,46 @@ def of_distillation(service: Service) -> Callable[..., str]:
             ).id
 
     return make
+
+
+def environment(home: Path, detectors: Path, port: int = 0) -> dict[str, str]:
+    """That of a service with detectors of its own, in a process of its own."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DETKDS_")}
+    return inherited | {
+        "DETKDS_HOME": str(home),
+        "DETKDS_PORT": str(port),
+        "DETKDS_DATA_ROOTS": str(home / "roots"),
+        "DETKDS_DETECTORS": str(detectors),
+    }
+
+
+@contextmanager
+def started(home: Path, detectors: Path) -> Iterator[httpx2.Client]:
+    """Such a service, and a client of it."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "detkds_api"], env=environment(home, detectors, port), stderr=subprocess.DEVNULL)
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    http.get("/health")
+                    break
+                except httpx2.TransportError:
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+            yield http
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def own_detectors(tmp_path: Path) -> Path:
+    """A folder with `mine`, a GFL."""
+    folder = tmp_path / "detectors"
+    folder.mkdir()
+    config = json.loads(json.dumps(BUILT_IN["gfl_r18w8_fpn32"].config))
+    write_file(replace(BUILT_IN["gfl_r18w8_fpn32"], name="mine", title="a GFL of mine", config=config, own=True), folder)
+    return folder

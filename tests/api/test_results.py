@@ -23,6 +23,8 @@ def finished(service):
     (folder / "student.safetensors").write_bytes(WEIGHTS)
     (folder / "student.pth").write_bytes(b"pickled")
     (folder / "student_config.py").write_bytes(b"model = {}")
+    (folder / "student_last.safetensors").write_bytes(b"at the end")
+    (folder / "student_last.pth").write_bytes(b"pickled at the end")
     (folder / "detections.json").write_text('{"student": [], "teacher": []}')
     body = {
         "dataset": "shapes",
@@ -33,6 +35,7 @@ def finished(service):
     }
     made = []
     good = {"checkpoint": "job/1/student.safetensors", "checkpoint_pth": "job/1/student.pth", "detections": "job/1/detections.json"}
+    good |= {"checkpoint_last": "job/1/student_last.safetensors", "checkpoint_last_pth": "job/1/student_last.pth"}
     good["config"] = "job/1/student_config.py"
     good["digests"] = {"checkpoint": DIGEST}
     for artifacts in (good, {"checkpoint": "../../../../etc/passwd"}):
@@ -74,7 +77,13 @@ def test_a_result_carries_its_evidence(service, finished):
 
 @pytest.mark.parametrize(
     ("format", "suffix", "content"),
-    [("safetensors", "safetensors", WEIGHTS), ("pth", "pth", b"pickled"), ("config", "py", b"model = {}")],
+    [
+        ("safetensors", "safetensors", WEIGHTS),
+        ("pth", "pth", b"pickled"),
+        ("config", "py", b"model = {}"),
+        ("last", "safetensors", b"at the end"),
+        ("last_pth", "pth", b"pickled at the end"),
+    ],
 )
 def test_the_checkpoint_is_a_file(service, finished, format, suffix, content):
     answer = service.http.get(f"/results/{finished[0][1]}/checkpoint", params={"format": format})

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ sys.modules["running_service"] = _running
 _spec.loader.exec_module(_running)
 service = _running.service
 wanted = _running.wanted
+own_detectors = _running.own_detectors
 
 Detkds = Callable[..., subprocess.CompletedProcess]
 
@@ -33,6 +34,13 @@ def detkds(service, tmp_path) -> Detkds:
         )
 
     return run
+
+
+@pytest.fixture
+def own_service(own_detectors, tmp_path) -> Iterator[str]:
+    """The URL of a service that knows the detector `mine`, a process of its own."""
+    with _running.started(tmp_path, own_detectors) as http:
+        yield str(http.base_url).rstrip("/")
 
 
 @pytest.fixture

@@ -182,6 +182,23 @@ def test_an_address_that_cannot_be_listened_on_is_said_so(detkds, tmp_path):
     assert refused.count("would open this service to the network without a key") == 1, "asked once, for it would say the same again"
 
 
+def test_the_help_says_what_every_command_is_for(detkds):
+    done = detkds("--help", COLUMNS="80")
+    assert done.returncode == 0
+    assert "Make a small detector better by letting it imitate a strong one" in paragraph(done.stdout)
+    commands = done.stdout.partition("Commands:\n")[2].splitlines()
+    assert len(commands) > 25
+    assert [line for line in commands if line.endswith("...")] == [], "cut off"
+    assert re.fullmatch(r"detkds \d+\.\d+\.\d+\n", detkds("--version").stdout)
+
+
+def test_the_search_space_is_counted_as_json(detkds):
+    rows = json.loads(detkds("census", "--knowledge", "localization", "--json").stdout)
+    assert [(one["knowledge"], one["breadth"]) for one in rows] == [("localization", "published"), ("localization", "full")]
+    assert rows[0]["raw"] == rows[0]["legal"] == rows[0]["distinct"] == 4, "l1, iou, giou, kl_edges"
+    assert "--json has no place for what --numerical prints" in detkds("census", "--json", "--numerical").stderr
+
+
 def test_nobody_there_is_one_paragraph(detkds):
     done = detkds("searches", DETKDS_URL="http://127.0.0.1:9")
     assert done.returncode == 1

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from detkds_client import doctor, matchmaker
+from detkds_api.detectors import detector_view
+from detkds_client import doctor, matchmaker, trainable
 from detkds_core.catalogue import BUILT_IN, DETECTORS, PAIRS, exchange, pair_facts
 from detkds_core.catalogue.own import write_file
 from detkds_core.policy import named_policies
 from detkds_core.policy.named import cannot_run
+from detkds_core.store import results, searches
 
 
 def test_this_machine_can_run_detkds(detkds):
@@ -173,7 +175,8 @@ def test_a_detector_takes_the_place_of_the_pairs():
         (("--teacher", "gfl_r50_fp", "--student", "detr_r18"), "'gfl_r50_fp' is not a detector of the catalogue; did you mean gfl_r50_fpn"),
         (("--pair", "zzz"), "one of digits_gfl, trees_gfl"),
         (("--teacher", "gfl_r50_fpn"), "--student is missing: give both, or --pair"),
-        (("--resize",), "--resize, --classes and --batch belong to a pair"),
+        (("--resize",), "--policy, --resize, --classes and --batch belong to a pair"),
+        (("--policy", "pkd"), "--policy, --resize, --classes and --batch belong to a pair: give --pair, or --teacher and --student"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_sentence(detkds, arguments, told):
@@ -183,9 +186,143 @@ def test_what_is_not_there_is_refused_in_one_sentence(detkds, arguments, told):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("entry", BUILT_IN.values(), ids=BUILT_IN)
+def test_a_detector_that_a_service_lists_is_the_one_that_it_knows(entry):
+    listed = json.loads(detector_view(entry).model_dump_json())
+    assert matchmaker.entry_of(listed) == replace(entry, source=None, width=None, config={})
+
+
+def test_a_detector_of_the_services_is_asked_for_where_it_is_known(detkds, own_service, own_detectors):
+    asked = ("doctor", "--teacher", "mine", "--student", "gfl_r18w16_fpn32", "--json")
+    for options, environment in (((), {"DETKDS_URL": own_service}), (("--url", own_service), {"DETKDS_URL": ""})):
+        done = detkds(*asked, *options, **environment)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert (found["teacher"]["title"], found["teacher"]["edge_bins"], found["signals"]["edges"]) == ("a GFL of mine", 9, None)
+    done = detkds("doctor", "--pair", "digits_gfl", "--student", "mine", "--policy", "kl_edges(localization)", DETKDS_URL=own_service)
+    assert done.returncode == 0, done.stderr
+    done = detkds(*asked, DETKDS_URL="", DETKDS_DETECTORS=str(own_detectors))
+    assert json.loads(done.stdout)["teacher"]["name"] == "mine", "without a service, this machine's folder"
+
+
+def test_a_detector_that_nobody_knows_says_who_was_asked(detkds, own_service):
+    def told(**environment):
+        done = detkds("doctor", "--teacher", "mime", "--student", "gfl_r18w16_fpn32", **environment)
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr
+
+    assert told(DETKDS_URL=own_service) == "'mime' is not a detector of the catalogue; did you mean mine?\n"
+    first, second = told(DETKDS_URL="").splitlines()
+    assert first.startswith("'mime' is not a detector of the catalogue; one of gfl_r18w8_fpn32")
+    assert second.startswith("A detector of your own is known to the service, which was not asked: no service is known:")
+    done = detkds("doctor", "--teacher", "mine", "--student", "gfl_r18w16_fpn32", "--url", "http://127.0.0.1:9")
+    assert done.stderr.startswith("no answer from http://127.0.0.1:9")
+
+
+def test_a_policy_that_a_pair_can_train_with(detkds):
+    wanted = "2*l2(standardize(global)) + 3·l2(standardize(global)) + kl_edges[T=2](localization)"
+    done = detkds("doctor", "--pair", "digits_gfl", "--policy", wanted, DETKDS_URL="")
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[1:] == [
+        "10 classes, 8 images a batch on a device",
+        "",
+        "part formula needs on this pair",
+        "terms[0] 2·l2(standardize(global)) features legal",
+        "terms[1] 3·l2(standardize(global)) features legal",
+        "terms[2] kl_edges[T=2](localization) edges, logits legal",
+        "",
+        "canonical form 5·l2(standardize(global)) + kl_edges[T=2](localization)",
+        "signals edges, features, logits",
+        "can train yes",
+    ]
+    found = json.loads(detkds("doctor", "--pair", "digits_gfl", "--policy", "5·l2(standardize(global))", "--json").stdout)
+    assert (found["can_train"], found["name"], found["signals"]) == (True, "pkd", ["features"])
+    assert found["policy"] == {
+        "terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 5.0}]
+    }
+
+
+def test_a_policy_that_it_cannot_train_with_is_told_part_by_part(detkds):
+    wanted = "kl(logits) + kl_edges(localization) + l2(global) + l1[region=proposals](logits) + crosskd"
+    asked = ("doctor", "--teacher", "gfl_r50_fpn", "--student", "fcos_r18w8_fpn32", "--policy", wanted)
+    done = detkds(*asked, "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert (found["can_train"], found["canonical"], found["policy"], found["signals"]) == (False, None, None, None)
+    faults = {part["path"]: [one["field"] for one in part["faults"]] for part in found["parts"]}
+    assert faults == {"terms[0]": ["transforms[0]"], "terms[1]": ["distance"], "terms[2]": [], "terms[3]": ["region"], "distillers[0]": []}
+    assert [part["signals"] for part in found["parts"][:3]] == [None, ["edges", "logits"], ["features"]]
+    shown = detkds(*asked)
+    assert (shown.returncode, shown.stderr) == (1, "")
+    lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    reason = "distance: 'kl_edges' needs edge distributions of both detectors (GFL); one of l1, iou, giou, diou"
+    assert f"terms[1] kl_edges(localization) edges, logits {reason}" in lines
+    assert lines[-1] == "can train no: 3 of 5 parts are refused"
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("pkdd", "--policy: 'pkdd' is not a named policy; did you mean pkd?"),
+        ("l2(global", "--policy: terms[0]: column 10: the end where ')' should be"),
+        ("l2(globe)", "--policy: terms[0].knowledge: 'globe' is not a kind of knowledge; one of global,"),
+        ("@/nothing/here.json", "/nothing/here.json cannot be read as JSON"),
+        ("search:none", "there is no search none; `detkds searches` lists them"),
+    ],
+)
+def test_a_policy_that_cannot_be_read_is_refused_in_one_sentence(detkds, policy, told):
+    done = detkds("doctor", "--pair", "digits_gfl", "--policy", policy)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(told)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_winner_of_a_search_and_a_file_are_policies_too(detkds, service, wanted, tmp_path):
+    one = service.http.post("/searches", json=wanted).json()["id"]
+    asked = ("doctor", "--pair", "digits_gfl", "--json", "--policy")
+    assert detkds(*asked, f"search:{one}").stderr == f"--policy: search {one} is QUEUED, and has no winner\n"
+    policy = {"terms": [{"knowledge": "logits", "transforms": ["softmax_C"], "distance": "kl", "weight": 2.0}]}
+    with service.store.begin() as session:
+        search = searches.get(session, one)
+        searches.start(session, search)
+        searches.confirm(session, search)
+        results.create(session, search, policy=policy, ap=30.0, metrics={}, evidence={}, artifacts={}, environment={})
+        searches.succeed(session, search)
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    for text in (f"search:{one}", f"@{tmp_path / 'policy.json'}"):
+        assert json.loads(detkds(*asked, text).stdout)["canonical"] == "2·kl(softmax_C(logits))"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["pkd", "none", "ld_main", "pear(mm(logits))", "kl(logits)", "l1[region=proposals](logits)", "l2(global) + kl(logits)", "crosskd"],
+)
+@pytest.mark.parametrize("student", ["gfl_r18w8_fpn32", "faster_rcnn_r18w8_fpn32"])
+def test_the_doctor_and_the_service_are_of_one_mind(service, wanted, student, policy):
+    body = {name: wanted[name] for name in ("dataset", "teacher", "recipe")}
+    answer = service.http.post("/distill", json={**body, "student": {"detector": student}, "policy": policy})
+    asked = matchmaker.question(None, "gfl_r18w32_fpn32", student, classes=2, batch=2)
+    found = trainable.examine(asked, trainable.read_policy(policy))
+    assert found["can_train"] is (answer.status_code == 202), answer.text
+    if found["can_train"]:
+        assert answer.json()["formula"] == found["canonical"]
+        return
+    told = {f"{part['path']}.{one['field']}".rstrip(".") + f": {one['message']}" for part in found["parts"] for one in part["faults"]}
+    assert {error["message"] for error in answer.json()["errors"]} == told
+
+
+def test_a_distiller_that_learns_from_a_teacher_with_masks_says_what_the_dataset_must_have():
+    asked = matchmaker.question("cascade_mask_x101_mask_rcnn_r50", None, None)
+    assert trainable.examine(asked, trainable.read_policy("pkd"))["notes"] == []
+    (note,) = trainable.examine(asked, trainable.read_policy("maskd"))["notes"]
+    assert note == "maskd first learns with the teacher, which learns masks too: the dataset must have segmentations"
+
+
 def test_a_pair_is_examined_without_torch():
     script = (
         "import sys; from detkds_client import matchmaker as m; q = m.question('gfl_r101_r50', None, None); m.report(q, m.examine(q));"
+        " from detkds_client import trainable as t; t.report(q, t.examine(q, t.read_policy('fgd + kl_edges(localization)')));"
         " assert not {'torch', 'mmdet', 'mmcv', 'mmengine'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -147,13 +147,13 @@ def test_a_change_of_a_part_of_what_was_given_whole_is_refused():
         (["label", "none", "--name", "a"], "none is neither a search nor a distillation"),
         (["clone", "none"], "none is neither a search nor a distillation"),
         (["clone", "none", "--set", "seed"], "--set seed: write it as FIELD=VALUE, for example --set confirmation.seeds=3"),
-        (["compare", "none"], "?ids: 1 given; 2 to 20 results can be compared"),
-        (["compare", "none", "neither"], "there is no result none, neither"),
-        (["searches", "--sort", "ap"], "?sort: 'ap' should be 'created_at', '-created_at'"),
+        (["compare", "none"], "one result alone; give 2 to 20: detkds compare ID ID"),
+        (["compare", "none", "neither"], "there is no result none, neither; `detkds results` lists them"),
+        (["searches", "--sort", "ap"], "--sort: 'ap' should be 'created_at', '-created_at'"),
         (["searches", "none", "--tag", "a"], "--tag: for lists; leave the id out, or the option"),
         (["results", "none", "--ap-at-least", "3"], "--ap-at-least: for lists"),
-        (["results", "--term", "l3"], "?term: 'l3' is in no policy; one of abs,"),
-        (["candidates", "none"], "there is no search none"),
+        (["results", "--term", "l3"], "--term: 'l3' is in no policy; one of abs,"),
+        (["candidates", "none"], "there is no search none; `detkds searches` lists them"),
     ],
 )
 def test_a_mistake_is_one_paragraph(detkds, arguments, message):

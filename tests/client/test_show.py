@@ -1,6 +1,9 @@
 """How documents look where nobody looks at a terminal."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from detkds_client import show, show_tables
 
@@ -145,6 +148,41 @@ def test_the_losses_of_a_training_and_their_ratio():
     stopped = [{"iteration": 10, "task": 2.0, "distill/fgd_focal": 3.0}, {"iteration": 20, "task": 1.0}]
     assert show.loss_lines(stopped) == ["task: 2 to 1", "distill/fgd_focal: 3 to 0", "distillation to task: 1.5 to 0"]
     assert show.loss_lines([]) == []
+
+
+def test_a_name_that_is_copied_is_not_broken_in_a_narrow_terminal():
+    columns = [("detector", ""), ("family", ""), ("strides", "wide"), ("what it is", "")]
+    rows = [("cascade_mask_rcnn_x101_dcn_fpn", "cascade_mask_rcnn", "4 8 16 32 64", "Cascade Mask R-CNN X101-DCN")]
+    narrow = Console(width=60, record=True, file=io.StringIO())
+    narrow.print(show.table(columns, rows, narrow.width))
+    told = narrow.export_text()
+    assert "cascade_mask_rcnn_x101_dcn_fpn" in told
+    assert "strides" not in told
+
+
+def test_of_many_measurements_every_so_many_and_the_best_are_shown(capsys):
+    found = [{"iteration": 10 * place, "ap": 1.0, "ap50": 2.0, "ap75": 0.5, "images": 9} for place in range(1, 43)]
+    found[4] |= {"ap": 5.0}
+    show.evaluations([{**one, "segm": {"ap": 0.7}} for one in found], 50, None)
+    first, headings, *rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    told = "on 9 selection images (every 3rd of 42, and the best; --json has all)"
+    assert (first, headings) == (f"measured on its way, seed unknown, {told}", "iteration AP AP50 AP75 mask AP")
+    assert rows[:3] == ["30 1.0 2.0 0.5 0.7", "50 5.0 2.0 0.5 0.7 the best: exported", "60 1.0 2.0 0.5 0.7"]
+    assert [int(row.split()[0]) for row in rows] == sorted({*range(30, 421, 30), 50})
+
+
+@pytest.mark.parametrize(("number", "text"), [(2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (21, "21st"), (112, "112th")])
+def test_ordinals(number, text):
+    assert show.ordinal(number) == text
+
+
+def test_a_student_that_was_measured_at_its_end_alone_has_its_last_weights(capsys):
+    show.result(result(checkpoint=True, metrics={"student": {"iteration": 3000}}))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-2:] == [
+        "student the weights of iteration 3,000, the last",
+        "checkpoint detkds results r --checkpoint student.safetensors",
+    ]
 
 
 def test_a_search_is_shown_with_whom_it_was_measured_against(capsys):

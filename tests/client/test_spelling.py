@@ -2,7 +2,7 @@
 
 import pytest
 
-from detkds_client.spelling import distillers_of, names, numbers
+from detkds_client.spelling import distillers_of, in_commands, names, numbers
 
 
 def test_an_option_with_commas_may_be_repeated():
@@ -19,3 +19,17 @@ def test_an_option_that_is_not_given_says_nothing(read):
 def test_empty_rungs_are_none_at_all():
     assert numbers("--rungs", [""]) == []
     assert distillers_of(["all"]) == "all"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("there is no dataset 'x'; GET /datasets lists them", "there is no dataset 'x'; `detkds datasets` lists them"),
+        ("it has none; distil with its policy first (POST /distill)", "it has none; distil with its policy first (`detkds distill`)"),
+        ("?ap_at_least: 'x' is no number\n?sort: wrong", "--ap-at-least: 'x' is no number\n--sort: wrong"),
+        ("GET /searches?state=SUCCEEDED lists those", "GET /searches?state=SUCCEEDED lists those"),
+        ("'x' is refused (GET /datasets/x); GET /search-space", "'x' is refused (GET /datasets/x); GET /search-space"),
+    ],
+)
+def test_what_a_service_says_of_itself_is_told_in_commands(said, told):
+    assert in_commands(said) == told

@@ -34,7 +34,7 @@ def test_workers_are_listed_drained_and_taken_back(detkds, held):
     assert json.loads(detkds("workers", "undrain", drained["id"], "--json").stdout)["state"] == "busy"
     wrong = detkds("workers", "drain", "gpu-9")
     assert wrong.returncode == 1
-    assert wrong.stderr.strip() == "there is no worker 'gpu-9': gpu-0"
+    assert wrong.stderr.strip() == "there is no worker 'gpu-9'; one of gpu-0"
 
 
 def test_a_job_is_shown_where_it_runs_or_with_why_it_waits(service, detkds, pairing, held):
@@ -53,6 +53,19 @@ def test_a_job_is_shown_where_it_runs_or_with_why_it_waits(service, detkds, pair
         ["waiting", "paused"],
         ["priority", "2"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("done", "of_search", "told"),
+    [
+        (24, {}, "best AP 3.0 on selection images"),
+        (26, {}, "AP 3.0 on report images"),
+        (26, {"best": None}, "best AP 3.0 on selection images"),
+    ],
+)
+def test_a_watcher_is_told_on_which_images_an_ap_was_measured(done, of_search, told):
+    progress = {"step": "training", "done": done, "total": 26, "best_ap": 3.0}
+    assert show_progress.best_so_far({"progress": progress, **of_search}) == told
 
 
 def test_a_watcher_is_told_why_it_waits(capsys):

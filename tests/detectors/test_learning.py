@@ -10,7 +10,7 @@ from detkds_core.catalogue import DETECTORS, exchange, pair_facts
 from detkds_core.detectors.build import build_detector
 from detkds_core.detectors.pair import Student, Teacher, check_policy, make_adapters, match_levels
 from detkds_core.detectors.tap import dense_head
-from detkds_core.losses.policy import needs, policy_losses
+from detkds_core.losses import needs, policy_losses
 from detkds_core.losses.signals import Scene
 from detkds_core.policy import parse_formula
 from detkds_core.policy.named import cannot_run

@@ -8,7 +8,7 @@ import torch
 from detkds_core.catalogue import DETECTORS
 from detkds_core.detectors.build import build_detector
 from detkds_core.detectors.pair import Student, Teacher, check_policy, match_levels
-from detkds_core.losses.policy import needs, policy_losses
+from detkds_core.losses import needs, policy_losses
 from detkds_core.losses.signals import Scene
 from detkds_core.policy import parse_formula
 

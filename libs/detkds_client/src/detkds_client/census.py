@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from detkds_core.policy import PairFacts
-from detkds_core.policy.census import census, census_table
+from detkds_core.policy.census import Census, census
 from detkds_core.policy.vocabulary import BREADTHS, KNOWLEDGE
 
 
@@ -15,13 +15,13 @@ class CensusError(Exception):
     """Why there is nothing to count."""
 
 
-def report(images: int, knowledge: Sequence[str] = ()) -> None:
-    """Print how many formulas a pair has that can exchange everything, at each knowledge's own place."""
+def counted(images: int, knowledge: Sequence[str] = ()) -> list[Census]:
+    """How many formulas a pair has that can exchange everything, at each knowledge's own place. Raises CensusError."""
     for name in knowledge:
         if name not in KNOWLEDGE:
             raise CensusError(f"{name!r} is not a kind of knowledge; one of {', '.join(KNOWLEDGE)}")
     facts = PairFacts(images_per_batch=images, has_edges=True, has_points=True)
-    print(census_table([census(kind, facts, breadth) for kind in knowledge or KNOWLEDGE for breadth in BREADTHS]))
+    return [census(kind, facts, breadth) for kind in knowledge or KNOWLEDGE for breadth in BREADTHS]
 
 
 def numbers(knowledge: Sequence[str] = ()) -> None:

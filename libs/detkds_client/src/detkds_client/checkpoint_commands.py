@@ -15,7 +15,7 @@ from detkds_client.options import Classes, Json, Refusal, Url, connected
 from detkds_client.spelling import names
 from detkds_client.types import Checkpoint
 
-Detector = Annotated[str | None, typer.Option(help="Whose weights they are (`detkds pairs`); a request for another is then refused.")]
+Detector = Annotated[str | None, typer.Option(help="Whose weights they are (`detkds detectors`); a request for another is then refused.")]
 Called = Annotated[str | None, typer.Option("--name", help="What to call it; default: the file's name.")]
 
 checkpoints_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -39,7 +39,7 @@ def upload(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Send a checkpoint in parts; the same command again goes on where one broke off."""
+    """Send a checkpoint in parts. The same command again goes on where one broke off."""
     if not file.is_file():
         raise Refusal(f"{file} is no file")
     bar = Progress(
@@ -74,7 +74,7 @@ def add(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Take in a checkpoint that lies on the service's machine, or on a host that it may fetch from."""
+    """Take in a checkpoint without sending it. It lies on the service's machine, or on a host that it may fetch from."""
     with connected(url) as client:
         done = client.add_checkpoint(place, sha256=sha256, name=name, classes=names(classes), detector=detector)
     tell(done, as_json)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -14,24 +16,24 @@ from detkds_client import result_commands, run_commands, show, start_commands
 from detkds_client.checkpoint_commands import checkpoints_app
 from detkds_client.connection import DigestError, ProblemError, ServiceUnreachable
 from detkds_client.detector_commands import detectors_app
+from detkds_client.doctor_command import doctor
 from detkds_client.key_commands import keys_app
 from detkds_client.options import Classes, Json, Refusal, Url, connected
 from detkds_client.show_progress import checking
-from detkds_client.spelling import names
+from detkds_client.spelling import in_commands, names
 from detkds_client.worker_commands import job, logs, workers_app
-from detkds_core.catalogue import OWN_FAULTS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 app.add_typer(
     datasets_app,
     name="datasets",
-    help="List datasets; `detkds datasets add` registers one of yours, `show` says how it is.",
+    help="List datasets; `add` registers one, `show` says how it is.",
 )
-app.add_typer(detectors_app, name="detectors", help="List detectors; `detkds detectors add` makes one of yours known.")
-app.add_typer(checkpoints_app, name="checkpoints", help="List uploaded checkpoints; `detkds checkpoints upload` sends one.")
-app.add_typer(keys_app, name="keys", help="List API keys; `detkds keys create` makes one, `detkds keys revoke` ends one.")
-app.add_typer(workers_app, name="workers", help="List workers and what they hold; `detkds workers drain` gives one no more jobs.")
+app.add_typer(detectors_app, name="detectors", help="List detectors; `add` makes one of yours known.")
+app.add_typer(checkpoints_app, name="checkpoints", help="List uploaded checkpoints; `upload` sends one.")
+app.add_typer(keys_app, name="keys", help="List API keys; `create` makes one, `revoke` ends one.")
+app.add_typer(workers_app, name="workers", help="List workers and their jobs; `drain` gives one no more.")
 
 
 COMMANDS = (
@@ -40,6 +42,25 @@ COMMANDS = (
     *(run_commands.watch, run_commands.pause, run_commands.resume, run_commands.cancel),
     *(result_commands.results, result_commands.compare, job, logs),
 )
+
+
+def tell_version(wanted: bool) -> None:
+    """Print it, if it is asked for, and end."""
+    if wanted:
+        print(f"detkds {version('detkds_client')}")
+        raise typer.Exit
+
+
+@app.callback()
+def detkds(
+    _: Annotated[bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Print the version and end.")] = False,
+) -> None:
+    """Make a small detector better by letting it imitate a strong one: search the policy that suits the pair, and train with it.
+
+    Most commands ask a service: `detkds serve` runs one here. `detkds COMMAND --help` says more.
+    """
+
+
 for command in COMMANDS:
     app.command()(command)
 
@@ -82,7 +103,7 @@ def show_dataset(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show a dataset: what it has, how far its check is, or what is wrong with it."""
+    """Show a dataset. What it has, how far its check is, or what is wrong with it."""
     with connected(url) as client:
         found = client.dataset(name)
     show.as_json(found) if as_json else show.dataset(found)
@@ -90,7 +111,7 @@ def show_dataset(
 
 @app.command()
 def policies(url: Url = None, as_json: Json = False) -> None:
-    """List the named policies: no distillation, hand-designed distillers, published searches."""
+    """List the named policies. No distillation, hand-designed distillers, published searches."""
     with connected(url) as client:
         found = client.policies()
     show.as_json(found) if as_json else show.policies(found)
@@ -99,16 +120,21 @@ def policies(url: Url = None, as_json: Json = False) -> None:
 @app.command()
 def census(
     images: Annotated[int, typer.Option(min=1, help="Images of a batch on one device.")] = 8,
-    knowledge: Annotated[list[str] | None, typer.Option(help="Count only these kinds of knowledge; repeatable.")] = None,
+    knowledge: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Count only these kinds of knowledge; repeatable.")] = None,
     numerical: Annotated[
         bool, typer.Option("--numerical", help="Also compute every formula on toy tensors (needs torch, minutes).")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """How many formulas the search space has, how many are legal and different, and what refuses the others. Needs no service."""
-    from detkds_client.census import CensusError, numbers, report
+    """Count the search space. How many formulas it has, how many are legal and different, and what refuses the others. Needs no service."""
+    from detkds_client.census import CensusError, counted, numbers
+    from detkds_core.policy.census import census_table
 
+    if as_json and numerical:
+        raise Refusal("--json has no place for what --numerical prints; give one of them")
     try:
-        report(images, tuple(knowledge or ()))
+        found = counted(images, tuple(knowledge or ()))
+        show.as_json([asdict(one) for one in found]) if as_json else print(census_table(found))
         if numerical:
             numbers(tuple(knowledge or ()))
     except CensusError as error:
@@ -124,7 +150,7 @@ def pairs(url: Url = None, as_json: Json = False) -> None:
         show.as_json(catalogue)
         return
     rows = [(one["name"], one["dataset"], "yes" if one["ready"] else "no", one["title"]) for one in catalogue["pairs"]]
-    show.listed([("pair", ""), ("dataset", ""), ("teacher ships", ""), ("what it is", "")], rows, "No pair.")
+    show.listed([("pair", ""), ("dataset", "wide"), ("teacher ships", ""), ("what it is", "")], rows, "No pair.")
     print()
     show.listed([("detector", ""), ("what it is", "")], [(one["name"], one["title"]) for one in catalogue["detectors"]], "No detector.")
 
@@ -136,7 +162,7 @@ def serve(
     port: Annotated[int, typer.Option(envvar="DETKDS_PORT", help="0 takes a free one.", min=0, max=65535)] = 8350,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Jobs trained at once, each by a trainer of DETKDS_THREADS threads.")] = 1,
 ) -> None:
-    """Run the service on this machine: api, evolver and workers, until Ctrl-C."""
+    """Run the service on this machine. Api, evolver and workers, until Ctrl-C."""
     from detkds_client.serve import ServeError
     from detkds_client.serve import serve as run
 
@@ -146,37 +172,7 @@ def serve(
         raise Refusal(str(error)) from error
 
 
-@app.command()
-def doctor(
-    pair: Annotated[str | None, typer.Option(help="Examine a pair of the catalogue instead of this machine.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Examine two detectors: this one teaches ...")] = None,
-    student: Annotated[str | None, typer.Option(help="... this one.")] = None,
-    resize: Annotated[bool, typer.Option("--resize", help="Match levels of different strides too.")] = False,
-    classes: Annotated[int | None, typer.Option(min=1, help="Of the dataset; else the pair's, else 80.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images a step on one device; else the pair's, else 8.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-) -> None:
-    """Check this machine: Python, packages, operations, threads, GPU, disk, database, broker. Or a pair: what can pass, and why not."""
-    if pair or teacher or student:
-        from detkds_client import matchmaker
-
-        if OWN_FAULTS:
-            raise Refusal("\n".join(OWN_FAULTS))
-        try:
-            asked = matchmaker.question(pair, teacher, student, resize=resize, classes=classes, batch=batch)
-        except matchmaker.UnknownNameError as error:
-            raise Refusal(str(error)) from error
-        answer = matchmaker.examine(asked)
-        show.as_json(answer) if as_json else matchmaker.report(asked, answer)
-        return
-    if resize or classes or batch:
-        raise Refusal("--resize, --classes and --batch belong to a pair: give --pair, or --teacher and --student")
-    from detkds_client.doctor import examine, report
-
-    findings = examine()
-    show.as_json([finding._asdict() for finding in findings]) if as_json else report(findings)
-    if any(finding.level == "fail" for finding in findings):
-        raise typer.Exit(1)
+app.command()(doctor)
 
 
 @app.command()
@@ -187,7 +183,7 @@ def demo(
         bool, typer.Option("--train-teacher", help="Train the teacher anew instead of taking the one that ships.")
     ] = False,
 ) -> None:
-    """The whole way once on real images: search, distil, and show what came out."""
+    """The whole way once on real images. Search, distil, and show what came out."""
     from detkds_client import demo as story
 
     story.run(dataset=dataset, seed=seed, train_teacher=train_teacher)
@@ -200,7 +196,7 @@ def convert(
     classes: Classes = None,
     backbone: Annotated[bool, typer.Option("--backbone", help="Only the backbone, of a detector or a published classifier.")] = False,
 ) -> None:
-    """Make a checkpoint ready for the service: a teacher's, with its class names in the header, or the backbone a student begins with."""
+    """Make a checkpoint ready for the service. A teacher's, with its class names in the header, or the backbone a student begins with."""
     from detkds_client.convert import ConvertError
     from detkds_client.convert import convert as run
 
@@ -227,7 +223,7 @@ def main() -> None:
     try:
         app()
     except ProblemError as error:
-        explain(str(error))
+        explain(in_commands(str(error)))
         sys.exit(1)
     except (ServiceUnreachable, DigestError, Refusal, TimeoutError) as error:
         explain(str(error))

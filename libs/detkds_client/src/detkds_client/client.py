@@ -34,6 +34,7 @@ from detkds_client.types import (
 
 CHECK_SECONDS = 1800.0  # that the service may take to check a whole checkpoint
 JsonPolicy = Mapping[str, Any]
+Format = Literal["safetensors", "pth", "config", "last", "last_pth"]
 
 
 class Client(Connection):
@@ -265,11 +266,10 @@ class Client(Connection):
     def result(self, result_id: str) -> Result:
         return cast(Result, self.get(f"/results/{result_id}"))
 
-    def download_checkpoint(
-        self, result_id: str, path: str | Path, format: Literal["safetensors", "pth", "config"] = "safetensors"
-    ) -> Path:
+    def download_checkpoint(self, result_id: str, path: str | Path, format: Format = "safetensors") -> Path:
         """Write the distilled student's weights, or the MMDetection configuration that goes with them, to `path`.
 
+        Of a student that was measured on its way, these are the best weights; `last` and `last_pth` are those of the end of its training.
         The file appears whole or not at all, compared with the SHA-256 that the service tells; a connection that breaks off is taken up
         again where it was. Raises DigestError, ProblemError, ServiceUnreachable.
         """

@@ -28,7 +28,7 @@ def detectors(context: typer.Context, url: Url = None, as_json: Json = False) ->
         show.as_json(found)
         return
     rows = [(one["name"], one["family"], " ".join(map(str, one["strides"])), "yes" if one["own"] else "", one["title"]) for one in found]
-    show.listed([("detector", ""), ("family", ""), ("strides", ""), ("own", ""), ("what it is", "")], rows, "No detector.")
+    show.listed([("detector", ""), ("family", ""), ("strides", "wide"), ("own", ""), ("what it is", "")], rows, "No detector.")
 
 
 @detectors_app.command("add")
@@ -39,7 +39,9 @@ def add(
     folder: Annotated[Path | None, typer.Option(help="Where its file shall lie; default: DETKDS_DETECTORS.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the file's content.")] = False,
 ) -> None:
-    """Make a detector of your own known: on the service's machine, or where its folder is copied from. Needs torch, and no service.
+    """Make a detector of your own known.
+
+    On the service's machine, or where its folder is copied from. Needs torch, and no service.
 
     The model of the configuration is built and looked at; what it needs of that is written to NAME.json, as data. Services read the
     folder when they start.

@@ -71,8 +71,8 @@ print("\\n" + json.dumps(found))
 """
 
 
-def examine(environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """All findings, in the order in which they are worth reading."""
+def examine(environment: Mapping[str, str] = os.environ, url: str | None = None) -> list[Finding]:
+    """All findings, in the order in which they are worth reading. url: of the service, else as everywhere."""
     home = Path(environment.get("DETKDS_HOME", "~/.detkds")).expanduser()
     probe = run_probe(environment)
     return [
@@ -84,7 +84,7 @@ def examine(environment: Mapping[str, str] = os.environ) -> list[Finding]:
         disk(home),
         database(environment.get("DETKDS_DATABASE_URL"), home),
         broker(environment.get("DETKDS_BROKER_URL")),
-        service(home, environment.get("DETKDS_URL")),
+        service(home, url or environment.get("DETKDS_URL")),
     ]
 
 

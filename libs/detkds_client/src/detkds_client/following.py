@@ -47,6 +47,7 @@ def follow(client: Client, job_id: str, as_json: bool) -> None:
     else:
         show.search(document) if kind == "search" else show.distillation(document)
         if result is not None:
+            print()
             show.result(result)
             if kind == "search":
                 print(f"\nTrain the student with it: detkds distill --policy search:{job_id}")

@@ -1,22 +1,40 @@
-"""`detkds doctor --pair`: what a teacher can pass to a student, and why not the rest. Needs neither service, nor weights, nor torch."""
+"""`detkds doctor --pair`: what a teacher can pass to a student, and why not the rest. Needs neither weights nor torch.
+
+And no service, unless a detector is not built in: then the service that knows it is asked, where there is one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from rich.text import Text
 
+from detkds_client.client import Client
+from detkds_client.connection import ProblemError, ServiceUnreachable
 from detkds_client.show import console, put, table
-from detkds_core.catalogue import DETECTORS, PAIRS, DetectorEntry, Exchange, Pair, exchange, lacking_regions, pair_facts
+from detkds_core.catalogue import (
+    BUILT_IN,
+    DETECTORS,
+    PAIRS,
+    DetectorEntry,
+    Exchange,
+    Inputs,
+    Pair,
+    exchange,
+    lacking_regions,
+    pair_facts,
+)
 from detkds_core.policy import SearchSpace, named_policies
 from detkds_core.policy.named import cannot_run
 from detkds_core.policy.vocabulary import BREADTHS, KNOWLEDGE
 
 CLASSES = {"digits": 10, "trees": 1, "coco": 80}  # of the catalogue's datasets
 DEFAULT_CLASSES, DEFAULT_BATCH = 80, 8
+SERVICE_SECONDS = 10.0
+FACTS = frozenset(one.name for one in fields(DetectorEntry)) - {"source", "width", "config"}  # that a service tells of a detector
 SIGNALS: Mapping[str, str] = {
     "edges": "edge distributions (kl_edges)",
     "points": "point sets (points)",
@@ -57,15 +75,23 @@ def question(
     resize: bool = False,
     classes: int | None = None,
     batch: int | None = None,
+    url: str | None = None,
 ) -> Question:
-    """What was asked for by name; a detector beside a pair takes the place of the pair's. Raises UnknownNameError."""
+    """What was asked for by name; a detector beside a pair takes the place of the pair's.
+
+    url: of the service that knows the detectors that are not built in; None: looked for. Raises UnknownNameError, and where `url` is given
+    what a request raises.
+    """
     chosen = _named("pair", pair, PAIRS) if pair is not None else None
     teacher, student = teacher or (chosen.teacher if chosen else None), student or (chosen.student if chosen else None)
     if teacher is None or student is None:
         raise UnknownNameError(f"--{'teacher' if teacher is None else 'student'} is missing: give both, or --pair")
+    names = [text.partition(":")[0] for text in (teacher, student)]
+    known, why_not = _detectors(names, url)
+    teaching, learning = (_named("detector", name, known, why_not) for name in names)
     return Question(
-        _named("detector", teacher.partition(":")[0], DETECTORS),
-        _named("detector", student.partition(":")[0], DETECTORS),
+        teaching,
+        learning,
         resize,
         classes or (CLASSES.get(chosen.dataset) if chosen else None) or DEFAULT_CLASSES,
         batch or (chosen.full.batch // chosen.full.devices if chosen else DEFAULT_BATCH),
@@ -73,12 +99,38 @@ def question(
     )
 
 
-def _named(what: str, name: str, known: Mapping[str, Any]) -> Any:
+def _detectors(names: Sequence[str], url: str | None) -> tuple[Mapping[str, DetectorEntry], str]:
+    """The detectors that this machine knows and, where a name is not built in, those of the service; and why no service was asked."""
+    if all(name in BUILT_IN for name in names):
+        return DETECTORS, ""
+    try:
+        with Client(url, timeout=SERVICE_SECONDS, retries=0) as client:
+            listed = client.detectors()["detectors"]
+    except (ServiceUnreachable, ProblemError) as error:
+        if url is not None:
+            raise
+        return DETECTORS, str(error)
+    return {**DETECTORS, **{one["name"]: entry_of(one) for one in listed if one["own"] and one.keys() >= FACTS}}, ""
+
+
+def entry_of(listed: Mapping[str, Any]) -> DetectorEntry:
+    """A detector as `GET /detectors` lists it; it lacks the configuration that it is built from."""
+
+    def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+
+    facts = plain({name: listed[name] for name in FACTS})
+    return DetectorEntry(**facts | {"inputs": Inputs(**plain(listed["inputs"]))})
+
+
+def _named(what: str, name: str, known: Mapping[str, Any], why_not: str = "") -> Any:
+    """What is called so. why_not: why there may be others, which nobody was asked about."""
     if name in known:
         return known[name]
     close = get_close_matches(name, known, n=3, cutoff=0.5)
     guess = f"did you mean {' or '.join(close)}?" if close else f"one of {', '.join(known)}"
-    raise UnknownNameError(f"{name!r} is not a {what} of the catalogue; {guess}")
+    others = f"\nA {what} of your own is known to the service, which was not asked: {why_not}" if why_not else ""
+    raise UnknownNameError(f"{name!r} is not a {what} of the catalogue; {guess}{others}")
 
 
 def examine(asked: Question) -> dict[str, Any]:
@@ -147,12 +199,17 @@ def _signals(teacher: DetectorEntry, student: DetectorEntry, offer: Exchange) ->
 
 def report(asked: Question, found: Mapping[str, Any]) -> None:
     """The answer for people."""
-    print(f"{found['teacher']['title']} teaches {found['student']['title']}")
-    print(f"  {asked.classes} class{'es' * (asked.classes > 1)}, {asked.images} image{'s' * (asked.images > 1)} a batch on a device")
+    heading(asked)
     _levels(found)
     _heads(found)
     _knowledge(found)
     _policies(found)
+
+
+def heading(asked: Question) -> None:
+    """Who teaches whom, and how they would be trained."""
+    print(f"{asked.teacher.title} teaches {asked.student.title}")
+    print(f"  {asked.classes} class{'es' * (asked.classes > 1)}, {asked.images} image{'s' * (asked.images > 1)} a batch on a device")
 
 
 def _section(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]]) -> None:

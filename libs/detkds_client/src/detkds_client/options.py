@@ -22,7 +22,8 @@ Teacher = Annotated[
 ]
 Student = Annotated[str | None, typer.Option(help="DETECTOR, or DETECTOR:CHECKPOINT to start from weights.")]
 RecipeFields = Annotated[
-    list[str] | None, typer.Option("--recipe", help="FIELD=VALUE of the recipe, e.g. --recipe iterations=200; repeatable.")
+    list[str] | None,
+    typer.Option("--recipe", metavar="FIELD=VALUE", help="A field of the recipe, e.g. --recipe iterations=200; repeatable."),
 ]
 Inherit = Annotated[
     bool | None, typer.Option("--inherit/--no-inherit", help="Start from the teacher's neck and head; default: as the pair says.")
@@ -35,10 +36,11 @@ DeviceMemory = Annotated[int | None, typer.Option("--device-memory", help="GiB t
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until the end, or return at once.")]
 Name = Annotated[str | None, typer.Option(help="A name to find it again by.")]
 Notes = Annotated[str | None, typer.Option(help="What is worth remembering of it.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", help="A word to find it again by; repeatable.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="A word to find it again by; repeatable.")]
 Classes = Annotated[
     list[str] | None,
     typer.Option(
+        metavar="NAME,...",
         help="Class names in the order of training, when the checkpoint does not name them, with commas between or repeated.",
     ),
 ]

@@ -8,14 +8,19 @@ from typing import Annotated
 import typer
 
 from detkds_client import show, show_tables
+from detkds_client.client import Client, Format
 from detkds_client.options import Json, Limit, Refusal, Url, connected, only_lists
 
 
 def results(
-    result_id: Annotated[str | None, typer.Argument(help="One result; without it, the newest results.")] = None,
+    result_id: Annotated[str | None, typer.Argument(metavar="ID", help="One result; without it, the newest.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Write its student here: .safetensors, or .pth for MMDetection with a .py beside it.")
+        Path | None,
+        typer.Option(
+            help="Write its student here: .safetensors, or .pth for MMDetection with a .py beside it. Measured on its way, the best one."
+        ),
     ] = None,
+    last: Annotated[Path | None, typer.Option(help="Write the weights of the end of its training here, likewise.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write its report here, one HTML file that stands alone.")] = None,
     name: Annotated[str | None, typer.Option(help="Those whose name contains this.")] = None,
     tag: Annotated[str | None, typer.Option(help="Those of searches and distillations with this tag.")] = None,
@@ -33,7 +38,10 @@ def results(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """List results, show one, or take its checkpoint and its report."""
+    """List results, or show one.
+
+    Of one, also fetch the student, which needs MMDetection alone, and the report.
+    """
     asked: dict[str, str | float | None] = {
         "name": name,
         "tag": tag,
@@ -48,24 +56,27 @@ def results(
     }
     with connected(url) as client:
         if result_id is None:
-            if checkpoint is not None:
-                raise Refusal("--checkpoint needs the result's id: detkds results ID --checkpoint student.safetensors")
-            if report is not None:
-                raise Refusal("--report needs the result's id: detkds results ID --report report.html")
+            for option, path, example in (
+                ("--checkpoint", checkpoint, "student.safetensors"),
+                ("--last", last, "last.safetensors"),
+                ("--report", report, "report.html"),
+            ):
+                if path is not None:
+                    raise Refusal(f"{option} needs the result's id: detkds results ID {option} {example}")
             found = client.results(limit=limit, **asked)
             show.as_json(found) if as_json else show.results(found)
             return
         only_lists(asked)
+        if checkpoint is not None and checkpoint == last:
+            raise Refusal(f"--checkpoint and --last are both {last}; give two names")
+        for path in (checkpoint, last):
+            if path is not None and path.suffix not in (".safetensors", ".pth"):
+                raise Refusal(f"{path} is neither .safetensors nor .pth")
         one = client.result(result_id)
         if checkpoint is not None:
-            if checkpoint.suffix not in (".safetensors", ".pth"):
-                raise Refusal(f"{checkpoint} is neither .safetensors nor .pth")
-            try:
-                client.download_checkpoint(result_id, checkpoint, "pth" if checkpoint.suffix == ".pth" else "safetensors")
-                if checkpoint.suffix == ".pth":
-                    client.download_checkpoint(result_id, checkpoint.with_suffix(".py"), "config")
-            except OSError as error:
-                raise Refusal(f"{checkpoint} cannot be written: {error.strerror}") from error
+            fetch(client, result_id, checkpoint, last=False)
+        if last is not None:
+            fetch(client, result_id, last, last=True)
         if report is not None:
             page = client.report(result_id)
             try:
@@ -78,17 +89,31 @@ def results(
         show.result(one)
         if report is not None:
             print(f"The report is in {report}.")
-        if checkpoint is not None:
-            with_it = f", its MMDetection configuration in {checkpoint.with_suffix('.py')}" if checkpoint.suffix == ".pth" else ""
-            print(f"The student is in {checkpoint}{with_it}.")
+        for what, path in (("student is", checkpoint), ("weights of the end of its training are", last)):
+            if path is not None:
+                with_it = f", its MMDetection configuration in {path.with_suffix('.py')}" if path.suffix == ".pth" else ""
+                print(f"The {what} in {path}{with_it}.")
+
+
+def fetch(client: Client, result_id: str, path: Path, *, last: bool) -> None:
+    """Write the best weights or the last ones to `path`; with a .pth goes its configuration, in a .py of the same name. Raises Refusal."""
+    formats: tuple[Format, Format] = ("last", "last_pth") if last else ("safetensors", "pth")
+    try:
+        client.download_checkpoint(result_id, path, formats[path.suffix == ".pth"])
+        if path.suffix == ".pth":
+            client.download_checkpoint(result_id, path.with_suffix(".py"), "config")
+    except OSError as error:
+        raise Refusal(f"{path} cannot be written: {error.strerror}") from error
 
 
 def compare(
-    result_ids: Annotated[list[str], typer.Argument(metavar="ID ID ...", help="Results: 2 to 20.")],
+    result_ids: Annotated[list[str], typer.Argument(metavar="ID", help="Results: 2 to 20.")],
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show several results side by side; those that were measured on other images stand apart, with the reason."""
+    """Show several results side by side. Those that were measured on other images stand apart, with the reason."""
+    if len(result_ids) < 2:
+        raise Refusal("one result alone; give 2 to 20: detkds compare ID ID")
     with connected(url) as client:
         found = client.compare(result_ids)
     show.as_json(found) if as_json else show_tables.comparison(found)

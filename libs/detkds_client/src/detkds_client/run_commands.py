@@ -22,7 +22,9 @@ Sort = Annotated[
 
 
 def searches(
-    search_id: Annotated[str | None, typer.Argument(help="One search, with its best candidates; without it, the newest searches.")] = None,
+    search_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="One search, with its best candidates; without it, the newest.")
+    ] = None,
     state: State = None,
     tag: Tag = None,
     name: NamePart = None,
@@ -62,7 +64,7 @@ def searches(
 
 
 def distillations(
-    distillation_id: Annotated[str | None, typer.Argument(help="One distillation; without it, the newest.")] = None,
+    distillation_id: Annotated[str | None, typer.Argument(metavar="ID", help="One distillation; without it, the newest.")] = None,
     state: State = None,
     tag: Tag = None,
     name: NamePart = None,
@@ -94,7 +96,7 @@ def candidates(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """List what a search tried: how each policy was made and of which others, every AP of it, and why it was refused."""
+    """List what a search tried. How each policy was made and of which others, every AP of it, and why it was refused."""
     with connected(url) as client:
         found = client.candidates(search_id, state=state, stage=stage, island=island, operator=operator)
     show.as_json(found) if as_json else show_tables.lineage(found)
@@ -104,13 +106,13 @@ def label(
     job_id: RunId,
     name: Annotated[str | None, typer.Option(help="Another name; its result takes it too.")] = None,
     notes: Annotated[str | None, typer.Option(help="Other notes; an empty text takes them away.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Tags in place of those that it has; repeatable.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Tags in place of those that it has; repeatable.")] = None,
     no_tags: Annotated[bool, typer.Option("--no-tags", help="Take its tags away.")] = False,
     priority: Priority = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Change name, notes and tags of a search or a distillation, and its priority until it ends."""
+    """Change name, notes, tags, priority. Of a search or a distillation; the priority until it ends."""
     if tag and no_tags:
         raise Refusal("--tag and --no-tags at once; give the tags that it should have, or --no-tags")
     if name is None and notes is None and not tag and not no_tags and priority is None:
@@ -129,7 +131,7 @@ def watch(job_id: RunId, url: Url = None, as_json: Json = False) -> None:
 
 
 def pause(job_id: RunId, url: Url = None, as_json: Json = False) -> None:
-    """Hold a search or a distillation: its trainers end within seconds and give their devices back. `detkds resume` lets it go on."""
+    """Hold a search or a distillation. Its trainers end within seconds and give their devices back; `detkds resume` lets it go on."""
     changed(job_id, "pause", url, as_json)
 
 
@@ -139,7 +141,7 @@ def resume(job_id: RunId, url: Url = None, as_json: Json = False) -> None:
 
 
 def cancel(job_id: RunId, url: Url = None, as_json: Json = False) -> None:
-    """Stop a search or a distillation; its trainer ends within seconds, what is measured stays."""
+    """Stop a search or a distillation. Its trainer ends within seconds, what is measured stays."""
     changed(job_id, "cancel", url, as_json)
 
 

@@ -34,6 +34,8 @@ STATE_STYLE: Mapping[str, str] = {
     "REFUSED": "red",
 }
 FILE_WIDTH = 400  # characters; of what goes into a file or a pipe
+MOST_EVALUATIONS = 20  # lines of what a training was measured at on its way
+WHOLE = ("id", "state", "pair", "detector")  # columns whose words are copied, and never broken
 WIDE = 120  # characters; in a narrower terminal, columns marked "wide" are left out
 
 
@@ -90,7 +92,7 @@ def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text
     kept = [place for place, (_, words) in enumerate(columns) if width >= WIDE or "wide" not in words]
     for place in kept:
         heading, words = columns[place]
-        shown.add_column(heading, justify="right" if "right" in words else "left", overflow="fold", no_wrap=heading in ("id", "state"))
+        shown.add_column(heading, justify="right" if "right" in words else "left", overflow="fold", no_wrap=heading in WHOLE)
     for row in rows:
         shown.add_row(*(plain(row[place]) for place in kept))
     return shown
@@ -350,7 +352,11 @@ def search(one: Search) -> None:
             *labels(one),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
             ("done", f"{one['progress']['done']:,} of {one['progress']['total']:,} {unit_of(one)}"),
-            *([("best", f"AP {best['ap']:.1f}, candidate {best['index']}: {readable(best['formula'])}")] if best else []),
+            *(
+                [("best", f"AP {best['ap']:.1f} on selection images, candidate {best['index']}: {readable(best['formula'])}")]
+                if best
+                else []
+            ),
             *([("result", one["result_id"])] if one["result_id"] else []),
         ]
     )
@@ -386,14 +392,59 @@ def result(one: Result) -> None:
             *[("warning", text) for text in metrics.get("warnings") or []],
             *audit(one["evidence"].get("summary") or {}),
             *cost(one["evidence"].get("cost") or {}),
-            *([("checkpoint", f"detkds results {one['id']} --checkpoint student.safetensors")] if one["checkpoint"] else []),
+            *(weights(one) if one["checkpoint"] else []),
         ]
     )
+    if metrics.get("evaluations"):
+        print()
+        evaluations(metrics["evaluations"], metrics["student"].get("iteration"), one["evidence"].get("seed"))
     if metrics.get("rows"):
         print()
         entrants(metrics)
     if (one["evidence"].get("summary") or {}).get("funnel"):
         gates(one["evidence"]["summary"]["funnel"])
+
+
+def weights(one: Result) -> list[tuple[str, str]]:
+    """Which weights of a training its checkpoint has, and how to get them."""
+    iteration, found = one["metrics"].get("student", {}).get("iteration"), one["metrics"].get("evaluations") or []
+    command = f"detkds results {one['id']} --checkpoint student.safetensors"
+    if iteration is None:
+        return [("checkpoint", command)]
+    if len(found) < 2:
+        return [("student", f"the weights of iteration {iteration:,}, the last"), ("checkpoint", command)]
+    best, end = f"the best of {len(found)} by AP on {found[0]['images']:,} selection images", found[-1]["iteration"]
+    if iteration != end:
+        command += f"\n--last last.safetensors fetches those of iteration {end:,}, the last"
+    return [("student", f"the weights of iteration {iteration:,}, {best}"), ("checkpoint", command)]
+
+
+def evaluations(found: Sequence[Mapping[str, Any]], best: int | None, seed: int | None) -> None:
+    """What a student was measured at on its way; of many every so many, and always the best and the last."""
+    every = -(-len(found) // MOST_EVALUATIONS)
+    masks = "segm" in found[0]
+    thinned = f" (every {ordinal(every)} of {len(found)}, and the best; --json has all)" if every > 1 else ""
+    print(f"measured on its way, seed {'unknown' if seed is None else seed}, on {found[0]['images']:,} selection images{thinned}")
+    rows = [
+        (
+            Text(f"{one['iteration']:,}", style="bold" if one["iteration"] == best else ""),
+            ap(one["ap"]),
+            ap(one["ap50"]),
+            ap(one["ap75"]),
+            *([ap(one["segm"]["ap"])] if masks else []),
+            "the best: exported" if one["iteration"] == best else "",
+        )
+        for place, one in enumerate(found, start=1)
+        if (len(found) - place) % every == 0 or one["iteration"] == best
+    ]
+    headings = ("iteration", "AP", "AP50", "AP75", *(["mask AP"] if masks else []))
+    listed([*((heading, "right") for heading in headings), ("", "")], rows, "")
+
+
+def ordinal(number: int) -> str:
+    """`2nd`, `3rd`, `11th`."""
+    last = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{last}"
 
 
 def measured_on(one: Result) -> str:

@@ -15,6 +15,15 @@ from detkds_client.types import Dataset
 BAR_WIDTH = 24  # characters
 
 
+def best_so_far(document: Mapping[str, Any]) -> str:
+    """The AP of a search or a distillation, and on which images: a student is measured on the report images once its training has ended."""
+    progress = document["progress"]
+    if progress["best_ap"] is None:
+        return "best AP -"
+    trained = "best" not in document and progress["done"] == progress["total"]  # searches name their best candidate
+    return f"AP {ap(progress['best_ap'])} on report images" if trained else f"best AP {ap(progress['best_ap'])} on selection images"
+
+
 def progress_line(document: Mapping[str, Any]) -> Text:
     """Step, bar, count, best AP and time left of a search or a distillation, in one line."""
     progress = document["progress"]
@@ -24,7 +33,7 @@ def progress_line(document: Mapping[str, Any]) -> Text:
     line.append("━" * filled, style="cyan")
     line.append("━" * (BAR_WIDTH - filled), style="dim")
     line.append(f" {progress['done']}/{progress['total']}")
-    line.append(f"   best AP {ap(progress['best_ap'])}")
+    line.append(f"   {best_so_far(document)}")
     line.append(f"   {duration(progress['seconds_left'])} left" if progress["seconds_left"] is not None else "")
     if said := document.get("waiting") or progress["message"]:
         line.append(f"   {said}", style="dim")
@@ -41,7 +50,7 @@ def following() -> Iterator[Callable[[Mapping[str, Any]], None]]:
         def write(document: Mapping[str, Any]) -> None:
             nonlocal last
             progress = document["progress"]
-            line = f"{document['state']} {progress['step']} {progress['done']}/{progress['total']} best AP {ap(progress['best_ap'])}"
+            line = f"{document['state']} {progress['step']} {progress['done']}/{progress['total']} {best_so_far(document)}"
             line += f", waiting: {document['waiting']}" if document.get("waiting") else ""
             if line != last:
                 left = f", {duration(progress['seconds_left'])} left" if progress["seconds_left"] is not None else ""

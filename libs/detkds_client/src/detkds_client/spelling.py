@@ -1,4 +1,7 @@
-"""What a command line says in one word, as the API's objects: `DETECTOR:CHECKPOINT`, `FIELD=VALUE`, `search:ID`, numbers with commas."""
+"""What a command line says in one word, as the API's objects: `DETECTOR:CHECKPOINT`, `FIELD=VALUE`, `search:ID`, numbers with commas.
+
+And what the API says of itself, in the words of the command line.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,28 @@ from detkds_client.options import Refusal
 from detkds_client.types import DetectorChoice
 
 EXAMPLES = {"--recipe": "iterations=200", "--set": "confirmation.seeds=3"}
+COMMANDS = {"GET /distill": "distillations", "GET /jobs": "logs SEARCH", "POST /datasets": "datasets add", "POST /distill": "distill"}
+LISTED = ("searches", "results", "datasets", "detectors", "policies", "workers", "checkpoints", "keys")
+COMMANDS |= {"POST /searches": "search"} | {f"GET /{name}": name for name in LISTED}
+ADDRESS = re.compile(r"(?:GET|POST) /[a-z]+(?![\w/?])")
+PARAMETER = re.compile(r"^\?(\w+):", re.MULTILINE)
+
+
+def in_commands(text: str) -> str:
+    """What a service says, with commands and options in place of its addresses and parameters.
+
+    >>> in_commands("there is no result x; GET /results lists them")
+    'there is no result x; `detkds results` lists them'
+    """
+
+    def command(found: re.Match[str]) -> str:
+        name = COMMANDS.get(found.group())
+        return found.group() if name is None else f"`detkds {name}`"
+
+    def option(found: re.Match[str]) -> str:
+        return f"--{found[1].replace('_', '-')}:"
+
+    return PARAMETER.sub(option, ADDRESS.sub(command, text))
 
 
 def choice(text: str | None) -> DetectorChoice | None:

@@ -50,11 +50,15 @@ def search(
     mode: Annotated[str, typer.Option(help="strict: the same policies every time; logged: never waits for a slow job.")] = "strict",
     preview: Annotated[bool, typer.Option("--preview", help="Only say what the search would do and cost.")] = False,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    knowledge: Annotated[list[str] | None, typer.Option(help="Search only these kinds of knowledge; repeatable.")] = None,
+    knowledge: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Search only these kinds of knowledge; repeatable.")] = None,
     space: Annotated[str, typer.Option(help="published: the names that DetKDS can reach; full: all that the language has.")] = "published",
-    reference: Annotated[list[str] | None, typer.Option(help="Named policies to begin with; repeatable. Default: those that suit.")] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(metavar="POLICY", help="Named policies to begin with; repeatable. Default: those that suit."),
+    ] = None,
     rungs: Annotated[
-        list[str] | None, typer.Option(help="Iterations of the short trainings, rising, with commas between or repeated.")
+        list[str] | None,
+        typer.Option(metavar="N,N,...", help="Iterations of the short trainings, rising, with commas between or repeated."),
     ] = None,
     group: Annotated[int | None, typer.Option(help="Candidates that are trained together.")] = None,
     parallelism: Annotated[int | None, typer.Option(help="Jobs that may be under way at once.")] = None,
@@ -63,7 +67,10 @@ def search(
     confirm_iterations: Annotated[int | None, typer.Option(help="Its iterations; default: those of the recipe.")] = None,
     distillers: Annotated[
         list[str] | None,
-        typer.Option(help="Hand-designed policies to compare with, with commas between or repeated; all: every one that suits the pair."),
+        typer.Option(
+            metavar="POLICY,...",
+            help="Hand-designed policies to compare with, with commas between or repeated; all: every one that suits the pair.",
+        ),
     ] = None,
     warm_start: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Begin with the best policies of an earlier search; repeatable.")
@@ -80,7 +87,7 @@ def search(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Search the policy that suits a teacher and a student on your data."""
+    """Search the policy that suits your pair on your data."""
     if candidates is None and iterations is None and hours is None and wall_clock_hours is None:
         candidates = 48
     confirmation = given(finalists=finalists, seeds=confirm_seeds, iterations=confirm_iterations, distillers=distillers_of(distillers))
@@ -137,7 +144,7 @@ def extend(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Go on where a search ended, as a new one: nothing is measured again, and the old result stays."""
+    """Go on where a search ended, as a new one. Nothing is measured again, and the old result stays."""
     more: dict[str, Any] = {"iterations": iterations, "candidates": candidates, "hours": hours, "wall_clock_hours": wall_clock_hours}
     if all(given is None for given in more.values()):
         raise Refusal("how much more? Give one of --iterations, --candidates, --hours and --wall-clock-hours")
@@ -165,7 +172,7 @@ def distill(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Train the student under a policy; leaves a plain MMDetection checkpoint."""
+    """Train the student under a policy. Leaves a plain MMDetection checkpoint."""
     with connected(url) as client:
         started = client.distill(
             policy=policy_of(policy),
@@ -202,7 +209,7 @@ def clone(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Start a search or a distillation with the request of another one; what is given is different."""
+    """Repeat the request of a search or a distillation. What is given is different."""
     wanted = changes(other)
     wanted |= given(seed=seed, policy=policy_of(policy) if policy is not None else None, name=name, notes=notes, tags=tag)
     if recipe:

@@ -28,7 +28,7 @@ def workers(context: typer.Context, url: Url = None, as_json: Json = False) -> N
 
 @workers_app.command("drain")
 def drain(name: WorkerName, url: Url = None, as_json: Json = False) -> None:
-    """Let a worker end what it runs and take nothing new, also when it is started anew."""
+    """Let a worker end what it runs and take nothing new. Also when it is started anew."""
     with connected(url) as client:
         one = client.drain_worker(named(client, name)["id"])
     show.as_json(one) if as_json else show_workers.workers([one])
@@ -101,5 +101,5 @@ def named(client: Client, name: str) -> Worker:
     for one in found:
         if name in (one["name"], one["id"]):
             return one
-    known = ", ".join(one["name"] for one in found) or "none is there"
-    raise Refusal(f"there is no worker {name!r}: {known}")
+    known = f"one of {', '.join(one['name'] for one in found)}" if found else "none is there"
+    raise Refusal(f"there is no worker {name!r}; {known}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,8 +13,24 @@ from detkds_core.catalogue import DETECTORS, PAIRS, DetectorEntry, Pair, builtin
 router = APIRouter(tags=["detectors"])
 
 
+class InputsView(BaseModel):
+    """How a detector wants its images: (pixel - mean) / std, red first or not; sides filled with `fill` to multiples of `pad` pixels."""
+
+    mean: list[float]
+    std: list[float]
+    rgb: bool
+    pad: int
+    fill: float
+
+
 class DetectorView(BaseModel):
-    """A detector that teachers and students can be built from; `own`: the operator of this service brought it."""
+    """A detector that teachers and students can be built from, with all that decides what it can exchange with another.
+
+    strides: pixels a cell of each pyramid level; channels: of each. anchors: predictions a cell, with their anchor boxes by
+    `anchor_scales` (in strides) and `anchor_ratios` (height over width), empty where there are none. scores: what the dense head scores,
+    `classes`, `objectness` (a region proposal network) or `queries` (a DETR). reg_max: last bin of its edge distributions, null without
+    (`has_edges`). masks: it predicts instance masks. own: the operator of this service brought it.
+    """
 
     name: str
     title: str
@@ -21,7 +38,14 @@ class DetectorView(BaseModel):
     stages: int
     strides: list[int]
     channels: int
+    anchors: int
+    anchor_scales: list[float]
+    anchor_ratios: list[float]
+    scores: str
+    reg_max: int | None
     has_edges: bool
+    masks: bool
+    inputs: InputsView
     own: bool
 
 
@@ -56,7 +80,14 @@ CATALOGUE_EXAMPLE = {
             "stages": 1,
             "strides": [8, 16, 32],
             "channels": 32,
+            "anchors": 1,
+            "anchor_scales": [4.0],
+            "anchor_ratios": [1.0],
+            "scores": "classes",
+            "reg_max": 8,
             "has_edges": True,
+            "masks": False,
+            "inputs": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "rgb": True, "pad": 32, "fill": 0.0},
             "own": False,
         }
     ],
@@ -74,16 +105,8 @@ def list_detectors() -> Catalogue:
 
 
 def detector_view(entry: DetectorEntry) -> DetectorView:
-    return DetectorView(
-        name=entry.name,
-        title=entry.title,
-        family=entry.family,
-        stages=entry.stages,
-        strides=list(entry.strides),
-        channels=entry.channels,
-        has_edges=entry.has_edges,
-        own=entry.own,
-    )
+    facts = {name: getattr(entry, name) for name in DetectorView.model_fields if name != "inputs"}
+    return DetectorView(**facts, inputs=InputsView(**asdict(entry.inputs)))
 
 
 def pair_view(pair: Pair) -> PairView:

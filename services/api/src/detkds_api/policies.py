@@ -112,7 +112,7 @@ def read_policy(value: str | Mapping[str, Any], where: str, pairing: Pairing) ->
     written = isinstance(value, Mapping)
     policy = policy_of_json(value, where) if isinstance(value, Mapping) else policy_of_text(value, where)
     errors = [
-        FieldError(where + pointer_of_path(path.removeprefix("policy")) if written else where, why)
+        FieldError(where + pointer_of_path(path.removeprefix("policy")), why) if written else FieldError(where, placed(path, why))
         for path, why in pairing.cannot_run(policy)
     ]
     if errors:
@@ -132,7 +132,13 @@ def policy_of_text(text: str, where: str) -> Policy:
     try:
         return parse_formula(text)
     except PolicyError as error:
-        raise invalid([FieldError(where, f"{path}: {message}" if path else message) for path, message in error.errors]) from None
+        raise invalid([FieldError(where, placed(path, message)) for path, message in error.errors]) from None
+
+
+def placed(path: str, message: str) -> str:
+    """What is wrong with a formula, behind its place in it: `terms[1].region: ...`."""
+    place = path.removeprefix("policy").removeprefix(".")
+    return f"{place}: {message}" if place else message
 
 
 def policy_of_json(value: Mapping[str, Any], where: str) -> Policy:

@@ -28,12 +28,11 @@ from detkds_core.losses.slopes import with_slopes
 from detkds_core.losses.transforms import POOL, SOFTMAX_DIMS, several_images
 from detkds_core.policy import Term
 from detkds_core.policy.meaning import ANGLES, IN_PLACE, OF_IMAGES, WEIGHTED
+from detkds_core.policy.signals import OF_STUDENT, reads_scores
 from detkds_core.policy.vocabulary import ELEMENTWISE, FEATURES, GRAMS, OVER_CHANNELS, OVER_IMAGES, POINTWISE, RECTIFIERS
 
 RAW = ("kl", "kl_sigmoid")  # the distances that read scores as they are
 UNCHANGED = ("none", "scale_r1")  # a pool of one cell is none
-# The regions of a weight a prediction, which the student's own loss tells, and the student's signals that they are made of.
-OF_STUDENT = {"assigned": ("assigned",), "assigned_score": ("assigned", "logits"), "valuable": ("valuable",)}
 # The transforms of features under which what comes of a position depends on its own channels alone.
 ITS_OWN = (("none", "mask", "drop"), IN_PLACE, ("none", "norm_C", "softmax_C", "logsoftmax_C", *POINTWISE))
 # By which power of a factor >= 0 of a position the distance there grows; 0: not at all, but that it is 0 where the factor is.
@@ -73,13 +72,6 @@ def parts_of(
     paths = [path for level, signal in compared for path in _paths_of(index, term, level, signal, predictions)]
     shares = [term.background if "background" in path else 1.0 for path in paths]
     return [Part(index, path[0], (path,), partial(_of_maps, term, path, levels), share) for path, share in zip(paths, shares, strict=True)]
-
-
-def reads_scores(term: Term) -> bool:
-    """Whether it reads the dense head's class scores, whatever it compares: how much a cell counts, or from their maps how large it is."""
-    if term.knowledge == "localization":
-        return term.region not in OF_STUDENT or term.distance != "kl_edges"
-    return term.region == "teacher_score"
 
 
 # --- features and logits ---------------------------------------------------------------------------------------------

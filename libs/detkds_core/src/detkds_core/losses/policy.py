@@ -8,54 +8,19 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
-from detkds_core.losses.comparisons import OF_STUDENT, Part, parts_of, reads_scores
+from detkds_core.losses.comparisons import Part, parts_of
 from detkds_core.losses.looks import Looks, read
 from detkds_core.losses.signals import LATE, Scene, Signals
 from detkds_core.losses.slopes import with_slopes
 from detkds_core.policy import Distiller, Policy, Term
 from detkds_core.policy.distillers import signals_of
 from detkds_core.policy.meaning import OF_IMAGES
-from detkds_core.policy.vocabulary import FEATURES
-
-OF_BOXES = {"kl_edges": "edges", "points": "points"}  # the signals that localization compares, where not boxes
-OF_PROPOSALS = {"logits": "scores", "localization": "boxes"}  # what a term compares there, of `Signals.rois`
-
-
-def needs(policy: Policy) -> frozenset[str]:
-    """Which signals the policy is computed from, terms and distillers: what must be captured.
-
-    Of features, logits, boxes, edges, points, assigned, valuable, towers_1 and so on by the layer; of shared proposals rois (their
-    places), roi_scores, roi_boxes, roi_masks.
-    """
-    return frozenset().union(*map(_needed, policy.terms), *map(signals_of, policy.distillers))
+from detkds_core.policy.signals import needed, signal_of
 
 
 def comes_early(one: Term | Distiller) -> bool:
     """Whether it is computed from what a student says before its own loss."""
-    return not LATE & (_needed(one) if isinstance(one, Term) else signals_of(one))
-
-
-def _needed(term: Term) -> set[str]:
-    if term.knowledge in FEATURES:
-        return {"features", *{"proposals": ["rois"], "teacher_score": ["logits"]}.get(term.region, [])}
-    if term.region == "proposals":
-        # A proposal's box is that of the teacher's likeliest class.
-        return {"rois", "roi_scores", *(["roi_boxes"] if term.knowledge == "localization" else [])}
-    if term.region == "masks":
-        return {"rois", "roi_masks"}
-    found = {_signal(term), *OF_STUDENT.get(term.region, ())}
-    return found | {"logits"} if reads_scores(term) else found
-
-
-def _signal(term: Term) -> str:
-    """The signal in which the term compares student and teacher; of the proposals where it looks at those."""
-    if term.knowledge in FEATURES:
-        return "features"
-    if term.region == "masks":
-        return "masks"
-    if term.region == "proposals":
-        return OF_PROPOSALS[term.knowledge]
-    return "logits" if term.knowledge == "logits" else OF_BOXES.get(term.distance, "boxes")
+    return not LATE & (needed(one) if isinstance(one, Term) else signals_of(one))
 
 
 def policy_losses(
@@ -170,7 +135,7 @@ def schedule(one: Term | Distiller, step: int, total_steps: int) -> float:
 
 def _compared(term: Term, student: Signals, teacher: Signals) -> list[tuple[int | None, str]]:
     """The level and the name of each tensor in which the term compares the detectors, after a look at whether they can be."""
-    signal = _signal(term)
+    signal = signal_of(term)
     if signal != "features" and term.region in ("proposals", "masks"):
         for side, who in ((student, "student"), (teacher, "teacher")):
             if side.rois is None or getattr(side.rois, signal) is None:

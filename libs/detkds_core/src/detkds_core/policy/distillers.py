@@ -24,7 +24,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class DistillerEntry:
-    """A distiller. needs: the signals of both detectors that it is computed from, as `losses.needs` names them.
+    """A distiller. needs: the signals of both detectors that it is computed from, as `signals.needs` names them.
 
     families: the detectors that it is defined for, on both sides; empty for any. formula: what it adds, in words and symbols.
     """
@@ -157,7 +157,7 @@ def learns_first(distiller: Distiller) -> bool:
 
 
 def signals_of(distiller: Distiller) -> frozenset[str]:
-    """The signals that a distiller is computed from, as `losses.needs` names them: towers with their layer, `towers_3`."""
+    """The signals that a distiller is computed from, as `signals.needs` names them: towers with their layer, `towers_3`."""
     entry = DISTILLERS[distiller.name]
     layer = dict(distiller.settings).get("layer", entry.settings["layer"].default) if "towers" in entry.needs else 0
     return frozenset(f"{name}_{layer:.0f}" if name == "towers" else name for name in entry.needs)

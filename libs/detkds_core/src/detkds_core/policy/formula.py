@@ -102,6 +102,14 @@ class Token(NamedTuple):
 
 def parse_formula(text: str) -> Policy:
     """Read a legal policy. Raises PolicyError with the column of the first fault of the text, or with every fault of what it means."""
+    policy = read_formula(text)
+    if errors := check(policy):
+        raise PolicyError(errors)
+    return policy
+
+
+def read_formula(text: str) -> Policy:
+    """Read a policy that may be illegal: `check` says what is wrong with it. Raises PolicyError with the first fault of the text."""
     found = [Token(match.lastgroup or "other", match.group(), match.start() + 1) for match in TOKEN.finditer(text)]
     tokens = [token for token in found if token.kind != "space"]
     if [token.text for token in tokens] == [EMPTY]:
@@ -120,10 +128,7 @@ def parse_formula(text: str) -> Policy:
         terms.append(reader.term(f"policy.terms[{len(terms)}]"))
     if reader.next.kind != "end":
         raise reader.fault("policy", "'+' and another term or distiller, or the end")
-    policy = Policy(tuple(terms), tuple(distillers))
-    if errors := check(policy):
-        raise PolicyError(errors)
-    return policy
+    return Policy(tuple(terms), tuple(distillers))
 
 
 class Reader:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.pair import Student
-from detkds_core.losses.policy import needs, policy_losses
+from detkds_core.losses import needs, policy_losses
 from detkds_core.losses.signals import Signals
 from detkds_core.policy import Policy, acts_throughout, unscheduled
 from detkds_core.policy.vocabulary import FEATURES

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.pair import Student
-from detkds_core.losses.policy import needs, without_stopped
+from detkds_core.losses import needs
+from detkds_core.losses.policy import without_stopped
 from detkds_core.policy import Policy
 from detkds_core.training import parallel
 

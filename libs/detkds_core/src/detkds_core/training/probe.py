@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkds_core.losses.policy import found_weight, needs
+from detkds_core.losses import needs
+from detkds_core.losses.policy import found_weight
 from detkds_core.losses.signals import Rois, Scene, Signals
 from detkds_core.policy import Policy
 from detkds_core.training.batches import Batches
