@@ -55,6 +55,16 @@ class DetectorEntry:
     def has_edges(self) -> bool:
         return self.reg_max is not None
 
+    @property
+    def bins(self) -> int:
+        """Of an edge's distribution (GFL), 0 without."""
+        return 0 if self.reg_max is None else self.reg_max + 1
+
+    @property
+    def points(self) -> int:
+        """Of the set that a cell predicts (RepPoints), 0 without."""
+        return self.config.get("bbox_head", {}).get("num_points", 9) if self.family == "reppoints" else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
