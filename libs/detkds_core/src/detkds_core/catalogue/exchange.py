@@ -122,7 +122,7 @@ def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> I
     if student.scores == "queries":
         for region in ("assigned", "assigned_score"):
             yield region, "the student assigns objects to queries, not to cells"
-    if not student.anchor_scales:
+    if not student.overlaps:
         yield "valuable", "the student does not assign objects to anchors by how much these overlap them"
     branches = "branches that another head can finish"
     towers = no_cells or _both(f"has no {branches}", f"has {branches}", teacher, student, lambda entry: entry.family in TOWERS)
