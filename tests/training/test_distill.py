@@ -197,6 +197,7 @@ def test_the_teacher_is_measured_first_and_one_that_knows_nothing_is_warned_of(s
     assert result["teacher"]["ap"] < 1
     (warning,) = result["warnings"]
     assert "has not learnt this data set" in warning
+    assert result["inherited"] == {"tensors": 29, "of": 32}
     assert teacher_warnings({"ap": 30.0, "images": 6}, 31.0) == ["the teacher's AP (30.00) is below the student's (31.00)"]
     assert teacher_warnings({"ap": 30.0, "images": 6}, 29.0) == []
 

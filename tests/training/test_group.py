@@ -85,6 +85,17 @@ def test_all_candidates_start_from_the_same_inherited_weights(spec):
     assert not torch.equal(apart.weights["bbox_head.gfl_cls.weight"], teacher["bbox_head.gfl_cls.weight"])
 
 
+def test_what_a_student_inherits_is_counted_and_little_is_warned_of(spec, small_digits, tmp_path):
+    assert prepare(spec(), 3).inherited == {"tensors": 29, "of": 32}  # all but what reads a backbone of another width
+    assert prepare(spec(inherit=False), 3).inherited is None
+    other = prepare(spec(student={"detector": "faster_rcnn_r18w8_fpn32", "checkpoint": None}), 3)
+    assert other.inherited == {"tensors": 6, "of": 26}
+    assert start_warnings(other) == [
+        "of the 26 tensors of its neck and head faster_rcnn_r18w8_fpn32 inherits 6 from gfl_r18w16_fpn32; the others do not fit and begin"
+        " at random"
+    ]
+
+
 def test_a_student_begins_with_a_backbone_of_its_own_and_its_teachers_neck_and_head(spec, tmp_path):
     one = spec()
     name = one["student"]["detector"]

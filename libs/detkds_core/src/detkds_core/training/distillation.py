@@ -236,6 +236,7 @@ def _finish(
         **files,
         "student": {**measured, "parameters": parameters, "iteration": iteration},
         "teacher": dict(teacher),
+        "inherited": start.inherited,
         "warnings": [
             *warnings,
             *teacher_warnings(teacher, student.ap),

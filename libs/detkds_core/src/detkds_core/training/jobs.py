@@ -61,7 +61,8 @@ def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any
         looked.tell(index, rows[index])
     found = [rows[index] for index in candidates]
     warnings += [*start_warnings(start), *(one for row in found for one in not_finite_warnings(f"candidate {row['index']}", row))]
-    return {"candidates": found, "warnings": warnings, "environment": environment(), **({"fork": trunk} if trunk else {})}
+    said = {"warnings": warnings, "inherited": start.inherited, "environment": environment()}
+    return {"candidates": found, **said, **({"fork": trunk} if trunk else {})}
 
 
 def _measured(
