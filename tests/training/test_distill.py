@@ -216,7 +216,7 @@ def test_a_teacher_whose_boxes_are_not_finite_costs_a_warning(spec, small_digits
     no_knowledge, not_finite = result["warnings"]
     assert "has not learnt this data set" in no_knowledge
     count = result["teacher"]["not_finite"]
-    assert not_finite.startswith(f"{count} detections of the teacher on 6 images have a box or a score that is not finite")
+    assert not_finite.startswith(f"detections of the teacher whose box or score is not finite: {count} on 6 images")
     assert "not_finite" not in result["student"]
 
 

@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.build import CheckpointError, backbone_weights, build_detector, save_weights
-from detkds_core.policy import Policy, named_policies, parse_formula
+from detkds_core.policy import Policy, named_policies, parse_formula, to_json
+from detkds_core.training import jobs
 from detkds_core.training.batches import Batches
 from detkds_core.training.group import new_learner, prepare, start_warnings, train, weights_digest
 from detkds_core.training.jobs import measure_candidates
@@ -73,6 +74,23 @@ def test_a_candidate_that_is_not_finite_fails_alone(spec):
     (alone,) = trained(spec(), ["pkd"])
     assert learners[1].failure is None
     assert weights_digest(learners[1].student.model) == weights_digest(alone.student.model)
+
+
+def test_a_candidate_whose_boxes_are_not_finite_is_measured_and_warned_of(spec, monkeypatch):
+    detect = jobs.detect
+
+    def and_one_more(model, annotations, images, ids, **options):
+        found = detect(model, annotations, images, ids, **options)
+        category = annotations["categories"][0]["id"]
+        wrong = {"image_id": ids[0], "category_id": category, "bbox": [0.0] * 4, "score": 0.9, "not_finite": True}
+        return [*found, wrong]
+
+    monkeypatch.setattr(jobs, "detect", and_one_more)
+    candidates = [{"index": index, "policy": to_json(policy(name))} for index, name in enumerate(["none", "pkd"])]
+    result = measure_candidates(spec(candidates=candidates, recipe={"iterations": 1}), SILENT)
+    assert [(row["failure"], row["not_finite"], row["ap"] is None) for row in result["candidates"]] == [(None, 1, False)] * 2
+    said = "detections of candidate {} whose box or score is not finite: 1 on"
+    assert [one.partition(" on ")[0] + " on" for one in result["warnings"]] == [said.format(index) for index in (0, 1)]
 
 
 def test_all_candidates_start_from_the_same_inherited_weights(spec):

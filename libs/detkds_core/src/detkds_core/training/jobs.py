@@ -196,8 +196,8 @@ def not_finite_warnings(who: str, found: Mapping[str, Any]) -> list[str]:
     if not found.get("not_finite"):
         return []
     return [
-        f"{found['not_finite']} detections of {who} on {found['images']} images have a box or a score that is not finite; "
-        "they count as wrong, and match no object"
+        f"detections of {who} whose box or score is not finite: {found['not_finite']} on {found['images']} images; "
+        "each counts as wrong and matches no object"
     ]
 
 
