@@ -112,7 +112,7 @@ def trained(service):
         spec = {**{name: service.search()[name] for name in ("dataset", "teacher", "student", "recipe")}, "policy": policy}
         with service.store.begin() as session:
             one = distillations.create(session, name="trained once", spec=spec, dataset={"name": "shapes", "digest": "e" * 20})
-            evidence = {"seed": 7, "images": {"report": 300}, "recipe": {"iterations": 9}}
+            evidence = {"seed": 7, "inherited": {"tensors": 29, "of": 32}, "images": {"report": 300}, "recipe": {"iterations": 9}}
             ap = metrics.get("student", {}).get("ap")
             rest = {"evidence": evidence, "artifacts": {}, "environment": {}}
             return results.create(session, one, policy=policy, ap=ap, metrics=metrics, **rest).id
@@ -183,6 +183,7 @@ def test_a_distillation_is_reported_beside_its_teacher_and_claims_nothing_more(s
     assert "teacher 40.1 60.0 42.0 2.90 M 300 1 student 31.2 54.0 30.1 530 k 300 1 (7)" in said
     assert "The policy 5·l2(standardize(global))" in said
     assert "warnings a term was 0" in said
+    assert "inherited 29 of the 32 tensors of neck and head, from the teacher" in said
     assert "The search" not in said
     alone = text(page(service, trained({"terms": []}, {"student": student})).text)
     assert "student alone 31.2" in alone

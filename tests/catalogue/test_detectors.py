@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from detkds_core.catalogue import DETECTORS, DetectorEntry
+from detkds_core.catalogue.entry import BY_OVERLAP
 from detkds_core.detectors.build import model_config
 from detkds_core.detectors.runtime import prepare_mmdet
 
@@ -45,10 +46,12 @@ def test_facts_are_those_of_the_heads(entry: DetectorEntry) -> None:
     assert head.cls_out_channels == (CLASSES if entry.scores == "classes" else 1)
     if not entry.anchor_scales:
         assert not hasattr(generator, "base_anchors")
+        assert not entry.overlaps
         return
     assert (generator.scale_major, tuple(generator.base_sizes), generator.center_offset) == (True, entry.strides, 0)
     assert generator.scales.tolist() == pytest.approx(entry.anchor_scales)
     assert tuple(generator.ratios.tolist()) == entry.anchor_ratios
+    assert entry.overlaps == (type(head.assigner).__name__ in BY_OVERLAP)
 
 
 @pytest.mark.parametrize("entry", DETECTORS.values(), ids=lambda entry: entry.name)

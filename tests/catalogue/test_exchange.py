@@ -6,6 +6,7 @@ import pytest
 
 from detkds_core.catalogue import DETECTORS, exchange, pair_facts
 from detkds_core.catalogue.exchange import match_strides
+from detkds_core.policy import pair_legality, parse_formula
 from detkds_core.policy.vocabulary import FEATURES, KNOWLEDGE, REGIONS
 
 GFL, RETINANET, FCOS, RCNN = (DETECTORS[f"{family}_r18w8_fpn32"] for family in ("gfl", "retinanet", "fcos", "faster_rcnn"))
@@ -24,14 +25,22 @@ def test_two_detectors_of_one_family_exchange_everything() -> None:
 def test_edges_need_as_many_bins() -> None:
     offer = exchange(GFL, DETECTORS["gfl_r50_fpn"])  # 9 bins and 17
     assert not offer.has_edges
+    assert offer.lacking["edges"] == "the teacher has 9 bins an edge, the student 17"
     assert offer.strides == (8, 16, 32)
+    (why,) = pair_legality(parse_formula("kl_edges(localization)").terms[0], pair_facts(offer, GFL, classes=10, images_per_batch=8))
+    assert "the teacher has 9 bins an edge, the student 17" in why.message
 
 
 def test_points_are_of_two_reppoints() -> None:
     reppoints = DETECTORS["reppoints_r18w8_fpn32"]
     assert exchange(reppoints, reppoints).has_points
     assert not exchange(reppoints, FCOS).has_points
-    assert "RepPoints" in exchange(reppoints, FCOS).lacking["points"]
+    assert exchange(reppoints, FCOS).lacking["points"] == "the student predicts no point sets (RepPoints)"
+    many = replace(reppoints, config={"bbox_head": {"num_points": 25}})
+    assert not exchange(reppoints, many).has_points
+    assert exchange(reppoints, many).lacking["points"] == "the teacher has 9 points a set, the student 25"
+    resized = exchange(replace(reppoints, strides=(6, 12, 24)), reppoints, resize=True)
+    assert resized.lacking["points"] == "levels of different strides have different cells"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,18 @@ def test_every_entry_of_the_catalogue_would_be_one(tmp_path: Path) -> None:
     assert {entry.family for entry in found.values()} == set(FAMILIES)
 
 
+def test_a_file_from_before_the_assigner_was_noted_is_read_by_its_configuration(data: dict[str, Any]) -> None:
+    del data["overlaps"]
+    assert entry_from_json(data).overlaps
+    other = {**data["config"]["train_cfg"], "assigner": {"type": "CenterRegionAssigner"}}
+    assert not entry_from_json({**data, "config": {**data["config"], "train_cfg": other}}).overlaps
+    assert not entry_from_json({**data, "config": {**data["config"], "train_cfg": None}}).overlaps
+    proposing = BUILT_IN["faster_rcnn_r18w8_fpn32"]
+    two_stage = json.loads(json.dumps(entry_to_json(replace(as_own(proposing), config=proposing.config))))
+    del two_stage["overlaps"]
+    assert entry_from_json(two_stage).overlaps
+
+
 def test_no_folder_is_no_detector_and_a_folder_that_is_not_there_a_fault(tmp_path: Path) -> None:
     assert read_folder(None, BUILT_IN) == read_folder("", BUILT_IN) == read_folder(tmp_path, BUILT_IN) == ({}, ())
     found, (fault,) = read_folder(tmp_path / "gone", BUILT_IN)
@@ -66,6 +78,7 @@ FACTS: list[tuple[Change, str]] = [
     (lambda data: data.update(anchor_scales=[-4.0]), "anchor_scales: [-4.0] is not a list of numbers above 0"),
     (lambda data: data.update(anchor_scales=[]), "anchor_scales: [], but a retinanet has anchor boxes"),
     (lambda data: data.update(anchor_ratios=2.0), "anchor_ratios: 2.0 is not a list of numbers above 0"),
+    (lambda data: data.update(overlaps=1), "overlaps: 1 is not that of a retinanet; true or false is"),
     (lambda data: data.update(scores="objectness"), 'scores: "objectness" is not that of a retinanet; "classes" is'),
     (lambda data: data.update(reg_max=16), "reg_max: 16 is not that of a retinanet; null is"),
     (lambda data: data.update(masks=True), "masks: true is not that of a retinanet; false is"),
@@ -87,11 +100,13 @@ def test_a_wrong_fact_is_named_with_what_would_be_right(data: dict[str, Any], ch
     assert found.startswith(fault)
 
 
+NO_BOXES = {"anchor_scales": [], "anchor_ratios": [], "overlaps": False}
 FOR_FAMILIES = [
     ("gfl", {"anchors": 1, "anchor_scales": [4.0], "anchor_ratios": [1.0]}, "reg_max: null is not that of a gfl; the last bin"),
     ("fcos", {"anchors": 1}, "anchor_scales: [3.0], but a fcos has none, so that [] is right"),
-    ("yolox", {"anchors": 2, "anchor_scales": [], "anchor_ratios": []}, "anchors: 2 is not the number of predictions a cell; 1 is"),
-    ("detr", {"anchors": 1, "anchor_scales": [], "anchor_ratios": [], "scores": "queries"}, "anchors: 1 is not the number of predictions"),
+    ("rtmdet", {**NO_BOXES, "anchors": 1, "overlaps": True}, "overlaps: true is not that of a rtmdet; false is"),
+    ("yolox", {**NO_BOXES, "anchors": 2}, "anchors: 2 is not the number of predictions a cell; 1 is"),
+    ("detr", {**NO_BOXES, "anchors": 1, "scores": "queries"}, "anchors: 1 is not the number of predictions"),
 ]
 
 

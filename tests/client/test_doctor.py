@@ -98,12 +98,13 @@ def test_a_pair_of_the_catalogue_is_examined_without_a_service(detkds, tmp_path)
     # from the language's own count: l1, iou, giou and diou of boxes; the published space has no diou
     assert knowledge["localization"]["formulas"]["published"] == 3
     assert all(0 < one["formulas"]["published"] < one["formulas"]["full"] for one in knowledge.values())
-    assert found["signals"]["edges"] == "both detectors must predict edge distributions (GFL)"
+    assert found["signals"]["edges"] == "the student predicts no edge distributions (GFL)"
     assert found["signals"]["towers"] is None
     policies = {one["name"]: one["cannot_run"] for one in found["policies"]}
     assert set(policies) == set(named_policies())
     assert policies["pkd"] == policies["crosskd"] == []
     assert policies["ld_main"][0].startswith("policy.terms[0].distance: 'kl_edges' needs edge distributions")
+    assert found["signals"]["edges"] in policies["ld_main"][0]
 
 
 def test_two_detectors_that_differ_in_everything(detkds):

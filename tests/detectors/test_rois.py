@@ -1,6 +1,7 @@
 """Shared proposals: what the teacher says of them, against what MMDetection's own RoI heads predict."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,6 +133,19 @@ def test_a_teacher_without_masks_gives_none():
     said = teacher.regard(Rois(PROPOSALS, positive=PROPOSALS, labels=torch.zeros(4, dtype=torch.long)), ROIS | {"roi_masks"})
     assert said.masks is None
     assert said.scores.shape == (4, 4)
+
+
+def test_masks_take_the_students_size():
+    teacher = Teacher(build_detector("mask_rcnn_r18w8_fpn32", CLASSES), range(3))
+    teacher.signals(noise(), frozenset({"features"}))
+    asked = Rois(PROPOSALS, positive=PROPOSALS, labels=torch.zeros(4, dtype=torch.long))
+    needs = frozenset({"rois", "roi_masks"})
+    own = teacher.regard(asked, needs).masks
+    found = teacher.regard(replace(asked, masks=torch.zeros(4, 1, 14, 14)), needs).masks
+    torch.testing.assert_close(found, torch.nn.functional.avg_pool2d(own, 2))  # the middle of four
+    assert torch.equal(teacher.regard(replace(asked, masks=torch.zeros(4, 1, 28, 28)), needs).masks, own)
+    nothing = Rois(PROPOSALS[:0], positive=PROPOSALS[:0], labels=asked.labels[:0], masks=torch.zeros(0, 1, 14, 14))
+    assert teacher.regard(nothing, needs).masks.shape == (0, 1, 14, 14)
 
 
 def test_no_proposal_is_no_answer_and_no_error():

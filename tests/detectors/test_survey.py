@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from detkds_core.catalogue import BUILT_IN
+from detkds_core.catalogue import BUILT_IN, exchange
 from detkds_core.catalogue.entry import FAMILIES
 from detkds_core.catalogue.own import entry_from_json, entry_to_json
 from detkds_core.detectors.build import model_config
@@ -77,6 +77,17 @@ def test_what_cannot_be_distilled_is_refused_with_the_reason(name: str, change: 
     change(config)
     with pytest.raises(SurveyError, match=reason):
         survey(config, "mine", "mine")
+
+
+def test_an_assigner_that_compares_no_overlaps_takes_the_valuable_region_from_a_student() -> None:
+    config = copy.deepcopy(model_config(BUILT_IN[RETINANET], 3))
+    config["train_cfg"]["assigner"] = {"type": "CenterRegionAssigner", "pos_scale": 0.2, "neg_scale": 0.2, "min_pos_iof": 0.01}
+    student = survey(json.loads(json.dumps(config)), "mine", "mine")
+    assert (student.overlaps, student.anchors) == (False, 3)
+    offer = exchange(BUILT_IN[RETINANET], student)
+    assert offer.lacking["valuable"] == "the student does not assign objects to anchors by how much these overlap them"
+    assert "valuable" not in offer.regions["logits"]
+    assert "valuable" in exchange(student, BUILT_IN[RETINANET]).regions["logits"]  # the student's assignment counts
 
 
 def test_modules_that_no_worker_has_are_refused() -> None:

@@ -128,7 +128,7 @@ def test_there_is_a_module_for_each_distiller_and_all_of_its_settings() -> None:
 
 
 def test_settings() -> None:
-    assert settings_of(Distiller("mgd", (("mask_ratio", 0.5),))) == {"alpha": 2e-5, "mask_ratio": 0.5}
+    assert settings_of(Distiller("mgd", (("mask_ratio", 0.5),))) == {"alpha": 2e-5, "mask_ratio": 0.5, "l1": 0}
     (fgd,) = build(parse_formula("fgd[alpha=0.1, beta=0.2, gamma=0.3, lambda=0.4, temperature=0.8]"), context())
     assert (fgd.alpha, fgd.beta, fgd.gamma, fgd.lambda_, fgd.temperature) == (0.1, 0.2, 0.3, 0.4, 0.8)
     assert token_settings(parse_formula("maskd[tokens=3, steps=10] + l2(global)")) == (3, 10)

@@ -112,6 +112,10 @@ def test_mgd_by_hand() -> None:
     teacher = torch.tensor([[[[1.0, 2.0]]], [[[3.0, 4.0]]]])
     loss = total(distiller(Signals((torch.ones_like(teacher),)), Signals((teacher,)), BOXES))
     assert loss.item() == pytest.approx(0.5 * (1 + 4 + 9 + 16) / 2)  # a generator of nothing, mean over two images
+    by_l1 = MGD([1], [1], alpha=0.5, mask_ratio=0.0, l1=True)
+    by_l1.load_state_dict(distiller.state_dict())
+    loss = total(by_l1(Signals((torch.ones_like(teacher),)), Signals((teacher,)), BOXES))
+    assert loss.item() == pytest.approx(0.5 * (1 + 2 + 3 + 4) / 2)
 
 
 def test_maskd_by_hand() -> None:

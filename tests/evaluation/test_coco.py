@@ -229,3 +229,15 @@ def test_quiet_and_without_side_effects(capfd):
     coco_ap(ground_truth, detections).to_json()
     assert (ground_truth, detections) == before
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_a_box_without_area_is_wrong_and_lies_on_no_crowd(crowd):
+    """What `detect` makes of a box that is not finite; pycocotools would leave one of infinite area out."""
+    ground_truth = one_box(id=1, bbox=[0, 0, 60, 60], area=3600)
+    ground_truth["annotations"].append({**ground_truth["annotations"][0], "id": 2, "iscrowd": crowd, "bbox": [-5, -5, 10, 10]})
+    nowhere, right = found(0, 0, 0, 0, score=0.9), [found(0, 0, 60, 60, score=0.5), found(-5, -5, 10, 10, score=0.4)]
+    detections = [nowhere, *(right[:1] if crowd else right)]
+    metrics = coco_ap(ground_truth, detections)
+    same(figures(metrics), oracle(ground_truth, detections))
+    assert metrics.ap == pytest.approx(50 if crowd else 100 * 2 / 3)

@@ -104,7 +104,15 @@ def test_what_is_written_reads_back_equal(policy: Policy) -> None:
     ("text", "path", "message"),
     [
         ("", "policy.terms[0]", "column 1: the end where a weight or a distance should be"),
-        ("none + none", "policy.terms[0]", "column 6: '+' where '(' should be"),
+        ("l5 + none", "policy.terms[0]", "column 4: '+' where '(' should be"),
+        ("none + none", "policy.terms[0]", "column 1: 'none' is the name of a policy, which stands alone and is no part of a formula"),
+        (
+            "frs + crosskd",
+            "policy.terms[0]",
+            "column 1: 'frs' is the name of a policy, which stands alone and is no part of a formula; its own is 1.28·l2[region=",
+        ),
+        ("fgd + 2·ld_main", "policy.terms[0]", "column 9: 'ld_main' is the name of a policy, which stands alone"),
+        ("pkd[stop=0.5]", "policy.terms[0]", "column 1: 'pkd' is the name of a policy, which stands alone"),
         ("l1(global", "policy.terms[0]", "column 10: the end where ')' should be"),
         ("l1(global))", "policy", "column 11: ')' where '+' and another term or distiller, or the end should be"),
         ("l1(global) + ", "policy.terms[1]", "column 14: the end where a weight or a distance should be"),

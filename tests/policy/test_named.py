@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from detkds_core.catalogue.entry import FAMILIES as KINDS
+from detkds_core.catalogue.pairs import PAPER_PAIRS
 from detkds_core.policy import Distiller, PairFacts, Policy, SearchSpace, Term, canonical, check, named_policies
 from detkds_core.policy.distillers import DISTILLERS, pair_faults
 from detkds_core.policy.named import FAMILIES, RELEASED, STAGES, cannot_run, name_of, suiting
@@ -66,8 +67,8 @@ def test_their_formulas() -> None:
         "detkds_fcos": "5·l1(norm_N(scale_r2(catt(global)))) + 2·l1(norm_C(mask(fgbg)))",
         "detkds_gfl": "10·l1(norm_N(scale_r2(catt(global))))",
         "detkds_reppoints": "10·l1(norm_N(scale_r2(catt(global))))",
-        "detkds_cascade_faster_rcnn": "mgd[alpha=5e-07, mask_ratio=0.45]",
-        "detkds_cascade_mask_rcnn": "mgd[alpha=5e-07, mask_ratio=0.45]",
+        "detkds_cascade_faster_rcnn": "mgd[alpha=5e-07, l1=1, mask_ratio=0.45]",
+        "detkds_cascade_mask_rcnn": "mgd[alpha=5e-07, l1=1, mask_ratio=0.45]",
     }
 
 
@@ -91,13 +92,25 @@ def test_the_eight_released_say_their_pair_and_schedule() -> None:
     assert not any(one.pair for one in named_policies().values() if one not in released)
 
 
+def test_a_released_schedule_says_how_its_pair_trains() -> None:
+    schedules = {name: one.schedule for name, one in named_policies().items() if one.schedule}
+    for pair in PAPER_PAIRS:
+        (schedule,) = (schedules[name] for name in pair.policies)
+        assert f"learning rate {pair.full.lr}, {pair.full.batch // 8} images a GPU" in schedule
+        assert ("without inheriting" in schedule) != pair.inherit
+        sides = pair.full.train_short_sides
+        text = f"shorter sides of {sides[0]} {'and' if len(sides) == 2 else 'to'} {sides[-1]} pixels" if sides else "sides"
+        assert (text in schedule) == bool(sides)
+        assert ("biases at twice the rate" in schedule) == (pair.full.bias_lr_factor == 2)
+
+
 def test_pkd_is_half_of_its_published_weight() -> None:
     assert named_policies()["pkd"].policy == Policy((Term("global", ("none", "none", "standardize"), "l2", 5.0),))
 
 
 def test_a_policy_is_called_by_the_first_name_of_its_loss() -> None:
     assert name_of(named_policies()["detkds_reppoints"].policy) == "detkds_gfl"
-    assert name_of(named_policies()["detkds_cascade_faster_rcnn"].policy) == "mgd_two_stage"
+    assert name_of(named_policies()["detkds_cascade_mask_rcnn"].policy) == "detkds_cascade_faster_rcnn"
     assert name_of(Policy((), (Distiller("mgd", (("alpha", 2e-5),)),))) == "mgd"  # a setting at its default
     assert name_of(Policy(())) == "none"
     assert name_of(Policy((Term("global", ("none", "none", "none"), "l1", 3.0),))) is None
@@ -182,10 +195,9 @@ def test_a_search_is_compared_with_the_distillers_that_suit_its_student() -> Non
         "detkds_reppoints",
     } & set(one_stage)
     two_stage = suiting(Exchange(), GFL, ("retinanet", "faster_rcnn"), 2)
-    assert {"pkd_two_stage", "fgd_two_stage", "mgd_two_stage", "maskd_two_stage", "maskd_two_stage_boxes", "detkds_faster_rcnn"} <= set(
-        two_stage
-    )
-    assert not {"pkd", "fgd", "mgd", "crosskd", "crosskd_gfl", "detkds_cascade_faster_rcnn"} & set(two_stage), "the last is MGD again"
+    assert {"pkd_two_stage", "fgd_two_stage", "mgd_two_stage", "maskd_two_stage", "maskd_two_stage_boxes"} <= set(two_stage)
+    assert {"detkds_faster_rcnn", "detkds_cascade_faster_rcnn"} <= set(two_stage)
+    assert not {"pkd", "fgd", "mgd", "crosskd", "crosskd_gfl"} & set(two_stage)
     points = suiting(Exchange(), GFL, ("fcos", "fcos"), 1)
     assert {name for name in points if name.startswith("crosskd")} == {"crosskd_fcos"}
     unable = Exchange({"logits": "why", "localization": "why"}, {"towers": "why"})

@@ -240,6 +240,12 @@ FACTS = PairFacts(images_per_batch=2, score_channels=80, roi_channels=81)
         ("cor(logits)", FACTS, "distance", "'cor' over two images is 0 or 2"),
         ("pear(mm(global))", FACTS, "transforms[2]", "'pear' over two images is 0 or 2"),
         ("kl_edges(localization)", FACTS, "distance", "'kl_edges' needs edge distributions of both detectors (GFL)"),
+        (
+            "kl_edges(localization)",
+            replace(FACTS, lacking={"edges": "the teacher has 17 bins an edge, the student 9"}),
+            "distance",
+            "'kl_edges' needs edge distributions of both detectors (GFL), with as many bins (the teacher has 17 bins an edge",
+        ),
         ("points(localization)", FACTS, "distance", "'points' needs point sets of both detectors (RepPoints)"),
         ("pear[region=proposals](logits)", replace(FACTS, roi_channels=2), "distance", "'pear' over two class scores is 0 or 2"),
         ("l1(bmm(logits))", replace(FACTS, score_channels=1), "transforms[0]", "'bmm' of a single class score is one number an image"),

@@ -54,7 +54,11 @@ ALONE_NORMALISATIONS = ("none", "norm_HW", "softmax_HW", "logsoftmax_HW", "min_m
         ("l1(norm_N(global))", "transforms[2]", "'norm_N' compares the images of a batch and is constant on one image"),
         ("l1(natt(instance))", "transforms[0]", "'natt' compares the images of a batch"),
         ("kl(softmax_N(logits))", "transforms[0]", "'softmax_N' compares the images of a batch"),
-        ("kl_edges(localization)", "distance", "'kl_edges' needs edge distributions of both detectors (GFL); one of l1, iou, giou"),
+        (
+            "kl_edges(localization)",
+            "distance",
+            "'kl_edges' needs edge distributions of both detectors (GFL), with as many bins; one",
+        ),
         ("kl(softmax_C(logits))", "transforms[0]", "'softmax_C' is constant on a single class score; use norm_HW or softmax_HW"),
         ("pear(norm_HW(logits))", "distance", "'pear' over a single class score is constant; flatten with 'batch'"),
     ],

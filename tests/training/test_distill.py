@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from detkds_core.catalogue import Recipe
 from detkds_core.datasets import selection_ids
+from detkds_core.detectors.build import build_detector, save_weights
 from detkds_core.policy import named_policies, parse_formula, to_json
 from detkds_core.training import distillation
 from detkds_core.training.distillation import device_warnings, distill, teacher_warnings
@@ -196,8 +197,27 @@ def test_the_teacher_is_measured_first_and_one_that_knows_nothing_is_warned_of(s
     assert result["teacher"]["ap"] < 1
     (warning,) = result["warnings"]
     assert "has not learnt this data set" in warning
+    assert result["inherited"] == {"tensors": 29, "of": 32}
     assert teacher_warnings({"ap": 30.0, "images": 6}, 31.0) == ["the teacher's AP (30.00) is below the student's (31.00)"]
     assert teacher_warnings({"ap": 30.0, "images": 6}, 29.0) == []
+
+
+def test_a_teacher_whose_boxes_are_not_finite_costs_a_warning(spec, small_digits, tmp_path):
+    torch.manual_seed(0)
+    teacher = build_detector("yolox_tiny", small_digits.classes)
+    with torch.no_grad():
+        for scores, boxes in zip(teacher.bbox_head.multi_level_conv_obj, teacher.bbox_head.multi_level_conv_reg, strict=True):
+            scores.bias.fill_(10.0)
+            boxes.bias[2:] = 100.0
+    save_weights(teacher, tmp_path / "teacher.safetensors", {})
+    sides = {"teacher": {"detector": "yolox_tiny", "checkpoint": str(tmp_path / "teacher.safetensors")}, "inherit": False}
+    result = run(spec(kind="distill", policy={"terms": []}, recipe={"iterations": 1, "batch": 1}, **sides), tmp_path / "a" / "1")
+    assert result["teacher"]["ap"] == 0
+    no_knowledge, not_finite = result["warnings"]
+    assert "has not learnt this data set" in no_knowledge
+    count = result["teacher"]["not_finite"]
+    assert not_finite.startswith(f"detections of the teacher whose box or score is not finite: {count} on 6 images")
+    assert "not_finite" not in result["student"]
 
 
 def test_what_was_changed_in_a_recipe_is_in_the_result(spec, tmp_path):

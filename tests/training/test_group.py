@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from detkds_core.catalogue import Recipe
 from detkds_core.detectors.build import build_detector, save_weights
 from detkds_core.detectors.checkpoints import CheckpointError, backbone_weights
-from detkds_core.policy import Policy, named_policies, parse_formula
+from detkds_core.policy import Policy, named_policies, parse_formula, to_json
+from detkds_core.training import jobs
 from detkds_core.training.batches import Batches
 from detkds_core.training.group import new_learner, prepare, start_warnings, train, weights_digest
 from detkds_core.training.jobs import measure_candidates
@@ -76,6 +77,23 @@ def test_a_candidate_that_is_not_finite_fails_alone(spec):
     assert weights_digest(learners[1].student.model) == weights_digest(alone.student.model)
 
 
+def test_a_candidate_whose_boxes_are_not_finite_is_measured_and_warned_of(spec, monkeypatch):
+    detect = jobs.detect
+
+    def and_one_more(model, annotations, images, ids, **options):
+        found = detect(model, annotations, images, ids, **options)
+        category = annotations["categories"][0]["id"]
+        wrong = {"image_id": ids[0], "category_id": category, "bbox": [0.0] * 4, "score": 0.9, "not_finite": True}
+        return [*found, wrong]
+
+    monkeypatch.setattr(jobs, "detect", and_one_more)
+    candidates = [{"index": index, "policy": to_json(policy(name))} for index, name in enumerate(["none", "pkd"])]
+    result = measure_candidates(spec(candidates=candidates, recipe={"iterations": 1}), SILENT)
+    assert [(row["failure"], row["not_finite"], row["ap"] is None) for row in result["candidates"]] == [(None, 1, False)] * 2
+    said = "detections of candidate {} whose box or score is not finite: 1 on"
+    assert [one.partition(" on ")[0] + " on" for one in result["warnings"]] == [said.format(index) for index in (0, 1)]
+
+
 def test_all_candidates_start_from_the_same_inherited_weights(spec):
     start = prepare(spec(), 3)
     teacher = start.teacher.model.state_dict()
@@ -84,6 +102,17 @@ def test_all_candidates_start_from_the_same_inherited_weights(spec):
     assert start.weights["backbone.conv1.weight"].shape != teacher["backbone.conv1.weight"].shape
     apart = prepare(spec(inherit=False), 3)
     assert not torch.equal(apart.weights["bbox_head.gfl_cls.weight"], teacher["bbox_head.gfl_cls.weight"])
+
+
+def test_what_a_student_inherits_is_counted_and_little_is_warned_of(spec, small_digits, tmp_path):
+    assert prepare(spec(), 3).inherited == {"tensors": 29, "of": 32}  # all but what reads a backbone of another width
+    assert prepare(spec(inherit=False), 3).inherited is None
+    other = prepare(spec(student={"detector": "faster_rcnn_r18w8_fpn32", "checkpoint": None}), 3)
+    assert other.inherited == {"tensors": 6, "of": 26}
+    assert start_warnings(other) == [
+        "of the 26 tensors of its neck and head faster_rcnn_r18w8_fpn32 inherits 6 from gfl_r18w16_fpn32; the others do not fit and begin"
+        " at random"
+    ]
 
 
 def test_a_student_begins_with_a_backbone_of_its_own_and_its_teachers_neck_and_head(spec, tmp_path):

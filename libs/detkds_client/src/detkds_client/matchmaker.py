@@ -163,7 +163,7 @@ def examine(asked: Question) -> dict[str, Any]:
             }
             for kind in KNOWLEDGE
         ],
-        "signals": dict(_signals(teacher, student, offer)),
+        "signals": dict(_signals(offer)),
         "policies": [
             {"name": name, "cannot_run": [f"{path}: {why}" for path, why in found]}
             for name, one in named_policies().items()
@@ -177,23 +177,15 @@ def _facts(entry: DetectorEntry) -> dict[str, Any]:
         **{name: getattr(entry, name) for name in ("name", "title", "family", "stages")},
         **{name: getattr(entry, name) for name in ("channels", "scores", "anchors", "masks")},
         "strides": list(entry.strides),
-        "edge_bins": entry.reg_max + 1 if entry.reg_max is not None else 0,
+        "edge_bins": entry.bins,
         "inputs": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(entry.inputs).items()},
     }
 
 
-def _signals(teacher: DetectorEntry, student: DetectorEntry, offer: Exchange) -> Iterator[tuple[str, str | None]]:
+def _signals(offer: Exchange) -> Iterator[tuple[str, str | None]]:
     """Each signal with the reason why the pair lacks it, None where it has it."""
     no_levels = None if offer.levels else next(iter(offer.excluded.values()))
-    if offer.has_edges:
-        yield "edges", None
-    elif teacher.reg_max is not None and student.reg_max is not None:
-        bins = f"the teacher has {teacher.reg_max + 1} bins an edge, the student {student.reg_max + 1}"
-        yield "edges", offer.excluded.get("localization") or bins
-    else:
-        yield "edges", no_levels or "both detectors must predict edge distributions (GFL)"
-    yield "points", None if offer.has_points else no_levels or offer.lacking["points"]
-    for name in ("assigned", "valuable", "towers"):
+    for name in ("edges", "points", "assigned", "valuable", "towers"):
         yield name, no_levels or offer.lacking.get(name)
 
 

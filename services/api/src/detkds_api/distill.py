@@ -59,7 +59,7 @@ class DistillRequest(Body):
     device_memory_gib: DeviceMemory | None = None
     inherit: bool | None = Field(
         default=None,
-        description="the student starts from the teacher's neck and head where shapes match; default: as the pair says, else true",
+        description="the student starts from the teacher's neck and head, from each module that fits; default: as the pair says, else true",
     )
     resize: bool = Field(
         default=False, description="levels of different strides are matched too; the teacher's maps take the student's sizes"

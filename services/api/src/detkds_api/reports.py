@@ -137,6 +137,8 @@ def evidence_lines(result: Result) -> Iterator[tuple[str, str]]:
         yield "continues", f"search {evidence['continues']}"
     if evidence.get("search"):
         yield "policy", f"of search {evidence['search']}"
+    if inherited := evidence.get("inherited"):
+        yield "inherited", f"{inherited['tensors']} of the {inherited['of']} tensors of neck and head, from the teacher"
     if warnings := result.metrics.get("warnings"):
         yield "warnings", "; ".join(map(str, warnings))
     cost = evidence.get("cost") or {}

@@ -249,7 +249,10 @@ def get_checkpoint(
     responses=downloads({"application/json": {"schema": {"type": "object"}, "example": DETECTIONS_EXAMPLE}}),
 )
 def get_detections(result_id: Id, service: Service, request: Request) -> Response:
-    """What student and teacher find in the report images, as COCO detections (bbox: x, y, width, height in pixels)."""
+    """What student and teacher find in the report images, as COCO detections (bbox: x, y, width, height in pixels).
+
+    One with `not_finite` had a box or a score that was no number: it has a box without area, which matches nothing.
+    """
     return artifact(service, request, result_id, "detections", "list of detections", "application/json")
 
 

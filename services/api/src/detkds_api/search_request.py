@@ -116,7 +116,7 @@ class SearchRequest(Body):
     parallelism: int | None = Field(default=None, ge=1, le=1024, description="jobs that may be under way at once; default: 2")
     inherit: bool | None = Field(
         default=None,
-        description="the student starts from the teacher's neck and head where shapes match; default: as the pair says, else true",
+        description="the student starts from the teacher's neck and head, from each module that fits; default: as the pair says, else true",
     )
     resize: bool = Field(
         default=False, description="levels of different strides are matched too; the teacher's maps take the student's sizes"

@@ -36,6 +36,7 @@ def finish(session: Session, job_id: str) -> bool:
             "recipe": result.get("recipe") or spec.get("recipe"),
             "teacher": spec.get("teacher"),
             "student": spec.get("student"),
+            "inherited": result.get("inherited"),
             "images": {"report": result["student"].get("images")},
             "search": distillation.search_id,
             "cost": {"seconds": result.get("seconds"), "iterations": (result.get("recipe") or spec.get("recipe") or {}).get("iterations")},

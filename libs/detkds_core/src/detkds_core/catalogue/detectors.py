@@ -32,13 +32,14 @@ def _small(family: str, width: int, channels: int = 32) -> DetectorEntry:
 
 
 RATIOS = (0.5, 1.0, 2.0)
-ONE_BOX: dict[str, Any] = {"anchors": 1, "anchor_scales": (8.0,), "anchor_ratios": (1.0,)}
-NINE_BOXES: dict[str, Any] = {"anchors": 9, "anchor_scales": (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3)), "anchor_ratios": RATIOS}
-PROPOSING: dict[str, Any] = {"stages": 2, "anchors": 3, "anchor_scales": (8.0,), "anchor_ratios": RATIOS, "scores": "objectness"}
+ONE_BOX: dict[str, Any] = {"anchors": 1, "anchor_scales": (8.0,), "anchor_ratios": (1.0,), "overlaps": True}
+THREE_BOXES: dict[str, Any] = {"anchors": 3, "anchor_scales": (3.0,), "anchor_ratios": RATIOS, "overlaps": True}
+NINE_BOXES: dict[str, Any] = {**THREE_BOXES, "anchors": 9, "anchor_scales": (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))}
+PROPOSING: dict[str, Any] = {**THREE_BOXES, "stages": 2, "anchor_scales": (8.0,), "scores": "objectness"}
 
 _SMALL_FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "gfl": ("GFL", small_gfl, {"stages": 1, **ONE_BOX, "anchor_scales": (4.0,), "reg_max": 8}),
-    "retinanet": ("RetinaNet", small_retinanet, {"stages": 1, "anchors": 3, "anchor_scales": (3.0,), "anchor_ratios": RATIOS}),
+    "retinanet": ("RetinaNet", small_retinanet, {"stages": 1, **THREE_BOXES}),
     "fcos": ("FCOS", small_fcos, {"stages": 1, "anchors": 1}),
     "faster_rcnn": ("Faster R-CNN", small_faster_rcnn, {**PROPOSING, "anchor_scales": (4.0,)}),
 }

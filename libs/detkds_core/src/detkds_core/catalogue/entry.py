@@ -6,6 +6,8 @@ from typing import Any
 
 from detkds_core.catalogue.small import IMAGENET_MEAN, IMAGENET_STD
 
+BY_OVERLAP = ("ATSSAssigner", "MaxIoUAssigner")  # MMDetection's assigners of which the overlap is known from which an anchor is an object's
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -27,6 +29,7 @@ class DetectorEntry:
 
     strides: pixels a cell, one a pyramid level, fine to coarse; channels: of each pyramid level; anchors: predictions a cell;
     anchor_scales, anchor_ratios: sizes in strides and heights over widths of the anchor boxes, ratio by ratio, empty where points are;
+    overlaps: objects go to anchor boxes by how much these overlap them (`BY_OVERLAP`);
     reg_max: last bin of the edge distributions (GFL), None without; scores: what the dense head scores,
     "classes" (one a class), "objectness" (a region proposal network) or "queries" (a DETR, which has no dense head);
     masks: it predicts instance masks; width: channels of the first stage of the ResNet-18 that replaces its backbone, None: its own;
@@ -42,6 +45,7 @@ class DetectorEntry:
     anchors: int
     anchor_scales: tuple[float, ...] = ()
     anchor_ratios: tuple[float, ...] = ()
+    overlaps: bool = False
     scores: str = "classes"
     reg_max: int | None = None
     masks: bool = False
@@ -54,6 +58,16 @@ class DetectorEntry:
     @property
     def has_edges(self) -> bool:
         return self.reg_max is not None
+
+    @property
+    def bins(self) -> int:
+        """Of an edge's distribution (GFL), 0 without."""
+        return 0 if self.reg_max is None else self.reg_max + 1
+
+    @property
+    def points(self) -> int:
+        """Of the set that a cell predicts (RepPoints), 0 without."""
+        return self.config.get("bbox_head", {}).get("num_points", 9) if self.family == "reppoints" else 0
 
 
 @dataclass(frozen=True, slots=True)

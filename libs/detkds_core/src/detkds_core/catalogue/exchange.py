@@ -16,8 +16,8 @@ class Exchange:
 
     levels: places of the pyramid levels that face each other, (teacher, student), fine to coarse; strides: the student's there.
     excluded: for each knowledge left out the reason. regions: where the pair can look for each knowledge; lacking: why it cannot look
-    elsewhere (`logits.proposals`), and why a signal is missing (`points`, `towers`, ...). resized: levels whose strides differ, so that
-    the teacher's maps take the student's size.
+    elsewhere (`logits.proposals`), and why a signal is missing (`edges`, `points`, `towers`, ...). resized: levels whose strides differ, so
+    that the teacher's maps take the student's size.
     """
 
     levels: tuple[tuple[int, int], ...]
@@ -43,9 +43,6 @@ def exchange(teacher: DetectorEntry, student: DetectorEntry, resize: bool = Fals
     resized = any(teacher.strides[t] != student.strides[s] for t, s in levels)
     excluded = dict(_excluded(teacher, student, resized))
     knowledge = tuple(kind for kind in KNOWLEDGE if kind not in excluded)
-    cells = "localization" not in excluded
-    has_edges = cells and teacher.reg_max is not None and teacher.reg_max == student.reg_max
-    has_points = cells and teacher.family == student.family == "reppoints"
     lacking = dict(_lacking(teacher, student, resized))
     regions = {kind: tuple(_regions(kind, lacking)) for kind in knowledge}
     return Exchange(
@@ -53,8 +50,8 @@ def exchange(teacher: DetectorEntry, student: DetectorEntry, resize: bool = Fals
         strides=tuple(student.strides[s] for _, s in levels),
         knowledge=knowledge,
         excluded=excluded,
-        has_edges=has_edges,
-        has_points=has_points,
+        has_edges="edges" not in lacking,
+        has_points="points" not in lacking,
         regions=regions,
         lacking=lacking,
         resized=resized,
@@ -125,20 +122,29 @@ def _lacking(teacher: DetectorEntry, student: DetectorEntry, resized: bool) -> I
     if student.scores == "queries":
         for region in ("assigned", "assigned_score"):
             yield region, "the student assigns objects to queries, not to cells"
-    if not student.anchor_scales:
+    if not student.overlaps:
         yield "valuable", "the student does not assign objects to anchors by how much these overlap them"
     branches = "branches that another head can finish"
     towers = no_cells or _both(f"has no {branches}", f"has {branches}", teacher, student, lambda entry: entry.family in TOWERS)
     if towers:
         yield "towers", towers
-    if not teacher.family == student.family == "reppoints":
-        yield "points", "both detectors must predict point sets (RepPoints)"
+    if edges := _counts_differ("edge distributions (GFL)", "bins an edge", teacher.bins, student.bins) or no_cells:
+        yield "edges", edges
+    if points := _counts_differ("point sets (RepPoints)", "points a set", teacher.points, student.points) or no_cells:
+        yield "points", points
 
 
 def _both(lacks: str, has: str, teacher: DetectorEntry, student: DetectorEntry, holds: Callable[[DetectorEntry], bool]) -> str | None:
     """Why not both have it, None when they have."""
     missing = [role for role, entry in (("teacher", teacher), ("student", student)) if not holds(entry)]
     return None if not missing else f"neither {has}" if len(missing) == 2 else f"the {missing[0]} {lacks}"
+
+
+def _counts_differ(what: str, of: str, teacher: int, student: int) -> str | None:
+    """Why two detectors cannot compare what each has so many of a prediction, 0 without; None where they can."""
+    if teacher and student:
+        return None if teacher == student else f"the teacher has {teacher} {of}, the student {student}"
+    return f"neither predicts {what}" if teacher == student else f"the {'student' if teacher else 'teacher'} predicts no {what}"
 
 
 ASKED: Mapping[str, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from detkds_core.catalogue.entry import FAMILIES, DetectorEntry, Family, Inputs
+from detkds_core.catalogue.entry import BY_OVERLAP, FAMILIES, DetectorEntry, Family, Inputs
 
 FOLDER = "DETKDS_DETECTORS"  # environment variable
 NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
@@ -42,6 +42,8 @@ def entry_from_json(data: Any) -> DetectorEntry:
     if not isinstance(data, Mapping):
         raise OwnDetectorError([f"is a {type(data).__name__}, not an object with the fields of a detector"])
     known = [one.name for one in fields(DetectorEntry) if one.name not in OF_BUILT_IN]
+    if "overlaps" not in data:
+        data = {**data, "overlaps": _by_overlap(data)}
     faults = [f"{key}: is no field; the fields are {', '.join(known)}" for key in data if key not in known]
     faults += [f"{key}: is missing" for key in known if key not in data]
     if not faults:
@@ -53,6 +55,14 @@ def entry_from_json(data: Any) -> DetectorEntry:
     inputs: dict[str, Any] = {key: tuple(map(float, value)) if isinstance(value, list) else value for key, value in data["inputs"].items()}
     facts |= {"inputs": Inputs(**inputs), "own": True}
     return DetectorEntry(**facts)
+
+
+def _by_overlap(data: Mapping[str, Any]) -> bool:
+    """`overlaps` of a file that was added before it was a field: as its configuration names the assigner."""
+    node: Any = data.get("config")
+    for key in ("train_cfg", *(["rpn"] if data.get("stages") == 2 else []), "assigner", "type"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return bool(data.get("anchor_scales")) and node in BY_OVERLAP
 
 
 def name_faults(name: Any, built_in: Collection[str]) -> list[str]:
@@ -184,6 +194,8 @@ def _anchor_faults(data: Mapping[str, Any], family: str, common: Family) -> Iter
         if bool(values) != common.anchored:
             yield f"{key}: {_shown(values)}, but a {family} has {'anchor boxes' if common.anchored else 'none, so that [] is right'}"
             return
+    if data["overlaps"] not in (choices := (True, False) if common.anchored else (False,)) or not isinstance(data["overlaps"], bool):
+        yield f"overlaps: {_shown(data['overlaps'])} is not that of a {family}; {' or '.join(map(_shown, choices))} is"
     right = len(scales) * len(ratios) if common.anchored else 0 if common.scores == "queries" else 1
     if isinstance(anchors, bool) or anchors != right:
         of = f", a scale and a ratio each ({len(scales)} times {len(ratios)})" if common.anchored else f", as of every {family}"

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from detkds_core.catalogue import DetectorEntry, detector
 from detkds_core.catalogue.small import small_backbone
 from detkds_core.detectors.runtime import prepare_mmdet
 
 CLASS_HEADS = ("bbox_head", "mask_head")
+INHERITED = ("neck", "bbox_head", "rpn_head", "roi_head")  # what of a teacher its student can begin with
 
 
 def model_config(entry: DetectorEntry, classes: int) -> dict[str, Any]:
@@ -115,12 +116,53 @@ def thaw(model: nn.Module) -> bool:
     return frozen
 
 
-def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str] = ("neck", "bbox_head", "rpn_head", "roi_head")) -> list[str]:
-    """Copy the teacher's neck and head into the student where names and shapes match (the inheriting strategy). Returns the copied keys."""
-    own, given = student.state_dict(), teacher.state_dict()
-    copied = [key for key in own if key.split(".")[0] in parts and key in given and given[key].shape == own[key].shape]
-    student.load_state_dict({key: given[key] for key in copied}, strict=False)
-    return copied
+def inherit(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """Copy the teacher's neck and head into the student where they fit (FGD's inheriting strategy). Returns the copied keys.
+
+    Modules are taken whole or not at all, a convolution with its normalisation: what was learned before the one means nothing without the
+    other. A bias that the student's convolution has and the teacher's has not stays, at the 0 where it begins. Between detectors of one
+    type, the neck's convolutions that read another backbone give all but their weights, which have other channels, as the released code
+    does it. Between others no scale is taken: what it multiplies is each head's own.
+    """
+    own, given = _modules(student), _modules(teacher)
+    alike = type(student) is type(teacher)
+    taken = {key: value for name, tensors in own.items() for key, value in _fitting(name, tensors, given.get(name, {}), alike).items()}
+    student.load_state_dict(taken, strict=False)
+    return list(taken)
+
+
+def inheritable(model: nn.Module) -> int:
+    """How many tensors neck and head have."""
+    return sum(map(len, _modules(model).values()))
+
+
+def _modules(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The tensors of neck and head by the module that they belong to, a convolution with its normalisation being one."""
+    from mmcv.cnn import ConvModule
+
+    whole = [name for name, module in model.named_modules() if isinstance(module, ConvModule)]
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in model.state_dict().items():
+        if key.split(".")[0] in INHERITED:
+            name = next((name for name in whole if key.startswith(f"{name}.")), key.rpartition(".")[0])
+            found.setdefault(name, {})[key] = value
+    return found
+
+
+def _fitting(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor], alike: bool) -> dict[str, Tensor]:
+    """Which of the teacher's tensors of a module the student takes; alike: both detectors are of one type."""
+    fit = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
+    surplus = [key for key in own if key not in given and not (key.endswith(".bias") and f"{key.removesuffix('bias')}weight" in given)]
+    misfits = [key for key in given if key not in fit]
+    if alike and name.startswith("neck."):
+        misfits = [key for key in misfits if key not in own or _outputs(own[key]) != _outputs(given[key])]
+    scale = all(value.ndim == 0 for value in own.values())
+    return {} if surplus or misfits or (scale and not alike) else fit
+
+
+def _outputs(weight: Tensor) -> tuple[int, ...]:
+    """The shape without input channels."""
+    return (*weight.shape[:1], *weight.shape[2:])
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str], dtype: torch.dtype | None = None) -> str:

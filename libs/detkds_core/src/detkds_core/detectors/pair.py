@@ -54,9 +54,9 @@ def check_policy(policy: Policy, teacher: DetectorEntry, student: DetectorEntry,
             why = offer.lacking.get(f"{term.knowledge}.{term.region}") or offer.lacking.get(term.region, "it is none of the pair's")
             raise PairError(f"policy.terms[{i}].region: {term.region!r}: {why}; one of {', '.join(offer.regions[term.knowledge])}")
         if term.distance == "kl_edges" and not offer.has_edges:
-            raise PairError(f"policy.terms[{i}].distance: 'kl_edges' needs edge distributions with as many bins on both sides (GFL)")
+            raise PairError(f"policy.terms[{i}].distance: 'kl_edges' needs edge distributions on both sides: {offer.lacking['edges']}")
         if term.distance == "points" and not offer.has_points:
-            raise PairError(f"policy.terms[{i}].distance: 'points' needs point sets on both sides (RepPoints)")
+            raise PairError(f"policy.terms[{i}].distance: 'points' needs point sets on both sides: {offer.lacking['points']}")
     for i, distiller in enumerate(policy.distillers):
         if faults := pair_faults(distiller.name, offer, (teacher.family, student.family)):
             raise PairError(f"policy.distillers[{i}]: {'; '.join(faults)}")

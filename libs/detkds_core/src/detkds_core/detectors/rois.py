@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkds_core.losses.signals import Rois
@@ -75,7 +76,7 @@ def regard(
     """What a frozen detector says of a student's proposals: scores, boxes and masks as far as `needs` asks for them.
 
     A cascade runs as it predicts: each stage refines the boxes for the next, inside the padded batch image (`batch_shape`); scores are the
-    mean of the stages', boxes the last one's, masks the raw scores of the mean of the stages' sigmoids.
+    mean of the stages', boxes the last one's, masks the raw scores of the mean of the stages' sigmoids, in the student's size where known.
     Without a RoI head the regions alone are given, at which features can be compared.
     """
     if roi_head is None or not needs & {"roi_scores", "roi_boxes", "roi_masks"}:
@@ -101,6 +102,8 @@ def regard(
         else:
             raw = roi_head._mask_forward(pyramid, shared.positive)["mask_preds"]
         masks = of_class(raw, shared.labels)
+        if shared.masks is not None and shared.masks.shape[2:] != masks.shape[2:]:
+            masks = F.interpolate(masks, shared.masks.shape[2:], mode="bilinear")
     return Rois(shared.regions, scores, boxes, masks, shared.positive, shared.labels)
 
 

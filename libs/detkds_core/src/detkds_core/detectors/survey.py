@@ -16,6 +16,7 @@ from detkds_core.catalogue.own import config_faults
 from detkds_core.detectors.build import set_classes, without_sync
 from detkds_core.detectors.runtime import prepare_mmdet
 from detkds_core.detectors.tap import dense_head
+from detkds_core.detectors.valuable import overlaps
 
 CLASSES = 3  # of the model that is looked at
 IMAGE = 256  # pixels a side of what it is shown: twice the largest stride of MMDetection's pyramids
@@ -100,6 +101,7 @@ def survey(config: Mapping[str, Any], name: str, title: str) -> DetectorEntry:
         raise SurveyError(f"model.neck: the levels have {found} channels; all must have the same number, which adapters are made for")
     predictions = _predictions(model, family, strides, _scores(model, pyramid))
     _try_to_learn(model, FAMILIES[family].masks)
+    predictions["overlaps"] = FAMILIES[family].anchored and _by_overlap(dense_head(model), strides)
     return DetectorEntry(
         name=name,
         title=title,
@@ -259,6 +261,20 @@ def _try_to_learn(model: nn.Module, masks: bool) -> None:
         model.train().loss(images, samples)
     except Exception as error:  # whatever MMDetection's code raises
         raise SurveyError(f"model: it cannot be trained here: {_first_line(error)}") from error
+
+
+@torch.no_grad()
+def _by_overlap(head: Any, strides: Sequence[int]) -> bool:
+    """Whether a student's head would find the anchors that nearly became an object's (`valuable.overlaps`)."""
+    from mmengine.structures import InstanceData
+
+    anchors = head.prior_generator.grid_priors([(IMAGE // stride, IMAGE // stride) for stride in strides], device="cpu")
+    usable = [torch.ones(len(level), dtype=torch.bool) for level in anchors]
+    try:
+        overlaps(head.assigner, [anchors], [usable], [InstanceData(bboxes=torch.tensor([[40.0, 40.0, 200.0, 168.0]]))])
+    except ValueError:
+        return False
+    return True
 
 
 def _inputs(preprocessor: Mapping[str, Any], family: str, strides: tuple[int, ...]) -> Inputs:

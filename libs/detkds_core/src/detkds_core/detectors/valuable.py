@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detkds_core.catalogue.entry import BY_OVERLAP
 from detkds_core.losses.localization import box_diou, box_iou
 
 ALPHA = 0.25  # of the overlap from which an anchor becomes an object's: from this share on it is valuable
@@ -16,20 +17,20 @@ def overlaps(
 ) -> list[Tensor]:
     """How much the valuable anchors of each image overlap an object, (M,) each over all levels, 0 for other anchors (`valuable`).
 
-    assigner: MMDetection's ATSSAssigner or MaxIoUAssigner; the others arguments are as its heads hand them to `get_targets`, an entry an
+    assigner: MMDetection's, one of `BY_OVERLAP`; the others arguments are as its heads hand them to `get_targets`, an entry an
     image: the anchors (M_l, 4) of each level, which of them lie on the image (M_l,), and its ground truth with `bboxes` (n, 4).
     Raises ValueError for an assigner that does not compare anchors with objects.
     """
     kind = type(assigner).__name__
+    if kind not in BY_OVERLAP:
+        raise ValueError(f"{kind} assigns no object to anchors by their overlap, so that none nearly becomes one; leave 'valuable' out")
     found = []
     for levels, masks, truth in zip(anchors, usable, objects, strict=True):
         here, boxes = torch.cat(list(masks)), truth.bboxes
         if kind == "ATSSAssigner":
             least = adaptive_thresholds(levels, masks, boxes, assigner.topk)
-        elif kind == "MaxIoUAssigner":
-            least = boxes.new_full((len(boxes),), assigner.pos_iou_thr)
         else:
-            raise ValueError(f"{kind} assigns no object to anchors by their overlap, so that none nearly becomes one; leave 'valuable' out")
+            least = boxes.new_full((len(boxes),), assigner.pos_iou_thr)
         found.append(valuable(torch.cat(list(levels)), boxes, least) * here)
     return found
 

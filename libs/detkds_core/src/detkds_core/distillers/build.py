@@ -63,7 +63,7 @@ def _fgd(context: DistillerContext, settings: Settings) -> nn.Module:
 
 
 def _mgd(context: DistillerContext, settings: Settings) -> nn.Module:
-    return MGD(context.student_channels, context.teacher_channels, **settings)
+    return MGD(context.student_channels, context.teacher_channels, **{**settings, "l1": bool(settings["l1"])})
 
 
 def _maskd(context: DistillerContext, settings: Settings) -> nn.Module:

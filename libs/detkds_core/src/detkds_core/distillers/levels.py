@@ -34,3 +34,8 @@ def aligned(align: nn.ModuleList, student: Signals, teacher: Signals) -> Iterato
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Sum of squared differences over everything but images, mean over images."""
     return (student - teacher).square().sum() / len(student)
+
+
+def absolute_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum of absolute differences over everything but images, mean over images."""
+    return (student - teacher).abs().sum() / len(student)

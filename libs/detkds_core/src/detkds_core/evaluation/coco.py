@@ -23,6 +23,7 @@ class Metrics:
 
     ap_small, ap_medium, ap_large: None without ground truth of that size; per_class: None for a class without ground truth.
     images: how many were measured. segm: the same of the masks, for a detector that draws them; what stands beside it is of boxes.
+    not_finite: how many detections the detector gave without a finite box and score (`predict.detect`).
     """
 
     ap: float
@@ -34,6 +35,7 @@ class Metrics:
     images: int
     per_class: Mapping[str, float | None]
     segm: "Metrics | None" = None
+    not_finite: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

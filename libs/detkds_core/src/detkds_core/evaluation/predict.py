@@ -1,6 +1,7 @@
 """Run a detector over images and measure its COCO AP."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,9 @@ def detect(
 ) -> list[dict[str, Any]]:
     """COCO detections of `model` on the given images: image_id, category_id, bbox (xywh in original pixels), score, and
     segmentation (run lengths) of a detector that draws masks.
+
+    One whose box or score is not finite, as sizes that are decoded by exp become, finds nothing but has been said: it stays as a box
+    without area at [0, 0], which matches no object and counts as wrong, with its score (0 where that is not finite), and as `not_finite`.
 
     Images of one shape share a batch, so that padding, and with it the result, does not depend on the batch. One that does not fit in
     the accelerator's memory is halved.
@@ -75,10 +79,13 @@ def _as_coco(image_id: int, found: Any, categories: Sequence[int]) -> list[dict[
     detections = []
     for box, score, label in zip(found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
         x1, y1, x2, y2 = box
-        detections.append({"image_id": image_id, "category_id": categories[label], "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score})
+        one = {"image_id": image_id, "category_id": categories[label], "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+        if not all(map(math.isfinite, (*box, score))):
+            one |= {"bbox": [0.0] * 4, "score": score if math.isfinite(score) else 0.0, "not_finite": True}
+        detections.append(one)
     if "masks" in found:
         for detection, mask in zip(detections, found.masks.cpu().numpy(), strict=True):
-            detection["segmentation"] = run_lengths(mask)
+            detection["segmentation"] = run_lengths(np.zeros_like(mask) if "not_finite" in detection else mask)
     return detections
 
 
@@ -103,8 +110,9 @@ def measure(
 
 
 def metrics_of(annotations: dict[str, Any], detections: Sequence[dict[str, Any]], image_ids: Sequence[int], *, masks: bool) -> Metrics:
-    """AP of the boxes and, with `masks` and where the ground truth has outlines, of the masks."""
-    metrics = coco_ap(annotations, detections, image_ids)
+    """AP of the boxes and, with `masks` and where the ground truth has outlines, of the masks; detections of `detect`."""
+    not_finite = sum("not_finite" in detection for detection in detections)
+    metrics = replace(coco_ap(annotations, detections, image_ids), not_finite=not_finite)
     if not masks or not any(annotation.get("segmentation") for annotation in annotations["annotations"]):
         return metrics
     return replace(metrics, segm=coco_ap(annotations, detections, image_ids, kind="segm"))

@@ -53,8 +53,8 @@ def _weight(default: float, meaning: str) -> Setting:
     return Setting(default, 0.0, 1000.0, meaning)
 
 
-def _switch(meaning: str, choices: str = "1 yes, 0 no") -> Setting:
-    return Setting(1.0, 0.0, 1.0, f"{meaning}; {choices}", whole=True)
+def _switch(meaning: str, choices: str = "1 yes, 0 no", default: float = 1.0) -> Setting:
+    return Setting(default, 0.0, 1.0, f"{meaning}; {choices}", whole=True)
 
 
 TOWERS = ("retinanet", "gfl", "fcos", "atss")  # dense heads of stacked convolutions, of which the last can be another detector's
@@ -82,10 +82,11 @@ _ENTRIES = (
         settings={
             "alpha": _weight(2e-5, "weight"),
             "mask_ratio": Setting(0.65, 0.0, 0.99, "share of the student's positions that are masked"),
+            "l1": _switch("compares by |G - T|", "1 yes, 0 by (G - T)²", default=0.0),
         },
         needs=frozenset({"features"}),
         families=(),
-        formula="alpha·sum((G(S·mask) - T)²)/N",
+        formula="alpha·sum((G(S·mask) - T)²)/N, with l1 alpha·sum|G(S·mask) - T|/N",
         source="MGD (Yang et al., ECCV 2022)",
         note="Defaults for one-stage detectors; a sum over elements of 256 channels and 800-pixel images. Elsewhere `0.05·mgd[balanced]`: a"
         " small ratio, for its generator, untaught, hardly passes a gradient where the training starts.",

@@ -181,8 +181,12 @@ class Reader:
 
     def term(self, path: str) -> Term:
         weight = self.weight(path)
+        first = self.next
         distance = self.text_of(path, "name", "a weight or a distance")
         options = self.options(path) if self.take("[") else {}
+        if self.next.text != "(" and (whole := _formula_of(distance)) is not None:
+            message = f"{distance!r} is the name of a policy, which stands alone and is no part of a formula"
+            raise PolicyError([(path, f"column {first.column}: {message}{f'; its own is {whole}' if whole != distance else ''}")])
         self.demand(path, "(")
         names = [self.text_of(path, "name", "a transform or knowledge")]  # outermost first
         while self.take("("):
@@ -244,6 +248,14 @@ class Reader:
         if self.next.kind != "number" or not self.next.text.isdecimal():
             raise self.fault(path, "a whole number of steps")
         return int(self.text_of(path, "number", "a number")[:20])  # more digits are refused all the same, and sooner
+
+
+def _formula_of(name: str) -> str | None:
+    """The formula of a named policy; None where no policy has the name."""
+    from detkds_core.policy.named import named_policies  # which reads its formulas here
+
+    named = named_policies().get(name)
+    return named.formula if named is not None else None
 
 
 def _slots_filled(path: str, knowledge: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ EVERYWHERE = ("all",)
 class PairFacts:
     """What the rules need to know of a pair and its training.
 
-    regions: where it can look, for each knowledge that can look anywhere but at `all`. lacking: why it cannot, {"logits.proposals": why}.
+    regions: where it can look, for each knowledge that can look anywhere but at `all`. lacking: why it cannot, {"logits.proposals": why},
+    and why it has no edges or points, {"edges": why}.
     """
 
     images_per_batch: int = 2  # that a training step sees on one device
@@ -80,10 +81,13 @@ def _three_images(term: Term, facts: PairFacts) -> Iterator[Reason]:
 
 
 def _boxes(term: Term, facts: PairFacts) -> Iterator[Reason]:
-    if term.distance == "kl_edges" and not facts.has_edges:
-        yield Reason("distance", "'kl_edges' needs edge distributions of both detectors (GFL); one of l1, iou, giou, diou")
-    if term.distance == "points" and not facts.has_points:
-        yield Reason("distance", "'points' needs point sets of both detectors (RepPoints); one of l1, iou, giou, diou")
+    for distance, signal, has, needed in (
+        ("kl_edges", "edges", facts.has_edges, "edge distributions of both detectors (GFL), with as many bins"),
+        ("points", "points", facts.has_points, "point sets of both detectors (RepPoints), with as many points"),
+    ):
+        if term.distance == distance and not has:
+            why = facts.lacking.get(signal)
+            yield Reason("distance", f"{distance!r} needs {needed}{f' ({why})' if why else ''}; one of l1, iou, giou, diou")
 
 
 def _few_scores(term: Term, facts: PairFacts) -> Iterator[Reason]:

@@ -21,7 +21,16 @@ from detkds_core.evaluation.predict import measure
 from detkds_core.policy import Policy, from_json, images_needed
 from detkds_core.training import parallel
 from detkds_core.training.group import DoesNotFitError, Start, batches_for, new_learner, prepare, start_warnings, train
-from detkds_core.training.jobs import Report, TrainingError, environment, figures, measure_together, resolved_recipe, selection
+from detkds_core.training.jobs import (
+    Report,
+    TrainingError,
+    environment,
+    figures,
+    measure_together,
+    not_finite_warnings,
+    resolved_recipe,
+    selection,
+)
 from detkds_core.training.learner import Learner, final_weights, restore, state_of
 
 RESUME_SECONDS = 20.0  # a kill costs at most this much training
@@ -223,11 +232,18 @@ def _finish(
             _write_detections(start, dataset, recipe, spec, folder, detections)
         parameters = parameter_count(model)
     report(total, total, "student exported", student.ap)
+    measured = figures(student)
     return {
         **files,
-        "student": {**figures(student), "parameters": parameters, "iteration": iteration},
+        "student": {**measured, "parameters": parameters, "iteration": iteration},
         "teacher": dict(teacher),
-        "warnings": warnings + teacher_warnings(teacher, student.ap),
+        "inherited": start.inherited,
+        "warnings": [
+            *warnings,
+            *teacher_warnings(teacher, student.ap),
+            *not_finite_warnings("the teacher", teacher),
+            *not_finite_warnings("the student", measured),
+        ],
         "recipe": recipe.to_json(),
         "scales": run.learner.scales,
         "evaluations": run.evaluations,

@@ -17,7 +17,7 @@ from detkds_core import distillers
 from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, detector
 from detkds_core.datasets import default_cache
 from detkds_core.datasets.kept import TOKENS
-from detkds_core.detectors.build import build_detector, inherit, safe_channels_last, thaw
+from detkds_core.detectors.build import build_detector, inherit, inheritable, safe_channels_last, thaw
 from detkds_core.detectors.checkpoints import load_student, load_weights
 from detkds_core.detectors.cross_head import head_tail
 from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
@@ -64,6 +64,7 @@ class Start:
     dataset_digest: str = ""
     thawed: bool = False  # whether the student's backbone is drawn at random where MMDetection freezes some of a pretrained one
     notes: tuple[str, ...] = ()  # what has to be said of the student's checkpoint
+    inherited: Mapping[str, int] | None = None  # `tensors` of the student's neck and head that are its teacher's, `of` how many
 
 
 def default_device() -> torch.device:
@@ -92,25 +93,34 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
     student = build_detector(student_entry.name, classes)
     checkpoint = spec["student"].get("checkpoint")
     whole, notes = load_student(student, checkpoint_path(checkpoint)) if checkpoint else (False, [])
+    inherited = None
     if not whole and spec.get("inherit", True):
-        inherit(student, teacher.cpu())
+        inherited = {"tensors": len(inherit(student, teacher.cpu())), "of": inheritable(student)}
         teacher.to(device)
     weights = {key: value.clone() for key, value in student.state_dict().items()}
     frozen = Teacher(teacher, levels.teacher, levels.strides)
     dataset = spec["dataset"]
     digest = dataset.get("digest", "")
     thawed = not checkpoint and thaw(student)
-    return Start(frozen, teacher_entry, student_entry, weights, classes, levels, device, dataset["train"], digest, thawed, tuple(notes))
+    return Start(
+        frozen, teacher_entry, student_entry, weights, classes, levels, device, dataset["train"], digest, thawed, tuple(notes), inherited
+    )
 
 
 def start_warnings(start: Start) -> list[str]:
     """What has to be said of a student's first weights."""
-    if not start.thawed:
-        return list(start.notes)
-    return [
-        f"the backbone of {start.student_entry.name} begins with random weights, where MMDetection begins with pretrained ones; all of it "
-        "is trained, for which published schedules are short: give a student.checkpoint (detkds convert --backbone)"
-    ]
+    warnings = list(start.notes)
+    if start.thawed:
+        warnings.append(
+            f"the backbone of {start.student_entry.name} begins with random weights, where MMDetection begins with pretrained ones; all of "
+            "it is trained, for which published schedules are short: give a student.checkpoint (detkds convert --backbone)"
+        )
+    if start.inherited is not None and start.inherited["tensors"] < start.inherited["of"] / 2:
+        warnings.append(
+            f"of the {start.inherited['of']} tensors of its neck and head {start.student_entry.name} inherits {start.inherited['tensors']} "
+            f"from {start.teacher_entry.name}; the others do not fit and begin at random"
+        )
+    return warnings
 
 
 def new_learner(

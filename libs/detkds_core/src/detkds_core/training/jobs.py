@@ -60,8 +60,9 @@ def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any
         rows[index] = measured[index] if index in measured else _row(index, looked.resolved(index, policy))
         looked.tell(index, rows[index])
     found = [rows[index] for index in candidates]
-    warnings += start_warnings(start)
-    return {"candidates": found, "warnings": warnings, "environment": environment(), **({"fork": trunk} if trunk else {})}
+    warnings += [*start_warnings(start), *(one for row in found for one in not_finite_warnings(f"candidate {row['index']}", row))]
+    said = {"warnings": warnings, "inherited": start.inherited, "environment": environment()}
+    return {"candidates": found, **said, **({"fork": trunk} if trunk else {})}
 
 
 def _measured(
@@ -181,11 +182,23 @@ def measure_together(model: nn.Module, dataset: Dataset, ids: Sequence[int], rec
 
 
 def figures(metrics: Metrics) -> dict[str, Any]:
-    """AP in percent as results carry it; `segm` of detectors that draw masks, the rest is of boxes."""
+    """AP in percent as results carry it; `segm` of detectors that draw masks, the rest is of boxes. `not_finite`: only where there are."""
     found: dict[str, Any] = {"ap": metrics.ap, "ap50": metrics.ap50, "ap75": metrics.ap75, "images": metrics.images}
     if metrics.segm is not None:
         found["segm"] = {"ap": metrics.segm.ap, "ap50": metrics.segm.ap50, "ap75": metrics.segm.ap75}
+    if metrics.not_finite:
+        found["not_finite"] = metrics.not_finite
     return found
+
+
+def not_finite_warnings(who: str, found: Mapping[str, Any]) -> list[str]:
+    """What has to be said of figures whose detections were not all finite."""
+    if not found.get("not_finite"):
+        return []
+    return [
+        f"detections of {who} whose box or score is not finite: {found['not_finite']} on {found['images']} images; "
+        "each counts as wrong and matches no object"
+    ]
 
 
 def environment() -> dict[str, str]:
