@@ -13,7 +13,10 @@ router = APIRouter(tags=["detectors"])
 
 
 class DetectorView(BaseModel):
-    """A detector that teachers and students can be built from; `own`: the operator of this service brought it."""
+    """A detector that teachers and students can be built from; `own`: the operator of this service brought it.
+
+    training: the recipe of MMDetection's configuration of it, which is a student's where no pair is named; null: the defaults are.
+    """
 
     name: str
     title: str
@@ -23,6 +26,7 @@ class DetectorView(BaseModel):
     channels: int
     has_edges: bool
     own: bool
+    training: dict[str, Any] | None
 
 
 class PairView(BaseModel):
@@ -58,6 +62,7 @@ CATALOGUE_EXAMPLE = {
             "channels": 32,
             "has_edges": True,
             "own": False,
+            "training": None,
         }
     ],
     "pairs": [],
@@ -83,6 +88,7 @@ def detector_view(entry: DetectorEntry) -> DetectorView:
         channels=entry.channels,
         has_edges=entry.has_edges,
         own=entry.own,
+        training=entry.training.to_json() if entry.training else None,
     )
 
 
