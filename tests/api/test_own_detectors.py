@@ -39,6 +39,8 @@ def test_it_is_listed_and_named_like_any_other_and_what_is_unknown_is_refused(tm
         answer = http.post("/distill", json=wanted)
         assert answer.status_code == 202, answer.text
         assert answer.json()["spec"]["student"] == {"detector": "mine", "checkpoint": None}
+        (warning,) = answer.json()["spec"]["warnings"]
+        assert warning.startswith("how mine is trained is not known, so its recipe has the defaults for small detectors on small images")
         answer = http.post("/distill", json={**wanted, "student": {"detector": "yours"}})
         assert answer.status_code == 422
         (error,) = answer.json()["errors"]

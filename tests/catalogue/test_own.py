@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from detkds_core.catalogue import BUILT_IN, DetectorEntry
+from detkds_core.catalogue import BUILT_IN, DetectorEntry, Recipe
 from detkds_core.catalogue.entry import FAMILIES
 from detkds_core.catalogue.own import OwnDetectorError, entry_from_json, entry_to_json, read_folder, write_file
 
@@ -55,6 +55,13 @@ def test_a_file_from_before_the_assigner_was_noted_is_read_by_its_configuration(
     assert entry_from_json(two_stage).overlaps
 
 
+def test_a_file_of_an_earlier_version_says_nothing_of_its_training(data: dict[str, Any]) -> None:
+    recipe = Recipe(epochs=24, milestones=(16, 22), schedule="steps", image_size=1333, train_short_sides=(480, 800))
+    assert entry_from_json(json.loads(json.dumps({**data, "training": recipe.to_json()}))).training == recipe
+    assert data.pop("training") is None
+    assert entry_from_json(data).training is None
+
+
 def test_no_folder_is_no_detector_and_a_folder_that_is_not_there_a_fault(tmp_path: Path) -> None:
     assert read_folder(None, BUILT_IN) == read_folder("", BUILT_IN) == read_folder(tmp_path, BUILT_IN) == ({}, ())
     found, (fault,) = read_folder(tmp_path / "gone", BUILT_IN)
@@ -89,6 +96,9 @@ FACTS: list[tuple[Change, str]] = [
     (lambda data: data["inputs"].update(pad=0), "inputs.pad: 0 is not a whole number of pixels from 1 on"),
     (lambda data: data["inputs"].update(fill=None), "inputs.fill: null is not a number"),
     (lambda data: data.pop("config"), "config: is missing"),
+    (lambda data: data.update(training=[12]), "training: [12] is not a recipe (an object), or null"),
+    (lambda data: data.update(training={"epoch": 12}), "training.epoch: not a field; one of accumulate, augment"),
+    (lambda data: data.update(training={"lr": -1}), "training.lr: -1 is not a number above 0"),
     (lambda data: data.update(source="x.py"), "source: is no field; the fields are name, title, family"),
 ]
 

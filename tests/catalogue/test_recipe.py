@@ -1,11 +1,14 @@
 """Recipes: strict JSON, lengths in epochs, learning rates scaled, batches cut."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from detkds_core.catalogue import Recipe
+from detkds_core.catalogue.recipe import size_warning
+from detkds_core.catalogue.schedules import ONE_X
 from detkds_core.training.steps import learning_rate
 
 COCO = 117_266  # training images of COCO that hold an object
@@ -99,3 +102,114 @@ def test_milestones_follow_the_length() -> None:
         ValueError, match=r"recipe.milestones: \[8, 12\] reach the end of 12 epochs, where the rate would not fall any more"
     ):
         Recipe.from_json({"epochs": 12, "milestones": [8, 12]}, twice)
+
+
+IDLE = [
+    (Recipe(), {"epochs": 2, "iterations": 100}, "recipe.iterations: 100 beside 2 epochs has no effect; give the length in one of the two"),
+    (
+        Recipe(),
+        {"warm_up": 50},
+        "recipe.warm_up: 50 has no effect under the schedule one_cycle; leave it out, or give schedule steps",
+    ),
+    (
+        ONE_X,
+        {"schedule": "anneal", "milestones": [8]},
+        "recipe.milestones: [8] has no effect under the schedule anneal; leave it out, or give schedule steps",
+    ),
+    (Recipe(), {"momentum": 0.95}, "recipe.momentum: 0.95 has no effect under adamw; leave it out, or give optimizer sgd"),
+    (Recipe(), {"bias_decay_factor": 0.0}, "recipe.bias_decay_factor: 0.0 has no effect under adamw; leave it out, or give optimizer sgd"),
+    (Recipe(), {"base_batch": 32}, "recipe.base_batch: 32 has no effect without auto_scale_lr; leave it out, or give auto_scale_lr true"),
+    (
+        ONE_X,
+        {"iterations": 100, "warm_up": 100},
+        "recipe.warm_up: 100 iterations do not end within the 100 of the run, whose rate would never be reached; fewer than 100 are right, "
+        "or null (500, or a twentieth of a short run)",
+    ),
+    (
+        ONE_X,
+        {"warm_up": 600},  # 12 epochs of 800 images, 16 a step
+        "recipe.warm_up: 600 iterations do not end within the 600 of the run, whose rate would never be reached; fewer than 600 are right, "
+        "or null (500, or a twentieth of a short run)",
+    ),
+    (ONE_X, {"eval_every": 13}, "recipe.eval_every: 13 epochs are longer than the run of 12; fewer, or null (at the end)"),
+    (
+        Recipe(),
+        {"iterations": 20, "eval_every": 50},
+        "recipe.eval_every: 50 iterations are longer than the run of 20; fewer, or null (at the end)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("base", "asked", "said"), IDLE, ids=[said.split(":")[0] for _, _, said in IDLE])
+def test_what_is_asked_for_without_an_effect_is_refused(base: Recipe, asked: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Recipe.from_json(asked, base, images=800)
+    assert str(caught.value) == said
+
+
+def test_what_has_an_effect_is_taken() -> None:
+    for base, asked in (
+        (ONE_X, {"warm_up": 599, "eval_every": 12, "momentum": 0.95, "base_batch": 32}),
+        (Recipe(), {"schedule": "steps", "warm_up": 299, "milestones": [200]}),
+        (Recipe(), {"epochs": 2, "iterations": None}),
+        (ONE_X, {"lr": 0.1, "base_batch": 8}),
+    ):
+        recipe = Recipe.from_json({name: value for name, value in asked.items() if value is not None}, base, images=800)
+        assert {name: recipe.to_json()[name] for name in asked if asked[name] is not None} == {
+            name: value for name, value in asked.items() if value is not None
+        }
+    assert Recipe.from_json({"warm_up": 100_000}, ONE_X).warm_up == 100_000  # nobody knows how many images there are
+
+
+def test_a_field_of_the_base_that_loses_its_meaning_is_dropped() -> None:
+    def changed(asked: dict[str, object], base: Recipe = ONE_X) -> dict[str, object]:
+        recipe = Recipe.from_json(asked, base, images=800)
+        return {name: value for name, value in recipe.to_json().items() if value != base.to_json()[name]}
+
+    assert changed({"schedule": "one_cycle"}) == {"schedule": "one_cycle", "warm_up": None, "milestones": None}
+    assert changed({"iterations": 400}) == {"iterations": 400, "epochs": None, "milestones": None, "eval_every": None, "warm_up": None}
+    assert changed({"epochs": 0.5}) == {"epochs": 0.5, "milestones": None, "eval_every": None, "warm_up": None}
+    assert changed({"epochs": 24}) == {"epochs": 24, "milestones": None}
+    assert changed({"image_size": 640}) == {"image_size": 640, "short_side": None}
+    assert changed({"image_size": 1333}) == {}
+    assert changed({"image_size": 640, "short_side": 400}) == {"image_size": 640, "short_side": 400}
+    assert changed({"lr": 0.001}) == {"lr": 0.001, "auto_scale_lr": False}
+    assert changed({"lr": 0.001, "auto_scale_lr": True}) == {"lr": 0.001}
+    assert changed({"optimizer": "adamw", "lr": 1e-4}) == {"optimizer": "adamw", "lr": 1e-4, "auto_scale_lr": False}
+    multi_scale = replace(ONE_X, train_short_sides=(480, 800))
+    assert changed({"image_size": 640}, multi_scale) == {"image_size": 640, "short_side": None, "train_short_sides": None}
+
+
+def test_a_batch_of_ones_own_scales_the_rate_that_a_base_was_published_with() -> None:
+    recipe, warnings = Recipe.from_json({"batch": 4}, ONE_X).resolved(800)
+    assert (recipe.lr, recipe.iterations) == (0.005, 2400)
+    assert warnings == ["the learning rate was scaled from 0.02 to 0.005: 4 images a step instead of the 16 it was published for"]
+    recipe, warnings = Recipe.from_json({"batch": 4, "lr": 0.02}, ONE_X).resolved(800)
+    assert (recipe.lr, warnings) == (0.02, [])
+
+
+def test_a_recipe_that_was_kept_is_read_as_it_is() -> None:
+    """From a specification, of an earlier version too; and a whole one may be asked for again."""
+    kept = Recipe(warm_up=500, momentum=0.5, eval_every=1000, epochs=2, iterations=100).to_json()
+    assert Recipe.from_json(kept).to_json() == kept
+    assert Recipe.from_json(kept, ONE_X, images=800).to_json() == kept
+    assert Recipe.from_json({"iterations": 10, "warm_up": 500}).warm_up == 500
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sides", "said"),
+    [
+        (Recipe(image_size=128), (4000, 3000), "4000 x 3000 px .* shown as 128 x 96 px .recipe.image_size 128.: 31.2 times smaller"),
+        (Recipe(image_size=128), (257, 200), "2.0 times smaller"),
+        (Recipe(image_size=128), (256, 200), None),
+        (Recipe(image_size=128), (64, 64), None),
+        (Recipe(image_size=128), (63, 63), "63 x 63 px .* shown as 128 x 128 px .*: 2.0 times larger"),
+        (ONE_X, (640, 480), None),  # to 1067 x 800: 1.7 times
+        (ONE_X, (640, 640), None),  # the shorter side stops it at 800
+        (ONE_X, (128, 128), "128 x 128 px .* shown as 800 x 800 px .recipe.image_size 1333.: 6.2 times larger"),
+        (ONE_X, None, None),
+    ],
+)
+def test_images_that_are_shown_far_smaller_or_larger_are_told(recipe: Recipe, sides: tuple[int, int] | None, said: str | None) -> None:
+    found = size_warning(recipe, sides)
+    assert found is None if said is None else re.search(said, found or "")

@@ -13,6 +13,11 @@ import pytest
 from detkds_core.evolution import Evolution, Spec, dumped
 from detkds_core.store import searches
 
+RECIPE = (
+    "recipe: 2 iterations of 2 images at 64 px, adamw at lr 0.002, one_cycle; from the defaults for small detectors, "
+    "but for your batch, image_size, iterations"
+)
+
 
 def paragraph(text: str) -> str:
     """Text without the line breaks of a terminal."""
@@ -80,7 +85,8 @@ def test_a_preview_starts_nothing(detkds, pairing, service):
     before = service.http.get("/searches").json()["items"][:1]
     shown = detkds("search", *pairing, "--candidates", "12", "--preview")
     assert shown.returncode == 0, shown.stderr
-    lines = [paragraph(line) for line in shown.stdout.splitlines()]
+    first, *lines = [paragraph(line) for line in shown.stdout.splitlines()]
+    assert first == RECIPE
     iterations = int(re.fullmatch(r"about 12 candidates for (\d+) student iterations", lines[0])[1])
     assert 40 < iterations <= 80, "what its course needs, within the budget"
     assert lines[1] == "iterations of a rung candidates"
@@ -106,6 +112,22 @@ def test_a_distillation_is_started_and_cancelled(detkds, pairing):
     assert one["formula"].startswith("0.5·l2(standardize(global))") or "standardize(global)" in one["formula"]
     assert one["id"] in detkds("distillations").stdout
     assert "CANCELLED" in detkds("cancel", one["id"]).stdout
+
+
+def test_a_distillation_says_its_recipe_before_it_runs(detkds, pairing):
+    """No pair is named: MMDetection's recipe of the student, at an eighth of its rate for two images a step."""
+    teacher = pairing[pairing.index("--teacher") + 1]
+    arguments = ["--dataset", "shapes", "--teacher", teacher, "--student", "retinanet_r50_fpn", "--resize", "--policy", "fitnets"]
+    shown = detkds("distill", *arguments, "--recipe", "batch=2", "--recipe", "milestones=8, 10", "--no-wait")
+    assert shown.returncode == 0, shown.stderr
+    lines = [paragraph(line) for line in shown.stdout.splitlines()]
+    assert (
+        "recipe 12 epochs (36 iterations) of 2 images at 1333 x 800 px, sgd at lr 0.00125, steps; from MMDetection's "
+        "retinanet/retinanet_r50_fpn_1x_coco.py, but for your batch, milestones"
+    ) in lines
+    scaled = "the learning rate was scaled from 0.01 to 0.00125: 2 images a step instead of the 16 it was published for"
+    size = "the training images of 64 x 64 px (medians of longer and shorter sides) are shown as 800 x 800 px (recipe.image_size 1333)"
+    assert [line for line in lines if line.startswith("note")] == [f"note {scaled}", f"note {size}: 12.5 times larger"]
 
 
 def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
@@ -246,6 +268,7 @@ def test_interrupting_leaves_the_search_running_and_says_how_to_come_back(servic
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     search_id = process.stdout.readline().split()[-1]
+    assert process.stdout.readline().strip() == RECIPE
     assert "QUEUED waiting 0/80" in process.stdout.readline()
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from detkds_client import show, show_tables
+from detkds_core.catalogue import BUILT_IN, Recipe
 
 
 def candidate(index, ap, failure=None, **changes):
@@ -209,3 +210,26 @@ def test_a_comparison_says_what_was_spent_on_trunks(trunks, said):
     one = {"id": "r", "name": "found", "ap": 30.0, "interval": None, "seeds": [1], "formula": "l2(global)", "versions": {}}
     cost = {"seconds": 61.0, "iterations": 4260, "trunk_seconds": 5.2, "trunk_iterations": trunks}
     assert show_tables.compared(one | {"teacher": "big", "student": "small", "cost": cost})[7] == said
+
+
+def test_a_recipe_is_told_with_where_it_is_from(capsys):
+    recipe = {"epochs": 24, "batch": 8, "accumulate": 2, "lr": 0.02, "auto_scale_lr": True, "optimizer": "sgd", "schedule": "steps"}
+    spec = {
+        "recipe": {**recipe, "image_size": 1333, "short_side": 800},
+        "recipe_from": {"base": "the pair mine", "given": ["accumulate"]},
+        "dataset": {"train": {"count": 1000}},
+        "warnings": ["the images are small"],
+    }
+    show.plan(spec)
+    assert capsys.readouterr().out.splitlines() == [
+        "recipe: 24 epochs (1,500 iterations) of 16 images in 2 forwards at 1333 x 800 px, sgd at lr 0.02, steps; "
+        "from the pair mine, but for your accumulate",
+        "note: the images are small",
+    ]
+    whole = Recipe(iterations=4).to_json()
+    words = "4 iterations of 8 images at 128 px, adamw at lr 0.002, one_cycle"
+    assert show.recipe_line({"recipe": whole, "recipe_from": {"base": "the defaults", "given": sorted(whole)}}) == f"{words}; given whole"
+    drawn = "36 epochs of 16 images at 1333 x 800 px (shorter sides of 640 to 800 px in training), sgd at lr 0.01, steps"
+    assert show.recipe_words(BUILT_IN["retinanet_x101_64x4d_fpn"].training) == drawn
+    assert show.recipe_line({"recipe": whole}) == words, "of an earlier version"
+    assert show.recipe_line({"recipe": {"of_a_later_version": 1}}) is None

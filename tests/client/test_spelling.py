@@ -2,7 +2,7 @@
 
 import pytest
 
-from detkds_client.spelling import distillers_of, in_commands, names, numbers
+from detkds_client.spelling import changes, distillers_of, fields, in_commands, names, numbers
 
 
 def test_an_option_with_commas_may_be_repeated():
@@ -33,3 +33,21 @@ def test_empty_rungs_are_none_at_all():
 )
 def test_what_a_service_says_of_itself_is_told_in_commands(said, told):
     assert in_commands(said) == told
+
+
+def test_a_list_of_numbers_needs_no_brackets():
+    asked = ["milestones=16,22", "train_short_sides=480", "augment=flip", "epochs=24", "clip=null", "lr=0.01"]
+    assert fields(asked) == {
+        "milestones": [16, 22],
+        "train_short_sides": [480],
+        "augment": "flip",
+        "epochs": 24,
+        "clip": None,
+        "lr": 0.01,
+    }
+    assert fields(["milestones=[16, 22]"]) == fields(["milestones=16, 22"])
+    assert changes(["recipe.milestones=16", "rungs=15,30", "references=pkd,cwd"]) == {
+        "recipe": {"milestones": [16]},
+        "rungs": [15, 30],
+        "references": "pkd,cwd",
+    }

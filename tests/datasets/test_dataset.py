@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from detkds_core.datasets import Dataset, DatasetError, Split, default_cache, image_ids, load_dataset, report_ids, selection_ids
-from detkds_core.datasets.dataset import canonical_annotations, digest
+from detkds_core.datasets.dataset import canonical_annotations, digest, median_sides
 
 
 def split_of(tmp_path, images, name="val"):
@@ -20,14 +20,21 @@ def dataset_of(tmp_path, images):
 
 
 def test_json_and_back(tmp_path):
-    dataset = Dataset("mine", ("cat",), Split(tmp_path / "a.json", tmp_path, 3, 5, 1), Split(tmp_path / "b.json", tmp_path, 2), "ab")
+    dataset = Dataset(
+        "mine", ("cat",), Split(tmp_path / "a.json", tmp_path, 3, 5, 1, sides=(90, 60)), Split(tmp_path / "b.json", tmp_path, 2), "ab"
+    )
     assert Dataset.from_json(json.loads(json.dumps(dataset.to_json()))) == dataset
     assert load_dataset(dataset.to_json(), tmp_path) == dataset
 
 
 def test_a_specification_may_leave_the_counts_out(tmp_path):
     split = Split.from_json({"annotations": "a.json", "images": "images"})
-    assert (split.count, split.boxes, split.crowd) == (0, 0, 0)
+    assert (split.count, split.boxes, split.crowd, split.masks, split.sides) == (0, 0, 0, None, None)
+
+
+def test_the_median_sides_are_of_the_longer_and_the_shorter_one():
+    sizes = [(640, 480), (480, 640), (100, 50), (4000, 3000), (640, 427)]
+    assert median_sides([{"width": width, "height": height} for width, height in sizes]) == (640, 480)
 
 
 def test_halves_are_disjoint_and_whole(tmp_path):

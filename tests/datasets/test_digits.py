@@ -46,6 +46,7 @@ def test_the_files_are_coco(dataset):
         content = split.load()
         assert split.count == len(content["images"]) == count
         assert split.boxes == len(content["annotations"])
+        assert split.sides == (64, 64)
         assert [c["name"] for c in content["categories"]] == list(dataset.classes) == list("0123456789")
         assert {i["id"] for i in content["images"]} == {a["image_id"] for a in content["annotations"]}, "no scene is empty"
         for image in content["images"]:

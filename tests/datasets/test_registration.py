@@ -70,6 +70,7 @@ def test_a_sound_dataset(draft):
     assert dataset.classes == ("cat", "dog")
     assert (dataset.train.count, dataset.train.boxes, dataset.train.crowd) == (3, 5, 1)
     assert (dataset.val.count, dataset.val.boxes, dataset.val.crowd) == (2, 4, 0)
+    assert dataset.train.sides == dataset.val.sides == (max(WIDTH, HEIGHT), min(WIDTH, HEIGHT))
     assert dataset.val.annotations == (draft.root / "val.json").resolve()
     assert draft.register().digest == dataset.digest, "the roots are no part of it"
 

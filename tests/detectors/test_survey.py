@@ -30,7 +30,8 @@ def test_every_family_is_looked_at() -> None:
 def test_the_survey_finds_what_the_catalogue_states(name: str) -> None:
     stated = BUILT_IN[name]
     found = survey(json.loads(json.dumps(model_config(stated, 7))), name, stated.title)
-    assert replace(found, source=stated.source, width=stated.width, own=False, config=stated.config) == stated
+    of_the_catalogue = {"source": stated.source, "width": stated.width, "own": False, "config": stated.config, "training": stated.training}
+    assert replace(found, **of_the_catalogue) == stated
     assert entry_from_json(json.loads(json.dumps(entry_to_json(found)))) == found
     built, again = model_config(found, 5), model_config(stated, 5)
     assert built["backbone"] == json.loads(json.dumps(again["backbone"]))

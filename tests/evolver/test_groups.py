@@ -33,3 +33,9 @@ def test_a_confirmation_is_shared_out_evenly(count, size, lengths):
     shares = shared_out(count, size)
     assert sorted(map(len, shares), reverse=True) == lengths
     assert [place for share in shares for place in share] == list(range(count))
+
+
+def test_a_warm_up_that_a_confirmation_is_too_short_for_becomes_the_default():
+    asked = {"epochs": None, "milestones": None, "warm_up": 500, "iterations": 1467}
+    assert recipe_of(asked, 501) == {**asked, "iterations": 501}
+    assert recipe_of(asked, 500) == {**asked, "warm_up": None, "iterations": 500}

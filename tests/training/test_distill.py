@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from detkds_core.catalogue import Recipe
+from detkds_core.catalogue.recipe import size_warning
 from detkds_core.datasets import selection_ids
 from detkds_core.detectors.build import build_detector, save_weights
 from detkds_core.policy import named_policies, parse_formula, to_json
@@ -227,6 +228,16 @@ def test_what_was_changed_in_a_recipe_is_in_the_result(spec, tmp_path):
     assert result["recipe"]["lr"] == pytest.approx(1e-3)
     assert "the learning rate was scaled from 0.004 to 0.001" in result["warnings"][0]
     assert result["curve"][-1]["iteration"] == 3
+
+
+def test_images_that_are_shown_far_larger_are_told_once(spec, tmp_path):
+    """By the API where it knows how large they are, else by the trainer, which reads it off the annotations."""
+    job = spec(kind="distill", policy={"terms": []}, recipe={"iterations": 1, "image_size": 160})
+    assert job["dataset"]["train"]["sides"] == [64, 64]
+    told = run({**job, "warnings": [size_warning(Recipe(image_size=160), (64, 64))]}, tmp_path / "a" / "1")["warnings"]
+    job["dataset"]["train"].pop("sides")
+    assert run(job, tmp_path / "b" / "1")["warnings"] == told
+    assert sum("64 x 64 px" in one and "2.5 times larger" in one for one in told) == 1
 
 
 @contextmanager

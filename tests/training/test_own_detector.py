@@ -50,6 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "retinanet, one stage" in said
     assert "strides 8 16 32, 32 channels each" in said
     assert "9 a cell, a score a class; anchor boxes of scales 4, 5.03968, 6.3496 and ratios 0.5, 1, 2" in said
+    assert "training 12 epochs of 16 images at 1333 x 800 px, sgd at lr 0.01, steps" in said
+    kept = json.loads((home / "detectors/my_retinanet.json").read_text())["training"]
+    assert (kept["image_size"], kept["milestones"], kept["base_batch"], kept["auto_scale_lr"]) == (1333, [8, 11], 16, True)
     assert f"{home}/detectors/my_retinanet.json: services and workers" in done.stdout
     return home / "detectors"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -43,8 +44,8 @@ def add(
 
     On the service's machine, or where its folder is copied from. Needs torch, and no service.
 
-    The model of the configuration is built and looked at; what it needs of that is written to NAME.json, as data. Services read the
-    folder when they start.
+    The model of the configuration is built and looked at; what it needs of that is written to NAME.json, as data, with the recipe that the
+    configuration trains it by. Services read the folder when they start.
     """
     if folder is None and not os.environ.get(FOLDER):
         raise Refusal(f"--folder is missing, and {FOLDER} is not set: the services read the folder that {FOLDER} names")
@@ -54,10 +55,12 @@ def add(
     if (place / f"{name}.json").exists():
         raise Refusal(f"{place / name}.json is there already, and jobs may name it; remove it first, or choose another --name")
     # Imported here: torch takes seconds, and no other command of this file needs it.
-    from detkds_core.detectors.survey import SurveyError, read_config, survey
+    from detkds_core.detectors.survey import SurveyError, read_config, read_recipe, survey
 
     try:
         entry = survey(model := read_config(config), name, title or f"{model['type']}, from {config.name}")
+        training, notes = read_recipe(config)
+        entry = replace(entry, training=training)
     except SurveyError as error:
         raise Refusal(str(error)) from error
     try:
@@ -70,7 +73,7 @@ def add(
     if as_json:
         show.as_json(entry_to_json(entry))
         return
-    show.facts(facts(entry))
+    show.facts([*facts(entry), *[("note", note) for note in notes]])
     print(f"\n{path}: services and workers whose {FOLDER} is this folder know {name} once they are started anew")
 
 
@@ -89,4 +92,5 @@ def facts(entry: DetectorEntry) -> list[tuple[str, str | Text]]:
         ("predictions", said if not entry.anchors else f"{entry.anchors} a cell, {said}{boxes}"),
         ("edges", f"distributions of {entry.reg_max + 1} bins" if entry.reg_max is not None else "no distributions"),
         ("images", f"{order}, mean {mean}, std {std}; sides to multiples of {inputs.pad}, filled with {inputs.fill:g}"),
+        ("training", show.recipe_words(entry.training) if entry.training else "not known"),
     ]

@@ -31,7 +31,9 @@ def follow(client: Client, job_id: str, as_json: bool) -> None:
     kind, document = find_job(client, job_id)
     wait: Callable[..., Any] = client.wait_search if kind == "search" else client.wait_distillation
     if not as_json:
-        print(f"{kind} {document['name']} {job_id}", flush=True)
+        print(f"{kind} {document['name']} {job_id}")
+        show.plan(document["spec"])
+        sys.stdout.flush()
     try:
         if as_json:
             document = wait(job_id)

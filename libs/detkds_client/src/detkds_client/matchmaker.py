@@ -23,6 +23,7 @@ from detkds_core.catalogue import (
     Exchange,
     Inputs,
     Pair,
+    Recipe,
     exchange,
     lacking_regions,
     pair_facts,
@@ -89,12 +90,13 @@ def question(
     names = [text.partition(":")[0] for text in (teacher, student)]
     known, why_not = _detectors(names, url)
     teaching, learning = (_named("detector", name, known, why_not) for name in names)
+    recipe = chosen.full if chosen else learning.training
     return Question(
         teaching,
         learning,
         resize,
         classes or (CLASSES.get(chosen.dataset) if chosen else None) or DEFAULT_CLASSES,
-        batch or (chosen.full.batch // chosen.full.devices if chosen else DEFAULT_BATCH),
+        batch or (recipe.batch // recipe.devices if recipe else DEFAULT_BATCH),
         chosen,
     )
 
@@ -120,7 +122,8 @@ def entry_of(listed: Mapping[str, Any]) -> DetectorEntry:
         return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
 
     facts = plain({name: listed[name] for name in FACTS})
-    return DetectorEntry(**facts | {"inputs": Inputs(**plain(listed["inputs"]))})
+    training = Recipe.from_json(listed["training"]) if listed["training"] is not None else None
+    return DetectorEntry(**facts | {"inputs": Inputs(**plain(listed["inputs"])), "training": training})
 
 
 def _named(what: str, name: str, known: Mapping[str, Any], why_not: str = "") -> Any:

@@ -23,7 +23,12 @@ Teacher = Annotated[
 Student = Annotated[str | None, typer.Option(help="DETECTOR, or DETECTOR:CHECKPOINT to start from weights.")]
 RecipeFields = Annotated[
     list[str] | None,
-    typer.Option("--recipe", metavar="FIELD=VALUE", help="A field of the recipe, e.g. --recipe iterations=200; repeatable."),
+    typer.Option(
+        "--recipe",
+        metavar="FIELD=VALUE",
+        help="A field of the recipe, e.g. --recipe epochs=24 --recipe milestones=16,22; repeatable. "
+        "The rest is the pair's; without a pair, of the student's configuration.",
+    ),
 ]
 Inherit = Annotated[
     bool | None, typer.Option("--inherit/--no-inherit", help="Start from the teacher's neck and head; default: as the pair says.")

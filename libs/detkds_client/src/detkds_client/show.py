@@ -14,6 +14,7 @@ from rich.text import Text
 
 from detkds_client.connection import dotted
 from detkds_client.types import Candidate, Checkpoint, Dataset, Distillation, Job, Key, NamedPolicy, Result, Search
+from detkds_core.catalogue import Recipe
 from detkds_core.policy import readable
 
 STATE_STYLE: Mapping[str, str] = {
@@ -247,6 +248,7 @@ def pairs_text(names: Sequence[str]) -> str:
 
 def preview(bought: Mapping[str, Any]) -> None:
     """What a search would do and cost."""
+    plan(bought.get("spec") or {})
     print(f"about {bought['proposed']} candidates for {bought['iterations']:,} student iterations")
     rows = [(f"{rung['iterations']:,}", str(rung["candidates"])) for rung in bought["rungs"]]
     listed([("iterations of a rung", "right"), ("candidates", "right")], rows, "")
@@ -339,6 +341,46 @@ def waiting(one: Search | Distillation | Job) -> list[tuple[str, str | Text]]:
     return [("waiting", one["waiting"])] if one["waiting"] else []
 
 
+def recipe_line(spec: Mapping[str, Any]) -> str | None:
+    """Which recipe a specification has, and where it is from; None for one that this version does not know."""
+    try:
+        recipe = Recipe.from_json(spec["recipe"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    words = recipe_words(recipe, spec.get("dataset", {}).get("train", {}).get("count"))
+    origin = spec.get("recipe_from")
+    if not origin:
+        return words
+    if {*recipe.to_json()} <= {*origin["given"]}:
+        return f"{words}; given whole"
+    return f"{words}; from {origin['base']}" + (f", but for your {', '.join(origin['given'])}" if origin["given"] else "")
+
+
+def recipe_words(recipe: Recipe, images: int | None = None) -> str:
+    """Length, images and rate of a recipe. images: of the training, where they are known."""
+    ran, _ = recipe.resolved(images or 0)
+    length = f"{ran.iterations:,} iterations"
+    if recipe.epochs is not None:
+        length = f"{recipe.epochs:g} epochs" + (f" ({length})" if images else "")
+    forwards = f" in {recipe.accumulate} forwards" if recipe.accumulate > 1 else ""
+    size = f"{recipe.image_size}{f' x {recipe.short_side}' if recipe.short_side else ''} px"
+    if recipe.train_short_sides:
+        size += f" (shorter sides of {recipe.train_short_sides[0]} to {recipe.train_short_sides[-1]} px in training)"
+    learning = f"{recipe.optimizer} at lr {ran.lr:g}, {recipe.schedule}"
+    return f"{length} of {recipe.images_per_step} images{forwards} at {size}, {learning}"
+
+
+def plan_facts(spec: Mapping[str, Any]) -> list[tuple[str, str | Text]]:
+    """The recipe of a specification, and what has to be said of it."""
+    line = recipe_line(spec)
+    return [*([("recipe", line)] if line else []), *[("note", text) for text in spec.get("warnings") or []]]
+
+
+def plan(spec: Mapping[str, Any]) -> None:
+    for label, text in plan_facts(spec):
+        print(f"{label}: {text}")
+
+
 def search(one: Search) -> None:
     best = one["best"]
     facts(
@@ -351,6 +393,7 @@ def search(one: Search) -> None:
             *([("continues", one["spec"]["continues"])] if one["spec"].get("continues") else []),
             *labels(one),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
+            *plan_facts(one["spec"]),
             ("done", f"{one['progress']['done']:,} of {one['progress']['total']:,} {unit_of(one)}"),
             *(
                 [("best", f"AP {best['ap']:.1f} on selection images, candidate {best['index']}: {readable(best['formula'])}")]
@@ -372,6 +415,7 @@ def distillation(one: Distillation) -> None:
             *([("reason", one["reason"])] if one["reason"] else []),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
             ("policy", readable(one["formula"])),
+            *plan_facts(one["spec"] if not one["result_id"] else {**one["spec"], "warnings": []}),  # a result has them too
             *labels(one),
             *([("result", one["result_id"])] if one["result_id"] else []),
         ]

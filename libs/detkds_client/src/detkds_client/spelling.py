@@ -12,6 +12,7 @@ from typing import Any
 
 from detkds_client.options import Refusal
 from detkds_client.types import DetectorChoice
+from detkds_core.catalogue.recipe import LISTS
 
 EXAMPLES = {"--recipe": "iterations=200", "--set": "confirmation.seeds=3"}
 COMMANDS = {"GET /distill": "distillations", "GET /jobs": "logs SEARCH", "POST /datasets": "datasets add", "POST /distill": "distill"}
@@ -54,7 +55,8 @@ def teacher_choice(text: str | None) -> DetectorChoice | None:
 
 
 def fields(texts: list[str] | None, option: str = "--recipe") -> dict[str, Any] | None:
-    """`FIELD=VALUE` texts as a dictionary; a value that is JSON is read as such (3, 0.1, null), another is text."""
+    """`FIELD=VALUE` texts as a dictionary; a value that is JSON is read as such (3, 0.1, null), numbers with commas between as a list,
+    another is text."""
     if not texts:
         return None
     found: dict[str, Any] = {}
@@ -62,11 +64,22 @@ def fields(texts: list[str] | None, option: str = "--recipe") -> dict[str, Any] 
         name, equals, value = text.partition("=")
         if not equals:
             raise Refusal(f"{option} {text}: write it as FIELD=VALUE, for example {option} {EXAMPLES[option]}")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
+        found[name] = whole_numbers(value) if re.fullmatch(r"\d+(\s*,\s*\d+)+", value) else from_json(value)
+        if name.rpartition(".")[2] in LISTS and isinstance(found[name], int):
+            found[name] = [found[name]]
     return found
+
+
+def from_json(text: str) -> Any:
+    """What a text is as JSON, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def whole_numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def joined(texts: list[str] | None) -> str | None:
@@ -86,7 +99,7 @@ def numbers(option: str, texts: list[str] | None) -> list[int] | None:
     if text is None:
         return None
     try:
-        return [int(part) for part in text.split(",")] if text.strip() else []
+        return whole_numbers(text) if text.strip() else []
     except ValueError:
         raise Refusal(f"{option} {text}: write it as numbers with commas between, for example {option} 15,30,60") from None
 

@@ -61,8 +61,9 @@ def answered(found: Row | None, request: Mapping[str, Any], cloned_from: str | N
 
 
 def asked_for(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A specification as far as its request decides it: what hours buy depends on what is known when it comes."""
-    return {name: value for name, value in spec.items() if name != "budget" or "asked" not in spec}
+    """A specification as far as its request decides it, in any version: what hours buy depends on what is known when it comes."""
+    told = ("recipe_from", "warnings", *(("budget",) if "asked" in spec else ()))
+    return {name: value for name, value in spec.items() if name not in told}
 
 
 def kept_request(wanted: Body) -> dict[str, Any]:

@@ -27,9 +27,11 @@ class DetectorView(BaseModel):
     """A detector that teachers and students can be built from, with all that decides what it can exchange with another.
 
     strides: pixels a cell of each pyramid level; channels: of each. anchors: predictions a cell, with their anchor boxes by
-    `anchor_scales` (in strides) and `anchor_ratios` (height over width), empty where there are none. scores: what the dense head scores,
-    `classes`, `objectness` (a region proposal network) or `queries` (a DETR). reg_max: last bin of its edge distributions, null without
-    (`has_edges`). masks: it predicts instance masks. own: the operator of this service brought it.
+    `anchor_scales` (in strides) and `anchor_ratios` (height over width), empty where there are none. overlaps: objects go to anchor boxes
+    by how much these overlap them. scores: what the dense head scores, `classes`, `objectness` (a region proposal network) or `queries` (a
+    DETR). reg_max: last bin of its edge distributions, null without (`has_edges`). masks: it predicts instance masks. own: the operator of
+    this service brought it. training: the recipe of MMDetection's configuration of it, which is a student's where no pair is named; null:
+    the defaults are.
     """
 
     name: str
@@ -41,12 +43,14 @@ class DetectorView(BaseModel):
     anchors: int
     anchor_scales: list[float]
     anchor_ratios: list[float]
+    overlaps: bool
     scores: str
     reg_max: int | None
     has_edges: bool
     masks: bool
     inputs: InputsView
     own: bool
+    training: dict[str, Any] | None
 
 
 class PairView(BaseModel):
@@ -83,12 +87,14 @@ CATALOGUE_EXAMPLE = {
             "anchors": 1,
             "anchor_scales": [4.0],
             "anchor_ratios": [1.0],
+            "overlaps": True,
             "scores": "classes",
             "reg_max": 8,
             "has_edges": True,
             "masks": False,
             "inputs": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "rgb": True, "pad": 32, "fill": 0.0},
             "own": False,
+            "training": None,
         }
     ],
     "pairs": [],
@@ -105,8 +111,9 @@ def list_detectors() -> Catalogue:
 
 
 def detector_view(entry: DetectorEntry) -> DetectorView:
-    facts = {name: getattr(entry, name) for name in DetectorView.model_fields if name != "inputs"}
-    return DetectorView(**facts, inputs=InputsView(**asdict(entry.inputs)))
+    facts = {name: getattr(entry, name) for name in DetectorView.model_fields if name not in ("inputs", "training")}
+    training = entry.training.to_json() if entry.training else None
+    return DetectorView(**facts, inputs=InputsView(**asdict(entry.inputs)), training=training)
 
 
 def pair_view(pair: Pair) -> PairView:

@@ -27,7 +27,6 @@ from detkds_api.progress import Progress, db_now, seconds_between, seconds_left,
 from detkds_api.quota import DeviceMemory, Priority
 from detkds_api.service import Id, IdempotencyKey, Running, Service, example
 from detkds_api.workers import fleet
-from detkds_core.catalogue import Recipe
 from detkds_core.policy import Policy, formula, from_json, to_json
 from detkds_core.store import distillations as stored
 from detkds_core.store import jobs, labels, results, searches
@@ -197,7 +196,7 @@ def started(
         recipe=wanted.recipe,
         resize=wanted.resize,
         schedule="full",
-        base=Recipe.from_json(source.spec["recipe"]) if source is not None else None,
+        search=source,
     )
     policy = read_policy(asked, "/policy", pairing)
     spec = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +14,17 @@ from detkds_api.datasets import find_dataset
 from detkds_api.fields import Body, Name, PathText
 from detkds_api.problems import FieldError, InvalidInput, invalid, pointer, pointer_of_path
 from detkds_api.service import Running
-from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Pair, Recipe, exchange, pair_facts
+from detkds_core.catalogue import DETECTORS, PAIRS, DetectorEntry, Exchange, Pair, Recipe, base_recipe, exchange, pair_facts
 from detkds_core.catalogue import detector as detector_entry
 from detkds_core.catalogue.pairs import CHECKPOINTS
-from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES
+from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, recipe_faults, size_warning
+from detkds_core.catalogue.schedules import SMALL
 from detkds_core.policy import PairFacts, Policy
 from detkds_core.policy.distillers import learns_first
 from detkds_core.policy.named import cannot_run
 from detkds_core.store import jobs
 from detkds_core.store.ids import is_id
+from detkds_core.store.models import Search
 
 
 def one_of(names: Sequence[str]) -> str:
@@ -31,6 +32,10 @@ def one_of(names: Sequence[str]) -> str:
     return "one of " + ", ".join(f"`{name}`" for name in names)
 
 
+NOT_KNOWN = (
+    "how {} is trained is not known, so its recipe has the defaults for small detectors on small images; bring it anew "
+    "(`detkds detectors add` reads it off the configuration), or give the recipe"
+)
 UNSEGMENTED = "learns masks too: no training annotation of this dataset has a segmentation"
 
 
@@ -48,47 +53,69 @@ class StudentChoice(Body):
     checkpoint: PathText | None = Field(default=None, description="weights to start from, of all or of the backbone; default: none")
 
 
-class RecipeChoice(Body):
-    """How to train and measure; what is left out comes from the pair, else from the defaults."""
+def recipe_field(name: str, what: str = "", **bounds: Any) -> Any:
+    """A field of a recipe, described with what it is where nothing else says it."""
+    default = getattr(SMALL, name)
+    told = f"default: {'null' if default is None else str(default).lower() if isinstance(default, bool) else default}"
+    return Field(default=None, description=f"{what}; {told}" if what else told, **bounds)
 
-    iterations: int | None = Field(default=None, ge=1, le=10_000_000, description="optimisation steps")
-    epochs: float | None = Field(default=None, gt=0, le=100_000, description="passes over the training images, in place of iterations")
-    batch: int | None = Field(default=None, ge=1, le=4096, description="images of one forward, over all devices")
-    accumulate: int | None = Field(default=None, ge=1, le=1024, description="forwards of one optimisation step")
-    devices: int | None = Field(default=None, ge=1, le=64, description="processes, a device each, that share each batch")
-    precision: Name | None = Field(default=None, description=one_of(PRECISIONS))
-    lr: float | None = Field(default=None, gt=0, le=10, description="peak learning rate")
-    auto_scale_lr: bool | None = Field(default=None, description="scale lr from base_batch images a step to those there are")
-    base_batch: int | None = Field(default=None, ge=1, le=65_536, description="images a step that lr was published for")
-    optimizer: Name | None = Field(default=None, description=one_of(OPTIMIZERS))
-    momentum: float | None = Field(default=None, ge=0, lt=1, description="of sgd")
-    weight_decay: float | None = Field(default=None, ge=0, le=1)
-    bias_lr_factor: float | None = Field(default=None, gt=0, le=100, description="of biases outside of norms")
-    bias_decay_factor: float | None = Field(default=None, ge=0, le=100, description="of the same, under sgd")
-    schedule: Name | None = Field(default=None, description=one_of(SCHEDULES))
-    warm_up: int | None = Field(
-        default=None, ge=0, le=10_000_000, description="iterations, of steps; null: 500, or a twentieth of a short run"
+
+class RecipeChoice(Body):
+    """How to train and measure. What is left out comes from the pair; without one from MMDetection's configuration of the student
+    (`training` of `GET /detectors`), shortened for a search; for a student without such a configuration it is the default of the field.
+
+    `spec` of the answer has the whole recipe, `spec.recipe_from` where it is from. What would have no effect is refused.
+    """
+
+    iterations: int | None = recipe_field("iterations", "optimisation steps", ge=1, le=10_000_000)
+    epochs: float | None = recipe_field("epochs", "passes over the training images, in place of iterations", gt=0, le=100_000)
+    batch: int | None = recipe_field("batch", "images of one forward, over all devices", ge=1, le=4096)
+    accumulate: int | None = recipe_field("accumulate", "forwards of one optimisation step", ge=1, le=1024)
+    devices: int | None = recipe_field("devices", "processes, a device each, that share each batch", ge=1, le=64)
+    precision: Name | None = recipe_field("precision", one_of(PRECISIONS))
+    lr: float | None = recipe_field("lr", "peak learning rate; given without base_batch, it is not scaled", gt=0, le=10)
+    auto_scale_lr: bool | None = recipe_field("auto_scale_lr", "scale lr from base_batch images a step to those there are")
+    base_batch: int | None = recipe_field("base_batch", "images a step that lr was published for", ge=1, le=65_536)
+    optimizer: Name | None = recipe_field("optimizer", one_of(OPTIMIZERS))
+    momentum: float | None = recipe_field("momentum", "of sgd", ge=0, lt=1)
+    weight_decay: float | None = recipe_field("weight_decay", ge=0, le=1)
+    bias_lr_factor: float | None = recipe_field("bias_lr_factor", "of biases outside of norms", gt=0, le=100)
+    bias_decay_factor: float | None = recipe_field("bias_decay_factor", "of the same, under sgd", ge=0, le=100)
+    schedule: Name | None = recipe_field("schedule", one_of(SCHEDULES))
+    warm_up: int | None = recipe_field(
+        "warm_up", "iterations, of steps, fewer than the run; null: 500, or a twentieth of a short run", ge=0, le=10_000_000
     )
-    milestones: list[int] | None = Field(
-        default=None, max_length=20, description="of steps, in epochs or iterations as the length; null: 8/12, 11/12"
+    milestones: list[int] | None = recipe_field(
+        "milestones", "of steps, in epochs or iterations as the length; null: 8/12, 11/12", max_length=20
     )
-    clip: float | None = Field(default=None, gt=0, le=1e6, description="largest gradient norm; null: any")
-    ema: float | None = Field(
-        default=None, gt=0, lt=1, description="decay of averaged weights, which are measured and exported; null: none"
+    clip: float | None = recipe_field("clip", "largest gradient norm; null: any", gt=0, le=1e6)
+    ema: float | None = recipe_field("ema", "decay of averaged weights, which are measured and exported; null: none", gt=0, lt=1)
+    eval_every: int | None = recipe_field(
+        "eval_every", "measure so often (in the unit of the length) and keep the best; null: at the end alone", ge=1, le=10_000_000
     )
-    eval_every: int | None = Field(
-        default=None, ge=1, le=10_000_000, description="measure so often and keep the best; null: at the end alone"
+    image_size: int | None = recipe_field(
+        "image_size", "pixels of the longer side; another one than inherited drops inherited short sides", ge=32, le=4096
     )
-    image_size: int | None = Field(default=None, ge=32, le=4096, description="pixels of the longer side")
-    short_side: int | None = Field(default=None, ge=32, le=4096, description="largest shorter side, pixels; null: any")
-    train_short_sides: list[int] | None = Field(default=None, max_length=64, description="multi-scale training: each image draws one")
-    augment: Name | None = Field(default=None, description=one_of(AUGMENTATIONS))
-    train_images: int | None = Field(default=None, ge=1, description="null: all")
-    eval_images: int | None = Field(default=None, ge=1, description="null: all")
+    short_side: int | None = recipe_field("short_side", "largest shorter side, pixels; null: any", ge=32, le=4096)
+    train_short_sides: list[int] | None = recipe_field(
+        "train_short_sides", "multi-scale training: each image draws one; null: short_side", max_length=64
+    )
+    augment: Name | None = recipe_field("augment", one_of(AUGMENTATIONS))
+    train_images: int | None = recipe_field("train_images", "null: all", ge=1)
+    eval_images: int | None = recipe_field("eval_images", "null: all", ge=1)
+
+
+class Origin(NamedTuple):
+    """Where a recipe is from. base: what it goes over, for people; given: fields of requests over that; notes: what to say of it."""
+
+    base: str
+    given: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Pairing(NamedTuple):
-    """What a request resolved to. pair: the catalogue's, when it was named; exchange: what teacher and student can exchange."""
+    """What a request resolved to. pair: the catalogue's, when it was named; exchange: what teacher and student can exchange; origin: of the
+    recipe."""
 
     dataset: dict[str, Any]
     teacher: dict[str, Any]
@@ -96,6 +123,7 @@ class Pairing(NamedTuple):
     recipe: Recipe
     exchange: Exchange
     pair: Pair | None
+    origin: Origin
     resize: bool = False
 
     @property
@@ -107,7 +135,17 @@ class Pairing(NamedTuple):
     @property
     def iterations(self) -> int:
         """Student iterations of the recipe, also where it is in epochs."""
-        return self.recipe.resolved(self.dataset["train"]["count"] or 0)[0].iterations
+        return self.resolved[0].iterations
+
+    @property
+    def resolved(self) -> tuple[Recipe, list[str]]:
+        return self.recipe.resolved(self.dataset["train"]["count"] or 0)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What has to be said before the recipe runs."""
+        size = size_warning(self.recipe, self.dataset["train"].get("sides"))
+        return [*self.origin.notes, *self.resolved[1], *([size] if size else [])]
 
     @property
     def families(self) -> tuple[str, str]:
@@ -133,8 +171,15 @@ class Pairing(NamedTuple):
 
     def spec(self) -> dict[str, Any]:
         """The part of a job's specification that all kinds share (docs/architecture.md)."""
-        shared = {"dataset": self.dataset, "teacher": self.teacher, "student": self.student, "recipe": self.recipe.to_json()}
-        return {**shared, "resize": True} if self.resize else shared
+        return {
+            "dataset": self.dataset,
+            "teacher": self.teacher,
+            "student": self.student,
+            "recipe": self.recipe.to_json(),
+            "recipe_from": {"base": self.origin.base, "given": list(self.origin.given)},
+            **({"warnings": self.warnings} if self.warnings else {}),
+            **({"resize": True} if self.resize else {}),
+        }
 
 
 def resolve(
@@ -147,12 +192,13 @@ def resolve(
     student: StudentChoice | None,
     recipe: RecipeChoice | None,
     schedule: str,
-    base: Recipe | None = None,
+    search: Search | None = None,
     resize: bool = False,
 ) -> Pairing:
     """Look everything up and check that it fits together.
 
-    schedule: which of a pair's recipes the request's fields go over, "proxy" or "full"; base: what they go over without a pair.
+    schedule: which recipe the request's fields go over, "proxy" or "full"; search: whose winner is trained, and whose request's recipe
+    they go over without a pair.
     resize: levels of different strides are matched too, and the teacher's maps take the student's sizes.
 
     Raises InvalidInput with every field that is wrong, and what would be right.
@@ -178,11 +224,16 @@ def resolve(
     classes = tuple(data["classes"]) if data else None
     teacher_json = checked_detector(session, service, "teacher", teacher, classes, errors) if teacher else None
     student_json = checked_detector(session, service, "student", student, classes, errors) if student else None
+    images = data["train"]["count"] if data else 0
+    base, origin = None, Origin("")
     if chosen:
-        base = chosen.proxy if schedule == "proxy" else chosen.full
-    merged = merged_recipe(recipe, base, errors)
-    if errors or data is None or teacher_json is None or student_json is None or merged is None:
+        base, origin = chosen.proxy if schedule == "proxy" else chosen.full, Origin(f"the pair {chosen.name}")
+    elif student_json is not None:
+        base, origin = base_of(DETECTORS[student_json["detector"]], images, schedule, search)
+    merged = merged_recipe(recipe, base, images, errors)
+    if errors or base is None or data is None or teacher_json is None or student_json is None or merged is None:
         raise invalid(errors)
+    origin = with_given(origin, recipe, base, merged)
     if data["train"].get("masks") == 0 and DETECTORS[student_json["detector"]].masks:
         advice = f"{student_json['detector']} {UNSEGMENTED}; give a detector without masks, or a dataset with segmentations"
         raise invalid([FieldError("/student/detector", advice)])
@@ -190,7 +241,7 @@ def resolve(
     if not common.knowledge:
         reason = next(iter(common.excluded.values()))
         raise invalid([FieldError("/student/detector", f"this teacher and this student can exchange nothing: {reason}")])
-    return Pairing(data, teacher_json, student_json, merged, common, chosen, resize)
+    return Pairing(data, teacher_json, student_json, merged, common, chosen, origin, resize)
 
 
 def named_pair(name: str | None, errors: list[FieldError]) -> Pair | None:
@@ -248,13 +299,39 @@ def seen(session: Session, service: Running, path: Path) -> bool:
     return is_id(job_id) and jobs.seen(session, job_id, owner=service.caller.sees) is not None
 
 
-def merged_recipe(choice: RecipeChoice | None, base: Recipe | None, errors: list[FieldError]) -> Recipe | None:
+def base_of(student: DetectorEntry, images: int, schedule: str, search: Search | None) -> tuple[Recipe, Origin]:
+    """What a request's recipe goes over where no pair is named. search: whose winner is trained, with the recipe that it was given."""
+    if search is not None and "recipe_from" not in search.spec:  # of a version that had no other recipe
+        return Recipe.from_json(search.spec["recipe"]), Origin(f"the search {search.id}")
+    base, source = base_recipe(student, images, schedule)
+    notes = (NOT_KNOWN.format(student.name),) if student.own and student.training is None else ()
+    if search is None:
+        return base, Origin(source, notes=notes)
+    given = {name: search.spec["recipe"][name] for name in search.spec["recipe_from"]["given"]}
+    try:
+        return Recipe.from_json(given, base, images), Origin(source, tuple(given), notes)
+    except ValueError:  # counted along the search's own length
+        return Recipe.from_json(search.spec["recipe"]), Origin(f"the search {search.id}", notes=notes)
+
+
+def with_given(origin: Origin, choice: RecipeChoice | None, base: Recipe, recipe: Recipe) -> Origin:
+    """With the fields that a request gives, and what has to be said of those that it leaves as they were."""
+    given = choice.model_fields_set if choice else set()
+    notes = origin.notes
+    if "optimizer" in given and "lr" not in given and recipe.optimizer != base.optimizer:
+        notes += (
+            f"the learning rate of {recipe.lr:g} is that of {base.optimizer}, and the optimizer is {recipe.optimizer} now; give lr too",
+        )
+    return Origin(origin.base, tuple(sorted({*origin.given, *given})), notes)
+
+
+def merged_recipe(choice: RecipeChoice | None, base: Recipe | None, images: int, errors: list[FieldError]) -> Recipe | None:
     """The catalogue's recipe with the request's fields over it, or None with what is wrong added to `errors`."""
     fields: Mapping[str, Any] = choice.model_dump(exclude_unset=True) if choice else {}
     try:
-        return Recipe.from_json(fields, base)
+        return Recipe.from_json(fields, base, images)
     except ValueError as error:
-        for sentence in re.split(r"; (?=recipe\.)", str(error)):
+        for sentence in recipe_faults(error):
             path, _, message = sentence.partition(": ")
             errors.append(FieldError(pointer_of_path(path), message))
         return None

@@ -15,7 +15,7 @@ from detkds_api.policies import CLASSES
 from detkds_api.problems import FieldError, InvalidInput, dotted, invalid
 from detkds_api.search_request import SPACE, WEIGHTS, Breadth, Weights, space_of
 from detkds_api.service import Running, Service, example
-from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, Recipe, detector, exchange, lacking_regions, pair_facts
+from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, base_recipe, detector, exchange, lacking_regions, pair_facts
 from detkds_core.policy import PairFacts
 from detkds_core.policy.census import Census, census
 from detkds_core.policy.space import regions_of
@@ -43,7 +43,7 @@ class SpaceQuery(Asked):
         default=None,
         ge=1,
         le=4096,
-        description="images of one forward on one device; default: of the recipe that the pair is searched with, else 8",
+        description="images of one forward on one device; default: of the recipe that the pair, else the student, is searched with",
     )
     resize: bool = Field(default=False, description="levels of different strides are matched too")
     space: Breadth = Field(default="published", description=SPACE)
@@ -233,7 +233,7 @@ def resolved(service: Running, query: SpaceQuery) -> Asking:
     teacher, student = names["teacher"], names["student"]
     if errors or teacher is None or student is None:
         raise invalid(errors)
-    recipe = chosen.proxy if chosen else Recipe()
+    recipe = chosen.proxy if chosen else base_recipe(DETECTORS[student], 0, "proxy")[0]
     images = query.batch or max(1, recipe.batch // recipe.devices)
     return Asking(teacher, student, query.resize, classes, images, query.space)
 

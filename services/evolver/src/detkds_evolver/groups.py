@@ -39,6 +39,8 @@ def job_spec(
         # a recipe in epochs counts its milestones in epochs too, and epochs win over iterations
         epochs = {"epochs": None, "eval_every": None} if recipe.get("epochs") is not None else {}
         other = epochs or iterations != recipe.get("iterations")  # milestones of another length would come too early or never
-        shared["recipe"] = {**recipe, **epochs, **({"milestones": None} if other else {}), "iterations": iterations}
+        late = (recipe.get("warm_up") or 0) >= iterations  # its rate would never be reached
+        cut = {**({"milestones": None} if other else {}), **({"warm_up": None} if late else {})}
+        shared["recipe"] = {**recipe, **epochs, **cut, "iterations": iterations}
     candidates = [{"index": index, "policy": policy} for index, policy in sorted(policies.items())]
     return {"kind": kind, **shared, "candidates": candidates, "seed": seed}

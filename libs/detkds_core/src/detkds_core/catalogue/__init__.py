@@ -5,6 +5,7 @@ from detkds_core.catalogue.entry import DetectorEntry, Inputs
 from detkds_core.catalogue.exchange import Exchange, exchange, lacking_regions, pair_facts
 from detkds_core.catalogue.pairs import PAIRS, Pair, builtin_checkpoint
 from detkds_core.catalogue.recipe import Recipe
+from detkds_core.catalogue.schedules import base_recipe
 
 __all__ = [
     "BUILT_IN",
@@ -17,6 +18,7 @@ __all__ = [
     "Pair",
     "Recipe",
     "UnknownDetectorError",
+    "base_recipe",
     "builtin_checkpoint",
     "detector",
     "exchange",

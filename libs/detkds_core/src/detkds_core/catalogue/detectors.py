@@ -11,6 +11,8 @@ from typing import Any
 
 from detkds_core.catalogue.entry import DetectorEntry, Inputs
 from detkds_core.catalogue.own import FOLDER, read_folder
+from detkds_core.catalogue.recipe import Recipe
+from detkds_core.catalogue.schedules import ADAMW, DENSE, DENSE_2X, DETR, FCOS, ONE_X, RTMDET, THREE_X, YOLOX, between
 from detkds_core.catalogue.small import small_faster_rcnn, small_fcos, small_gfl, small_retinanet
 
 PYTORCH = Inputs()
@@ -49,9 +51,9 @@ TWO_STAGE = {"strides": (4, 8, 16, 32, 64), "channels": 256, **PROPOSING}
 
 
 def _zoo(name: str, title: str, family: str, source: str, **facts: Any) -> DetectorEntry:
-    base = TWO_STAGE if "rcnn" in family else ONE_STAGE
+    base, training = (TWO_STAGE, ONE_X) if "rcnn" in family else (ONE_STAGE, DENSE)
     masks = "mask_rcnn" in family
-    return DetectorEntry(name=name, title=title, family=family, source=source, **{**base, "masks": masks, **facts})
+    return DetectorEntry(name=name, title=title, family=family, source=source, **{**base, "masks": masks, "training": training, **facts})
 
 
 # Families that have no configuration of their own above: the zoo's, on a small backbone and with 32 channels.
@@ -67,7 +69,7 @@ _SHRUNK: dict[str, tuple[str, str, dict[str, Any]]] = {
 def _shrunk(family: str, width: int) -> DetectorEntry:
     title, source, facts = _SHRUNK[family]
     name, title = f"{family}_r18w{width}_fpn32", f"{title}, ResNet-18 of width {width}, FPN of 32 channels"
-    return _zoo(name, title, family, source, channels=32, width=width, **facts)
+    return _zoo(name, title, family, source, channels=32, width=width, training=None, **facts)
 
 
 # Neither the PAFPN's shapes nor the zoo's weights take sides that are no multiples of 32; both were trained with gray around the image.
@@ -77,16 +79,20 @@ _YOLO_INPUTS = {
 }
 
 
-def _yolo(family: str, name: str, title: str, source: str, channels: int) -> DetectorEntry:
-    return _zoo(name, title, family, source, strides=(8, 16, 32), channels=channels, anchors=1, inputs=_YOLO_INPUTS[family])
+def _yolo(family: str, name: str, title: str, source: str, channels: int, training: Recipe) -> DetectorEntry:
+    facts = {"strides": (8, 16, 32), "channels": channels, "anchors": 1, "inputs": _YOLO_INPUTS[family], "training": training}
+    return _zoo(name, title, family, source, **facts)
 
 
-def _detr(family: str, name: str, title: str, source: str, strides: tuple[int, ...]) -> DetectorEntry:
-    return _zoo(name, title, family, source, strides=strides, anchors=0, scores="queries", inputs=replace(PYTORCH, pad=1))
+def _detr(family: str, name: str, title: str, source: str, strides: tuple[int, ...], **training: Any) -> DetectorEntry:
+    facts = {"strides": strides, "anchors": 0, "scores": "queries", "inputs": replace(PYTORCH, pad=1)}
+    return _zoo(name, title, family, source, **facts, training=replace(DETR, **training))
 
 
 _FCOS_TRICKS = "fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py"
+_GFL_2X = replace(DENSE_2X, train_short_sides=between(480, 800))
 _REPPOINTS = "reppoints/reppoints-moment"
+_SWIN = replace(ADAMW, weight_decay=0.05, warm_up=1000)
 _CASCADE_X101 = "dcn/cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco.py"
 
 _ENTRIES = (
@@ -103,46 +109,84 @@ _ENTRIES = (
         "RetinaNet X101-64x4d",
         "retinanet",
         "retinanet/retinanet_x101-64x4d_fpn_ms-640-800-3x_coco.py",
+        training=replace(THREE_X, lr=0.01, train_short_sides=between(640, 800)),
         **NINE_BOXES,
     ),
     _zoo("retinanet_swin_t_fpn", "RetinaNet Swin-T", "retinanet", "swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py", **NINE_BOXES),
-    _zoo("retinanet_pvtv2_b0_fpn", "RetinaNet PVTv2-B0", "retinanet", "pvt/retinanet_pvtv2-b0_fpn_1x_coco.py", **NINE_BOXES),
-    _zoo("fcos_r50_fpn", "FCOS R50 (caffe)", "fcos", "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", anchors=1, inputs=CAFFE),
     _zoo(
-        "fcos_tricks_r50_fpn", "FCOS R50 (caffe; centre sampling, normalised boxes, GIoU)", "fcos", _FCOS_TRICKS, anchors=1, inputs=CAFFE2
+        "retinanet_pvtv2_b0_fpn", "RetinaNet PVTv2-B0", "retinanet", "pvt/retinanet_pvtv2-b0_fpn_1x_coco.py", training=ADAMW, **NINE_BOXES
     ),
-    _zoo("fcos_r101_fpn", "FCOS R101 (caffe)", "fcos", "fcos/fcos_r101-caffe_fpn_gn-head-1x_coco.py", anchors=1, inputs=CAFFE),
+    _zoo(
+        "fcos_r50_fpn",
+        "FCOS R50 (caffe)",
+        "fcos",
+        "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
+        anchors=1,
+        inputs=CAFFE,
+        training=FCOS,
+    ),
+    _zoo(
+        "fcos_tricks_r50_fpn",
+        "FCOS R50 (caffe; centre sampling, normalised boxes, GIoU)",
+        "fcos",
+        _FCOS_TRICKS,
+        anchors=1,
+        inputs=CAFFE2,
+        training=FCOS,
+    ),
+    _zoo(
+        "fcos_r101_fpn",
+        "FCOS R101 (caffe)",
+        "fcos",
+        "fcos/fcos_r101-caffe_fpn_gn-head-1x_coco.py",
+        anchors=1,
+        inputs=CAFFE,
+        training=FCOS,
+    ),
     _zoo("gfl_r50_fpn", "GFL R50", "gfl", "gfl/gfl_r50_fpn_1x_coco.py", **ONE_BOX, reg_max=16),
-    _zoo("gfl_r101_fpn", "GFL R101", "gfl", "gfl/gfl_r101_fpn_ms-2x_coco.py", **ONE_BOX, reg_max=16),
+    _zoo("gfl_r101_fpn", "GFL R101", "gfl", "gfl/gfl_r101_fpn_ms-2x_coco.py", **ONE_BOX, reg_max=16, training=_GFL_2X),
     _zoo("atss_r50_fpn", "ATSS R50", "atss", "atss/atss_r50_fpn_1x_coco.py", **ONE_BOX),
     _zoo("atss_r101_fpn", "ATSS R101", "atss", "atss/atss_r101_fpn_1x_coco.py", **ONE_BOX),
     _zoo("reppoints_r50_fpn", "RepPoints R50", "reppoints", f"{_REPPOINTS}_r50_fpn_1x_coco.py", anchors=1),
-    _zoo("reppoints_gn_r50_fpn", "RepPoints R50 (GN)", "reppoints", f"{_REPPOINTS}_r50_fpn-gn_head-gn_2x_coco.py", anchors=1),
+    _zoo(
+        "reppoints_gn_r50_fpn",
+        "RepPoints R50 (GN)",
+        "reppoints",
+        f"{_REPPOINTS}_r50_fpn-gn_head-gn_2x_coco.py",
+        anchors=1,
+        training=DENSE_2X,
+    ),
     _zoo(
         "reppoints_gn_x101_dcn_fpn",
         "RepPoints X101-32x4d-DCN (GN)",
         "reppoints",
         f"{_REPPOINTS}_x101-dconv-c3-c5_fpn-gn_head-gn_2x_coco.py",
         anchors=1,
+        training=DENSE_2X,
     ),
-    _yolo("rtmdet", "rtmdet_tiny", "RTMDet tiny", "rtmdet/rtmdet_tiny_8xb32-300e_coco.py", 96),
-    _yolo("rtmdet", "rtmdet_s", "RTMDet s", "rtmdet/rtmdet_s_8xb32-300e_coco.py", 128),
-    _yolo("yolox", "yolox_tiny", "YOLOX tiny", "yolox/yolox_tiny_8xb8-300e_coco.py", 96),
-    _yolo("yolox", "yolox_s", "YOLOX s", "yolox/yolox_s_8xb8-300e_coco.py", 128),
-    _detr("detr", "detr_r18", "DETR R18", "detr/detr_r18_8xb2-500e_coco.py", (32,)),
-    _detr("detr", "detr_r50", "DETR R50", "detr/detr_r50_8xb2-150e_coco.py", (32,)),
+    _yolo("rtmdet", "rtmdet_tiny", "RTMDet tiny", "rtmdet/rtmdet_tiny_8xb32-300e_coco.py", 96, RTMDET),
+    _yolo("rtmdet", "rtmdet_s", "RTMDet s", "rtmdet/rtmdet_s_8xb32-300e_coco.py", 128, RTMDET),
+    _yolo("yolox", "yolox_tiny", "YOLOX tiny", "yolox/yolox_tiny_8xb8-300e_coco.py", 96, replace(YOLOX, image_size=416)),
+    _yolo("yolox", "yolox_s", "YOLOX s", "yolox/yolox_s_8xb8-300e_coco.py", 128, YOLOX),
+    _detr("detr", "detr_r18", "DETR R18", "detr/detr_r18_8xb2-500e_coco.py", (32,), epochs=500, milestones=(334,), eval_every=10),
+    _detr("detr", "detr_r50", "DETR R50", "detr/detr_r50_8xb2-150e_coco.py", (32,), epochs=150, milestones=(100,)),
     _detr(
         "deformable_detr",
         "deformable_detr_r50",
         "Deformable DETR R50",
         "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
         (8, 16, 32, 64),
+        epochs=50,
+        milestones=(40,),
+        lr=2e-4,
+        batch=32,
+        base_batch=32,
     ),
     _zoo("faster_rcnn_r50_fpn", "Faster R-CNN R50", "faster_rcnn", "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"),
     _zoo("faster_rcnn_r101_fpn", "Faster R-CNN R101", "faster_rcnn", "faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py"),
     _zoo("mask_rcnn_r50_fpn", "Mask R-CNN R50", "mask_rcnn", "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"),
     _zoo("mask_rcnn_r101_fpn", "Mask R-CNN R101", "mask_rcnn", "mask_rcnn/mask-rcnn_r101_fpn_1x_coco.py"),
-    _zoo("mask_rcnn_swin_t_fpn", "Mask R-CNN Swin-T", "mask_rcnn", "swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"),
+    _zoo("mask_rcnn_swin_t_fpn", "Mask R-CNN Swin-T", "mask_rcnn", "swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py", training=_SWIN),
     _zoo("cascade_rcnn_r50_fpn", "Cascade R-CNN R50", "cascade_rcnn", "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py"),
     _zoo("cascade_mask_rcnn_r50_fpn", "Cascade Mask R-CNN R50", "cascade_mask_rcnn", "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py"),
     _zoo("cascade_mask_rcnn_x101_dcn_fpn", "Cascade Mask R-CNN X101-32x4d-DCN", "cascade_mask_rcnn", _CASCADE_X101),

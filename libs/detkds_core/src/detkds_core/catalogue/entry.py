@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from detkds_core.catalogue.recipe import Recipe
 from detkds_core.catalogue.small import IMAGENET_MEAN, IMAGENET_STD
 
 BY_OVERLAP = ("ATSSAssigner", "MaxIoUAssigner")  # MMDetection's assigners of which the overlap is known from which an anchor is an object's
@@ -33,7 +34,7 @@ class DetectorEntry:
     reg_max: last bin of the edge distributions (GFL), None without; scores: what the dense head scores,
     "classes" (one a class), "objectness" (a region proposal network) or "queries" (a DETR, which has no dense head);
     masks: it predicts instance masks; width: channels of the first stage of the ResNet-18 that replaces its backbone, None: its own;
-    own: the operator brought it (`catalogue.own`).
+    own: the operator brought it (`catalogue.own`); training: as its configuration has it, None where no configuration is known to say it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class DetectorEntry:
     source: str | None = None  # MMDetection's configuration file, relative to its configs folder
     width: int | None = None
     own: bool = False
+    training: Recipe | None = None
     config: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detkds_core.catalogue.entry import BY_OVERLAP, FAMILIES, DetectorEntry, Family, Inputs
+from detkds_core.catalogue.recipe import Recipe, recipe_faults
 
 FOLDER = "DETKDS_DETECTORS"  # environment variable
 NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
@@ -22,6 +23,7 @@ TYPE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 # What MMEngine would read as code, as another file, or as another package's.
 FORBIDDEN_KEYS = ("_base_", "_delete_", "_scope_", "custom_imports")
 OF_BUILT_IN = ("source", "width", "own")  # what an entry has and a file has not
+OPTIONAL = ("training",)  # what files of earlier versions have not
 
 
 class OwnDetectorError(ValueError):
@@ -34,7 +36,8 @@ class OwnDetectorError(ValueError):
 
 def entry_to_json(entry: DetectorEntry) -> dict[str, Any]:
     """The content of an entry's file; its configuration must be plain data."""
-    return {key: value for key, value in asdict(entry).items() if key not in OF_BUILT_IN}
+    data = {key: value for key, value in asdict(entry).items() if key not in OF_BUILT_IN}
+    return data | {"training": entry.training and entry.training.to_json()}
 
 
 def entry_from_json(data: Any) -> DetectorEntry:
@@ -45,15 +48,16 @@ def entry_from_json(data: Any) -> DetectorEntry:
     if "overlaps" not in data:
         data = {**data, "overlaps": _by_overlap(data)}
     faults = [f"{key}: is no field; the fields are {', '.join(known)}" for key in data if key not in known]
-    faults += [f"{key}: is missing" for key in known if key not in data]
+    faults += [f"{key}: is missing" for key in known if key not in data and key not in OPTIONAL]
     if not faults:
-        faults = [*_fact_faults(data), *_input_faults(data["inputs"]), *config_faults(data["config"])]
+        faults = [*_fact_faults(data), *_input_faults(data["inputs"]), *_training_faults(data), *config_faults(data["config"])]
     if faults:
         raise OwnDetectorError(faults)
-    facts: dict[str, Any] = {key: tuple(data[key]) if key == "strides" else data[key] for key in known}
+    facts: dict[str, Any] = {key: tuple(data[key]) if key == "strides" else data[key] for key in known if key in data}
     facts |= {key: tuple(map(float, data[key])) for key in ("anchor_scales", "anchor_ratios")}
     inputs: dict[str, Any] = {key: tuple(map(float, value)) if isinstance(value, list) else value for key, value in data["inputs"].items()}
-    facts |= {"inputs": Inputs(**inputs), "own": True}
+    training = data.get("training")
+    facts |= {"inputs": Inputs(**inputs), "own": True, "training": Recipe.from_json(training) if training is not None else None}
     return DetectorEntry(**facts)
 
 
@@ -217,6 +221,19 @@ def _input_faults(inputs: Any) -> Iterator[str]:
     for key, holds, right in tests:
         if not holds(inputs[key]):
             yield f"inputs.{key}: {_shown(inputs[key])} is not {right}"
+
+
+def _training_faults(data: Mapping[str, Any]) -> Iterator[str]:
+    training = data.get("training")
+    if training is None:
+        return
+    if not isinstance(training, Mapping):
+        yield f"training: {_shown(training)} is not a recipe (an object), or null"
+        return
+    try:
+        Recipe.from_json(training)
+    except ValueError as error:
+        yield from (fault.replace("recipe.", "training.", 1) for fault in recipe_faults(error))
 
 
 def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:

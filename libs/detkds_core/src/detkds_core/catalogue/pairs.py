@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from detkds_core.catalogue.recipe import Recipe
+from detkds_core.catalogue.schedules import DENSE_2X, FCOS, ONE_X, TWO_X, between
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -73,25 +74,6 @@ SMALL_PAIRS = (
     ),
 )
 
-# MMDetection's schedules: SGD, warm-up over 500 iterations, a tenth of the rate after two thirds and eleven twelfths, clip 35.
-_1X = Recipe(
-    epochs=12,
-    batch=16,
-    lr=0.02,
-    auto_scale_lr=True,
-    optimizer="sgd",
-    weight_decay=1e-4,
-    schedule="steps",
-    warm_up=500,
-    milestones=(8, 11),
-    image_size=1333,
-    short_side=800,
-    augment="flip",
-    clip=35.0,
-    eval_every=1,
-)
-_2X = replace(_1X, epochs=24, milestones=(16, 22))
-_MULTI_SCALE = tuple(range(480, 801, 16))  # MMDetection draws any number of pixels from 480 to 800
 # DetKDS measured candidates on a fifth of the training images; a candidate is one epoch of it.
 PROXY_IMAGES = 23_457
 
@@ -104,7 +86,7 @@ def _coco(
     full: Recipe,
     policies: tuple[str, ...],
     inherit: bool = True,
-    teaching: Recipe = _2X,
+    teaching: Recipe = TWO_X,
 ) -> Pair:
     """A pair of the paper on COCO. teacher: detector, and the name of its checkpoint in MMDetection's zoo."""
     proxy = replace(full, epochs=1, milestones=None, train_images=PROXY_IMAGES, eval_every=None)
@@ -119,7 +101,7 @@ PAPER_PAIRS = (
         "RetinaNet R101 teaches RetinaNet R50",
         ("retinanet_r101_fpn", "retinanet_r101_fpn_2x_coco_20200131-5560aee8"),
         "retinanet_r50_fpn",
-        replace(_2X, batch=32, base_batch=32, lr=0.01),
+        replace(DENSE_2X, batch=32, base_batch=32),
         ("detkds_retinanet",),
     ),
     _coco(
@@ -127,7 +109,7 @@ PAPER_PAIRS = (
         "RetinaNet X101-64x4d teaches RetinaNet R50",
         ("retinanet_x101_64x4d_fpn", "retinanet_x101_64x4d_fpn_mstrain_3x_coco_20210719_051838-022c2187"),
         "retinanet_r50_fpn",
-        _2X,
+        TWO_X,
         ("detkds_retinanet_x101",),
     ),
     _coco(
@@ -135,7 +117,7 @@ PAPER_PAIRS = (
         "Faster R-CNN R101 teaches Faster R-CNN R50",
         ("faster_rcnn_r101_fpn", "faster_rcnn_r101_fpn_2x_coco_bbox_mAP-0.398_20200504_210455-1d2dac9c"),
         "faster_rcnn_r50_fpn",
-        _2X,
+        TWO_X,
         ("detkds_faster_rcnn",),
     ),
     _coco(
@@ -143,7 +125,7 @@ PAPER_PAIRS = (
         "FCOS R101 teaches FCOS R50 with centre sampling and normalised boxes",
         ("fcos_r101_fpn", "fcos_r101_caffe_fpn_gn-head_mstrain_640-800_2x_coco-511424d6"),
         "fcos_tricks_r50_fpn",
-        replace(_2X, lr=0.01, bias_lr_factor=2.0, bias_decay_factor=0.0, train_short_sides=(640, 800)),
+        replace(FCOS, epochs=24, milestones=(16, 22), train_short_sides=(640, 800)),
         ("detkds_fcos",),
     ),
     _coco(
@@ -151,7 +133,7 @@ PAPER_PAIRS = (
         "GFL R101 teaches GFL R50",
         ("gfl_r101_fpn", "gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847"),
         "gfl_r50_fpn",
-        replace(_2X, lr=0.01, train_short_sides=_MULTI_SCALE),
+        replace(DENSE_2X, train_short_sides=between(480, 800)),
         ("detkds_gfl",),
     ),
     _coco(
@@ -159,7 +141,7 @@ PAPER_PAIRS = (
         "RepPoints X101-DCN teaches RepPoints R50",
         ("reppoints_gn_x101_dcn_fpn", "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco_20200329-f87da1ea"),
         "reppoints_gn_r50_fpn",
-        replace(_2X, lr=0.01),
+        DENSE_2X,
         ("detkds_reppoints",),
     ),
     _coco(
@@ -167,20 +149,20 @@ PAPER_PAIRS = (
         "Cascade Mask R-CNN X101-DCN teaches Faster R-CNN R50",
         _CASCADE,
         "faster_rcnn_r50_fpn",
-        _2X,
+        TWO_X,
         ("detkds_cascade_faster_rcnn",),
         inherit=False,
-        teaching=_1X,
+        teaching=ONE_X,
     ),
     _coco(
         "cascade_mask_x101_mask_rcnn_r50",
         "Cascade Mask R-CNN X101-DCN teaches Mask R-CNN R50",
         _CASCADE,
         "mask_rcnn_r50_fpn",
-        replace(_2X, batch=32, base_batch=32),
+        replace(TWO_X, batch=32, base_batch=32),
         ("detkds_cascade_mask_rcnn",),
         inherit=False,
-        teaching=_1X,
+        teaching=ONE_X,
     ),
 )
 

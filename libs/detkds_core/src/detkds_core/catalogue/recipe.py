@@ -1,6 +1,7 @@
 """How a detector is trained and measured."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
@@ -9,6 +10,7 @@ OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("one_cycle", "steps", "anneal")
 AUGMENTATIONS = ("none", "flip", "dihedral", "aerial")
 PRECISIONS = ("fp32", "fp16", "bf16")
+FAR_SCALE = 2.0  # images that are shown larger or smaller by more are worth a warning
 LISTS = ("milestones", "train_short_sides")  # JSON lists, tuples here
 
 
@@ -49,9 +51,11 @@ class Recipe:
     eval_images: int | None = None  # the first n selection images by id; the report always uses all
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], base: "Recipe | None" = None) -> Self:
-        """Read a recipe over the defaults of `base`; a length of either kind replaces the base's of the other.
+    def from_json(cls, data: Mapping[str, Any], base: "Recipe | None" = None, images: int | None = None) -> Self:
+        """Read a recipe; over a base, one that is asked for in place of the base.
 
+        Fields of the base that lose their meaning by what is asked for are dropped. What is asked for without having an effect is refused,
+        unless all fields are there, as in a recipe that was read from a specification. images: of the training, for lengths in epochs.
         Raises ValueError that names every wrong field.
         """
         known = {field.name for field in fields(cls)}
@@ -59,14 +63,46 @@ class Recipe:
         if errors:
             raise ValueError("; ".join(errors))
         given: dict[str, Any] = {key: tuple(value) if key in LISTS and isinstance(value, list) else value for key, value in data.items()}
-        if base is not None and ("epochs" in given or "iterations" in given) and (given.get("epochs") is None) != (base.epochs is None):
-            base = replace(base, epochs=None, milestones=None, eval_every=None)  # they were counted in the other unit
-        if base is not None and any(given.get(unit, getattr(base, unit)) != getattr(base, unit) for unit in ("epochs", "iterations")):
-            base = replace(base, milestones=None)  # they were of another length: 8/12 and 11/12 of this one
-        recipe = replace(base, **given) if base is not None else cls(**given)
-        if errors := recipe.errors():
+        recipe = replace(base._yielding_to(given), **given) if base is not None else cls(**given)
+        errors = recipe.errors()
+        if base is not None and not errors:
+            errors = recipe._idle_errors(given, images) if len(given) < len(known) else []
+            recipe = recipe._without_idle(given, images)
+        if errors:
             raise ValueError("; ".join(errors))
         return recipe  # type: ignore[return-value]
+
+    def _yielding_to(self, given: Mapping[str, Any]) -> "Recipe":
+        """Without what loses its meaning where other fields are given: it was counted in another unit, or was of another length or size."""
+        base = self
+        if ("epochs" in given or "iterations" in given) and (given.get("epochs") is None) != (base.epochs is None):
+            base = replace(base, epochs=None, milestones=None, eval_every=None)
+        if any(given.get(unit, getattr(base, unit)) != getattr(base, unit) for unit in ("epochs", "iterations")):
+            base = replace(base, milestones=None)  # 8/12 and 11/12 of this length
+        if given.get("schedule", "steps") != "steps":
+            base = replace(base, warm_up=None, milestones=None)
+        if given.get("image_size", base.image_size) != base.image_size:
+            base = replace(base, short_side=None, train_short_sides=None)
+        if "lr" in given and "auto_scale_lr" not in given and "base_batch" not in given:
+            base = replace(base, auto_scale_lr=False)  # who names a rate means that rate
+        return base
+
+    def _without_idle(self, given: Mapping[str, Any], images: int | None) -> "Recipe":
+        """Without inherited fields that a shorter run leaves no room for."""
+        recipe, steps = self, self._steps(images)
+        if "warm_up" not in given and steps is not None and (self.warm_up or 0) >= steps:
+            recipe = replace(recipe, warm_up=None)
+        if "eval_every" not in given and (self.eval_every or 0) > self._length[0]:
+            recipe = replace(recipe, eval_every=None)
+        return recipe
+
+    @property
+    def _length(self) -> tuple[float, str]:
+        return (self.iterations, "iterations") if self.epochs is None else (self.epochs, "epochs")
+
+    def _steps(self, images: int | None) -> int | None:
+        """Optimisation steps of the run; None where they depend on a number of images that is not known."""
+        return self.resolved(images or 0)[0].iterations if self.epochs is None or images else None
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -176,7 +212,7 @@ class Recipe:
 
     def _relation_errors(self) -> list[str]:
         found = []
-        length, unit = (self.iterations, "iterations") if self.epochs is None else (self.epochs, "epochs")
+        length, unit = self._length
         if self.schedule == "steps" and self.milestones is not None and self.milestones[-1] >= length:
             found.append(
                 f"recipe.milestones: {list(self.milestones)} reach the end of {length:g} {unit}, where the rate would not fall any more"
@@ -187,6 +223,54 @@ class Recipe:
             if any(side > self.image_size for side in sides):
                 found.append(f"recipe.{name}: a shorter side above image_size ({self.image_size}, the longer side) has no effect")
         return found
+
+    def _idle_errors(self, given: Mapping[str, Any], images: int | None) -> list[str]:
+        """What was given and has no effect, one sentence a field."""
+        asked: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value is not None
+        }
+        found = []
+        if {"epochs", "iterations"} <= asked.keys():
+            found.append(
+                f"recipe.iterations: {self.iterations} beside {self.epochs:g} epochs has no effect; give the length in one of the two"
+            )
+        for names, holds, now, right in (
+            (("warm_up", "milestones"), self.schedule == "steps", f"under the schedule {self.schedule}", "schedule steps"),
+            (("momentum", "bias_decay_factor"), self.optimizer == "sgd", f"under {self.optimizer}", "optimizer sgd"),
+            (("base_batch",), self.auto_scale_lr, "without auto_scale_lr", "auto_scale_lr true"),
+        ):
+            if not holds:
+                found += [
+                    f"recipe.{name}: {asked[name]} has no effect {now}; leave it out, or give {right}" for name in names if name in asked
+                ]
+        steps = self._steps(images)
+        if self.schedule == "steps" and steps is not None and asked.get("warm_up", 0) >= steps:
+            found.append(
+                f"recipe.warm_up: {self.warm_up} iterations do not end within the {steps} of the run, whose rate would never be reached; "
+                f"fewer than {steps} are right, or null (500, or a twentieth of a short run)"
+            )
+        length, unit = self._length
+        if asked.get("eval_every", 0) > length:
+            found.append(f"recipe.eval_every: {self.eval_every} {unit} are longer than the run of {length:g}; fewer, or null (at the end)")
+        return found
+
+
+def size_warning(recipe: Recipe, sides: tuple[int, int] | None) -> str | None:
+    """What has to be said where images are made far smaller or larger than they are. sides: the median longer and shorter one, pixels."""
+    if sides is None:
+        return None
+    longer, shorter = sides
+    scale = min(recipe.image_size / longer, math.inf if recipe.short_side is None else recipe.short_side / shorter)
+    if 1 / FAR_SCALE <= scale <= FAR_SCALE:
+        return None
+    seen = f"{longer * scale:.0f} x {shorter * scale:.0f} px (recipe.image_size {recipe.image_size})"
+    how = f"{1 / scale:.1f} times smaller" if scale < 1 else f"{scale:.1f} times larger"
+    return f"the training images of {longer} x {shorter} px (medians of longer and shorter sides) are shown as {seen}: {how}"
+
+
+def recipe_faults(error: ValueError) -> list[str]:
+    """The sentences of what `Recipe.from_json` raises, one a field."""
+    return re.split(r"; (?=recipe\.)", str(error))
 
 
 def smaller_batch_warning(before: Recipe, after: Recipe, reason: str) -> str:

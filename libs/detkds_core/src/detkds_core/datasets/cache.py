@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detkds_core.datasets.dataset import Dataset, Split, digest
+from detkds_core.datasets.dataset import Dataset, Split, digest, median_sides
 
 SPLITS = ("train", "val")
 
@@ -28,11 +28,16 @@ def load(folder: Path) -> Dataset | None:
                 present = sum(entry.name.endswith(".png") for entry in entries)
             if present != record["splits"][name]["count"] or (folder / f"{name}.json").stat().st_size != record["bytes"][name]:
                 return None
-        # Earlier caches do not say that there are no masks.
-        splits = [Split(folder / f"{name}.json", folder / name, **{"masks": 0, **record["splits"][name]}) for name in SPLITS]
+        splits = [_split(folder, name, record["splits"][name]) for name in SPLITS]
     except (OSError, KeyError, TypeError, ValueError):
         return None
     return Dataset(record["name"], tuple(record["classes"]), splits[0], splits[1], record["digest"])
+
+
+def _split(folder: Path, name: str, counts: dict[str, Any]) -> Split:
+    """Earlier caches say neither that there are no masks nor how large the images are."""
+    paths = {"annotations": str(folder / f"{name}.json"), "images": str(folder / name)}
+    return Split.from_json({**paths, "masks": 0, **counts})
 
 
 def build(
@@ -59,7 +64,8 @@ def build(
             (temporary / f"{split}.json").write_bytes(text)
             crowd = sum(annotation["iscrowd"] for annotation in coco["annotations"])
             boxes = len(coco["annotations"]) - crowd
-            record["splits"][split] = {"count": len(coco["images"]), "boxes": boxes, "crowd": crowd, "masks": 0}
+            counts = {"count": len(coco["images"]), "boxes": boxes, "crowd": crowd, "masks": 0, "sides": median_sides(coco["images"])}
+            record["splits"][split] = counts
             record["bytes"][split] = len(text)
             parts.append((split, coco, hashes))
         record["digest"] = digest(parts)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 
@@ -25,7 +26,7 @@ class Split:
     """annotations: a COCO instances file; images: the folder that its file names are relative to.
 
     count: images; boxes: annotations that are asked for; crowd: annotations that are not (COCO's `iscrowd`); masks: those
-    asked for that have a segmentation, None where nobody has counted.
+    asked for that have a segmentation; sides: medians of the images' longer and shorter sides, pixels; None where nobody has counted.
     """
 
     annotations: Path
@@ -34,6 +35,7 @@ class Split:
     boxes: int = 0
     crowd: int = 0
     masks: int | None = None
+    sides: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -43,13 +45,15 @@ class Split:
             "boxes": self.boxes,
             "crowd": self.crowd,
             "masks": self.masks,
+            "sides": list(self.sides) if self.sides is not None else None,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Split":
         """A job's specification needs only the paths, so the counts may be missing."""
         counts = {key: int(value.get(key, 0)) for key in ("count", "boxes", "crowd")}
-        return cls(Path(value["annotations"]), Path(value["images"]), **counts, masks=value.get("masks"))
+        sides = tuple(value["sides"]) if value.get("sides") else None
+        return cls(Path(value["annotations"]), Path(value["images"]), **counts, masks=value.get("masks"), sides=sides)
 
     def load(self) -> dict[str, Any]:
         """The COCO dictionary: `images`, `annotations` (bbox: x, y, width, height in pixels) and `categories`."""
@@ -85,6 +89,12 @@ class Dataset:
             Split.from_json(value["val"]),
             value["digest"],
         )
+
+
+def median_sides(images: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """The medians of the longer and of the shorter sides of COCO image records, pixels."""
+    sides = [sorted((image["width"], image["height"])) for image in images]
+    return median_high(longer for _, longer in sides), median_high(shorter for shorter, _ in sides)
 
 
 def image_ids(split: Split) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 from PIL import Image, UnidentifiedImageError
 
-from detkds_core.datasets.dataset import Dataset, DatasetError, Split, digest, halves
+from detkds_core.datasets.dataset import Dataset, DatasetError, Split, digest, halves, median_sides
 
 BUILT_IN = ("digits", "trees")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -113,7 +113,7 @@ def _split(annotations: Path, images: Path, content: Mapping[str, Any]) -> Split
     records = content["annotations"]
     asked = [record for record in records if not record.get("iscrowd", 0)]
     crowd, masks = len(records) - len(asked), sum(bool(record.get("segmentation")) for record in asked)
-    return Split(annotations, images, len(content["images"]), len(asked), crowd, masks)
+    return Split(annotations, images, len(content["images"]), len(asked), crowd, masks, median_sides(content["images"]))
 
 
 def _resolved(where: str, path: Path, roots: Sequence[Path] | None, problems: Problems, *, wants_folder: bool) -> Path | None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkds_core.catalogue import DetectorEntry, Inputs
+from detkds_core.catalogue import DetectorEntry, Inputs, Recipe
 from detkds_core.catalogue.entry import FAMILIES
 from detkds_core.catalogue.own import config_faults
 from detkds_core.detectors.build import set_classes, without_sync
+from detkds_core.detectors.recipe_of import recipe_of
 from detkds_core.detectors.runtime import prepare_mmdet
 from detkds_core.detectors.tap import dense_head
 from detkds_core.detectors.valuable import overlaps
@@ -57,16 +58,7 @@ def read_config(path: Path) -> dict[str, Any]:
     The file is Python and runs, and so do those that it inherits from. What it says of weights to begin with is left out.
     Raises SurveyError for a file that cannot be read or has no model, or whose model is more than data.
     """
-    prepare_mmdet()
-    from mmengine.config import Config
-
-    try:
-        # A worker builds from the data alone, so what a configuration would import besides must not be there now either.
-        config = Config.fromfile(path, import_custom_modules=False)
-        model = config.get("model")
-        plain = _plain(model.to_dict() if hasattr(model, "to_dict") else model)
-    except Exception as error:  # whatever a configuration, which is a program, may raise
-        raise SurveyError(f"{path}: cannot be read as MMDetection's configuration: {_first_line(error)}") from error
+    plain = _content(path).get("model")
     if not isinstance(plain, dict):
         raise SurveyError(f"{path}: has no model; give the configuration of a detector, with `model = dict(type=..., backbone=...)`")
     _check_type(plain)
@@ -79,6 +71,17 @@ def read_config(path: Path) -> dict[str, Any]:
         raise SurveyError(f"{path}: " + "; ".join(faults))
     plain["data_preprocessor"]["batch_augments"] = None
     return json.loads(json.dumps(plain))  # what is looked at is what will be in a file: lists for tuples
+
+
+def read_recipe(path: Path) -> tuple[Recipe | None, list[str]]:
+    """How an MMDetection configuration (`.py`) trains its model, and notes of what of that could not be read or is not done here.
+
+    The file runs, as for `read_config`.
+    """
+    try:
+        return recipe_of(_content(path))
+    except Exception as error:  # a training may be configured in any way, and none keeps a detector from being distilled
+        return None, [f"its training cannot be read: {_first_line(error)}; without a pair, requests have to say how it is trained (recipe)"]
 
 
 def survey(config: Mapping[str, Any], name: str, title: str) -> DetectorEntry:
@@ -116,6 +119,20 @@ def survey(config: Mapping[str, Any], name: str, title: str) -> DetectorEntry:
         own=True,
         config=config,
     )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A configuration file as plain data. Raises SurveyError."""
+    prepare_mmdet()
+    from mmengine.config import Config
+
+    try:
+        # A worker builds from the data alone, so what a configuration would import besides must not be there now either.
+        config = Config.fromfile(path, import_custom_modules=False)
+        plain: dict[str, Any] = _plain(config.to_dict())
+    except Exception as error:  # whatever a configuration, which is a program, may raise
+        raise SurveyError(f"{path}: cannot be read as MMDetection's configuration: {_first_line(error)}") from error
+    return plain
 
 
 def _check_type(config: Mapping[str, Any]) -> None:

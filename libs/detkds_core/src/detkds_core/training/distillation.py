@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from detkds_core.catalogue import Recipe
-from detkds_core.catalogue.recipe import smaller_batch_warning
+from detkds_core.catalogue.recipe import size_warning, smaller_batch_warning
 from detkds_core.datasets import Dataset, report_ids
+from detkds_core.datasets.dataset import median_sides
 from detkds_core.detectors.build import export_student, parameter_count, save_student
 from detkds_core.detectors.checkpoints import read_pickle
 from detkds_core.distillers import tokens_of
@@ -64,7 +65,10 @@ def distill(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, 
     dataset = Dataset.from_json(spec["dataset"])
     recipe, notes = resolved_recipe(spec, dataset)
     start, policy = prepare(spec, spec["seed"]), from_json(spec["policy"])
-    warnings = [*spec.get("warnings", []), *notes, *start_warnings(start), *device_warnings(policy, recipe, parallel.devices())]
+    size = size_warning(recipe, dataset.train.sides or median_sides(dataset.train.load()["images"]))
+    found = [*spec.get("warnings", []), *([size] if size else []), *notes]
+    found += [*start_warnings(start), *device_warnings(policy, recipe, parallel.devices())]
+    warnings = list(dict.fromkeys(found))  # the API has told some already
     state = read_pickle(Path(spec["resume_from"])) if spec.get("resume_from") else None
     if recipe.eval_every is not None:
         selection(dataset, recipe)  # one on which nothing can be measured is told before hours are spent
