@@ -162,5 +162,5 @@ def test_a_distillation_is_repeated_with_its_policy_or_another(service, wanted):
     assert again["spec"] == {**one["spec"], "seed": 9}
     other = clone(service, f"/distill/{one['id']}", policy={"terms": []}, recipe={"batch": 1})
     assert (other["formula"], other["spec"]["recipe"]["batch"], other["spec"]["recipe"]["image_size"]) == ("none", 1, 64)
-    assert "one of none" in errors(service.http.post(f"/distill/{one['id']}/clone", json={"policy": "pdk"}))["/policy"]
+    assert "did you mean pkd?" in errors(service.http.post(f"/distill/{one['id']}/clone", json={"policy": "pdk"}))["/policy"]
     assert errors(service.http.post(f"/distill/{one['id']}/clone", json={"policy": None})) != {}

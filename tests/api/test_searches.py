@@ -84,10 +84,10 @@ def test_a_search_is_stored_before_it_is_answered(service, wanted):
     assert service.http.get(answer.headers["location"]).json() == document
 
 
-def test_an_unknown_detector_lists_the_known(service, wanted):
+def test_an_unknown_detector_is_answered_with_those_that_are_called_alike(service, wanted):
     found = errors(service.http.post("/searches", json=changed(wanted, "student.detector", "yolo")))
     assert list(found) == ["/student/detector"]
-    assert "'yolo' is not a known detector; one of gfl_r18w8_fpn32, " in found["/student/detector"]
+    assert "'yolo' is not a known detector; did you mean yolox_s or yolox_tiny?" in found["/student/detector"]
 
 
 def test_a_student_with_masks_needs_segmentations(service, wanted):
@@ -179,7 +179,7 @@ def test_an_illegal_term_is_named_by_its_place(service, wanted):
         ("confirmation", {"distillers": ["pkd", "ftinets"]}, "/confirmation/distillers/1", "not a named policy"),
         ("confirmation", {"distillers": "none"}, "/confirmation/distillers", "'all'"),
         ("parallelism", 0, "/parallelism", "greater than or equal to 1"),
-        ("pair", "digits_yolo", "/pair", "one of digits_gfl"),
+        ("pair", "digits_yolo", "/pair", "did you mean digits_gfl"),
         ("teacher.checkpoint", "teacher.safetensors", "/teacher/checkpoint", "not an absolute path"),
         ("teacher.checkpoint", "/etc/passwd", "/teacher/checkpoint", "outside the registered folders"),
         ("teacher.checkpoint", "https://example.org/teacher.safetensors", "/teacher/checkpoint", "nothing is fetched"),

@@ -97,7 +97,7 @@ FACTS: list[tuple[Change, str]] = [
     (lambda data: data["inputs"].update(fill=None), "inputs.fill: null is not a number"),
     (lambda data: data.pop("config"), "config: is missing"),
     (lambda data: data.update(training=[12]), "training: [12] is not a recipe (an object), or null"),
-    (lambda data: data.update(training={"epoch": 12}), "training.epoch: not a field; one of accumulate, augment"),
+    (lambda data: data.update(training={"epoch": 12}), "training.epoch: not a field; did you mean epochs?"),
     (lambda data: data.update(training={"lr": -1}), "training.lr: -1 is not a number above 0"),
     (lambda data: data.update(source="x.py"), "source: is no field; the fields are name, title, family"),
 ]

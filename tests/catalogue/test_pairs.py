@@ -24,8 +24,8 @@ def test_every_head_of_a_two_stage_detector_has_the_datasets_classes(entry: Dete
 
 
 def test_an_unknown_detector_is_told_what_is_known() -> None:
-    with pytest.raises(ValueError, match=r"'yolo' is not a known detector; one of gfl_r18w8_fpn32, .*detr_r50"):
-        detector("yolo")
+    with pytest.raises(ValueError, match=r"'swan' is not a known detector; one of gfl_r18w8_fpn32, .*detr_r50"):
+        detector("swan")
 
 
 def test_names_and_places_are_unique() -> None:

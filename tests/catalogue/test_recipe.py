@@ -74,7 +74,7 @@ def test_a_smaller_batch_leaves_each_device_what_the_policy_needs(least, smaller
         ({"short_side": 800}, "recipe.short_side: a shorter side above image_size (128, the longer side) has no effect"),
         ({"warm_up": -1}, "recipe.warm_up: -1 is not an integer from 0 on or null (500, or a twentieth of a short run)"),
         ({"clip": None, "lr": float("nan")}, "recipe.lr: nan is not a number above 0 and at most 10.0"),
-        ({"iteration": 3}, "recipe.iteration: not a field; one of accumulate, augment"),
+        ({"iteration": 3}, "recipe.iteration: not a field; did you mean iterations"),
     ],
 )
 def test_every_wrong_field_is_named(fields, said):

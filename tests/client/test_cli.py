@@ -144,7 +144,7 @@ def test_a_policy_can_come_from_a_file(detkds, pairing, tmp_path):
         (["search", "--candidates", "12"], "pair: is required: one of digits_gfl, trees_gfl, digits_gfl_fcos"),
         (["search", "--dataset", "shapes"], "teacher: is required, unless 'pair' names one of digits_gfl"),
         (["search", "--pair", "digits_gfl", "--teacher", "gfl_r18w32_fpn32"], "write it as DETECTOR:CHECKPOINT"),
-        (["search", "--pair", "digits_yolo"], "one of digits_gfl"),
+        (["search", "--pair", "digits_yolo"], "did you mean digits_gfl"),
         (["search", "--pair", "digits_gfl", "--recipe", "iterations"], "write it as FIELD=VALUE"),
         (["search", "--pair", "digits_gfl", "--algorithm", "annealing"], "'evolution', 'genetic', 'tpe' or 'nsga2'"),
         (["search", "--pair", "digits_gfl", "--iterations", "1", "--preview"], "iterations: 1 are less than one full proxy of"),

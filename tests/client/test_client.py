@@ -66,7 +66,7 @@ def test_candidates_have_their_rung_and_their_verdict(client, service, wanted):
 
 
 def test_a_refusal_is_an_exception_with_a_readable_text(client, wanted):
-    with pytest.raises(ProblemError, match=r"student\.detector: 'yolo' is not a known detector; one of") as caught:
+    with pytest.raises(ProblemError, match=r"student\.detector: 'yolo' is not a known detector; did you mean") as caught:
         client.search(**{**wanted, "student": {"detector": "yolo"}})
     assert caught.value.status == 422
     assert caught.value.errors[0]["pointer"] == "/student/detector"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from rich.text import Text
@@ -28,6 +27,7 @@ from detkds_core.catalogue import (
     lacking_regions,
     pair_facts,
 )
+from detkds_core.names import meant
 from detkds_core.policy import SearchSpace, named_policies
 from detkds_core.policy.named import cannot_run
 from detkds_core.policy.vocabulary import BREADTHS, KNOWLEDGE
@@ -130,10 +130,8 @@ def _named(what: str, name: str, known: Mapping[str, Any], why_not: str = "") ->
     """What is called so. why_not: why there may be others, which nobody was asked about."""
     if name in known:
         return known[name]
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
-    guess = f"did you mean {' or '.join(close)}?" if close else f"one of {', '.join(known)}"
     others = f"\nA {what} of your own is known to the service, which was not asked: {why_not}" if why_not else ""
-    raise UnknownNameError(f"{name!r} is not a {what} of the catalogue; {guess}{others}")
+    raise UnknownNameError(f"{name!r} is not a {what} of the catalogue; {meant(name, known)}{others}")
 
 
 def examine(asked: Question) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from rich.text import Text
@@ -14,6 +13,7 @@ from detkds_client.matchmaker import Question
 from detkds_client.options import Refusal
 from detkds_client.spelling import policy_of
 from detkds_core.catalogue import exchange, pair_facts
+from detkds_core.names import meant
 from detkds_core.policy import Policy, PolicyError, canonical, check, formula, from_json, named_policies, readable, to_json
 from detkds_core.policy.distillers import DISTILLERS, learns_first
 from detkds_core.policy.formula import read_formula
@@ -33,9 +33,7 @@ def read_policy(text: str, url: str | None = None) -> Policy:
     if isinstance(wanted, str) and wanted in named:
         return named[wanted].policy
     if isinstance(wanted, str) and wanted.isidentifier() and wanted not in DISTILLERS:
-        close = get_close_matches(wanted, named, n=3, cutoff=0.5)
-        guess = f"did you mean {' or '.join(close)}?" if close else f"one of {', '.join(named)}"
-        raise Refusal(f"--policy: {wanted!r} is not a named policy; {guess}")
+        raise Refusal(f"--policy: {wanted!r} is not a named policy; {meant(wanted, named)}")
     try:
         return read_formula(wanted) if isinstance(wanted, str) else from_json(wanted)
     except PolicyError as error:

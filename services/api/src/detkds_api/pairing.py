@@ -19,6 +19,7 @@ from detkds_core.catalogue import detector as detector_entry
 from detkds_core.catalogue.pairs import CHECKPOINTS
 from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, recipe_faults, size_warning
 from detkds_core.catalogue.schedules import SMALL
+from detkds_core.names import meant
 from detkds_core.policy import PairFacts, Policy
 from detkds_core.policy.distillers import learns_first
 from detkds_core.policy.named import cannot_run
@@ -246,7 +247,7 @@ def resolve(
 
 def named_pair(name: str | None, errors: list[FieldError]) -> Pair | None:
     if name is not None and name not in PAIRS:
-        errors.append(FieldError("/pair", f"{name!r} is not a pair of the catalogue; one of {', '.join(PAIRS)}"))
+        errors.append(FieldError("/pair", f"{name!r} is not a pair of the catalogue; {meant(name, PAIRS)}"))
     return PAIRS.get(name) if name is not None else None
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from detkds_api.pairing import Pairing
 from detkds_api.problems import FieldError, invalid, pointer_of_path
 from detkds_core.catalogue import DETECTORS, PAIRS, exchange, pair_facts
+from detkds_core.names import meant
 from detkds_core.policy import (
     Policy,
     PolicyError,
@@ -126,7 +127,7 @@ def policy_of_text(text: str, where: str) -> Policy:
     if text in named:
         return named[text].policy
     if text.isidentifier() and text not in DISTILLERS:
-        raise invalid([FieldError(where, f"{text!r} is not a named policy; one of {', '.join(named)}; or a formula, or JSON")])
+        raise invalid([FieldError(where, f"{text!r} is not a named policy, a formula or JSON; {meant(text, named)}")])
     if len(text) > FORMULA_LIMIT:
         raise invalid([FieldError(where, f"a formula of {len(text)} characters; at most {FORMULA_LIMIT}")])
     try:

@@ -16,6 +16,7 @@ from detkds_api.problems import FieldError, InvalidInput, dotted, invalid
 from detkds_api.search_request import SPACE, WEIGHTS, Breadth, Weights, space_of
 from detkds_api.service import Running, Service, example
 from detkds_core.catalogue import DETECTORS, PAIRS, Exchange, base_recipe, detector, exchange, lacking_regions, pair_facts
+from detkds_core.names import meant
 from detkds_core.policy import PairFacts
 from detkds_core.policy.census import Census, census
 from detkds_core.policy.space import regions_of
@@ -205,7 +206,7 @@ def resolved(service: Running, query: SpaceQuery) -> Asking:
     errors: list[FieldError] = []
     chosen = PAIRS.get(query.pair) if query.pair is not None else None
     if query.pair is not None and chosen is None:
-        errors.append(FieldError("?pair", f"{query.pair!r} is not a pair of the catalogue; one of {', '.join(PAIRS)}"))
+        errors.append(FieldError("?pair", f"{query.pair!r} is not a pair of the catalogue; {meant(query.pair, PAIRS)}"))
     names: Mapping[str, str | None] = {
         role: getattr(query, role) or (getattr(chosen, role) if chosen else None) for role in ("teacher", "student")
     }

@@ -14,6 +14,7 @@ from detkds_core.catalogue.own import FOLDER, read_folder
 from detkds_core.catalogue.recipe import Recipe
 from detkds_core.catalogue.schedules import ADAMW, DENSE, DENSE_2X, DETR, FCOS, ONE_X, RTMDET, THREE_X, YOLOX, between
 from detkds_core.catalogue.small import small_faster_rcnn, small_fcos, small_gfl, small_retinanet
+from detkds_core.names import meant
 
 PYTORCH = Inputs()
 CAFFE = Inputs((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), rgb=False)
@@ -204,5 +205,5 @@ class UnknownDetectorError(ValueError):
 def detector(name: str) -> DetectorEntry:
     """Look a detector up. Raises UnknownDetectorError that lists what is known."""
     if name not in DETECTORS:
-        raise UnknownDetectorError(f"{name!r} is not a known detector; one of {', '.join(DETECTORS)}")
+        raise UnknownDetectorError(f"{name!r} is not a known detector; {meant(name, DETECTORS)}")
     return DETECTORS[name]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
+from detkds_core.names import meant
+
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("one_cycle", "steps", "anneal")
 AUGMENTATIONS = ("none", "flip", "dihedral", "aerial")
@@ -59,7 +61,7 @@ class Recipe:
         Raises ValueError that names every wrong field.
         """
         known = {field.name for field in fields(cls)}
-        errors = [f"recipe.{key}: not a field; one of {', '.join(sorted(known))}" for key in data if key not in known]
+        errors = [f"recipe.{key}: not a field; {meant(key, sorted(known))}" for key in data if key not in known]
         if errors:
             raise ValueError("; ".join(errors))
         given: dict[str, Any] = {key: tuple(value) if key in LISTS and isinstance(value, list) else value for key, value in data.items()}
