@@ -185,7 +185,7 @@ def draw_channels(feat: Tensor, seeds: Sequence[int], place: int = 0, share: flo
 def _drawn(shape: tuple[int, ...], seeds: Sequence[int], place: int, share: float, like: Tensor) -> Tensor:
     """1 with the chance share, to 1 in 65,536, else 0. place: of the first image among all of a step.
 
-    What an image gets follows from the seeds and its own place: the same on every machine, and however a step's images are split.
+    What an image gets follows from the seeds, its own place and the size of its map, and not from how a step's images are split.
     """
     # SeedSequence mixes, so that (seed, step) = (0, 1) and (1, 0) give unrelated masks; it wants non-negative words.
     key = np.random.SeedSequence([word & 0xFFFFFFFFFFFFFFFF for word in seeds]).generate_state(2, np.uint64)
