@@ -1,8 +1,10 @@
 """Read checkpoints that strangers wrote, and fill detectors with them."""
 
+import contextlib
 import copy
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,15 +71,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
     content = read_pickle(path, STAND_INS)
-    if not isinstance(content, Mapping):
+    whole = _entries(content)
+    if whole is None:
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state_dict")
-    weights = next((content[key] for key in WEIGHTS if isinstance(content.get(key), Mapping)), content)
+    weights = next((found for key in WEIGHTS if (found := _entries(whole.get(key))) is not None), whole)
     for key, value in weights.items():
         if fault := _fault(key, value):
             raise CheckpointError(f"{path}: {fault}; save the model's state_dict alone")
-    classes = class_names(content.get("meta")) if weights is not content else None
+    classes = class_names(whole.get("meta")) if weights is not whole else None
     wrapped = all(key.startswith(WRAPPED) for key in weights)
-    tensors = {key.removeprefix(WRAPPED) if wrapped else key: value.detach() for key, value in weights.items()}
+    tensors = {key.removeprefix(WRAPPED) if wrapped else key: Tensor.detach(value) for key, value in weights.items()}
     return tensors, {"classes": json.dumps(classes)} if classes else {}
 
 
@@ -85,15 +88,41 @@ def read_pickle(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
     """The project's only reader of PyTorch's pickles: tensors and plain containers, never code.
 
     stand_ins: names of other things that the file may hold, and what is put in their place. PyTorch's own restricted reader looks names up
-    among those that it allows, and these; it imports none. Raises CheckpointError, with the name that is not allowed.
+    among those that it allows, and these; it imports none, and what the program had allowed before does not count. Threads wait for each
+    other. Raises CheckpointError, with the name that is not allowed.
     """
     try:
-        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in (stand_ins or {}).items()]):
+        with _allowed_alone(stand_ins or {}):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         named = re.search(r"GLOBAL ([\w.]{1,200})", str(error))
         why = f"it names {named[1]}" if named else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as tensors only ({why}); save its state_dict alone") from error
+
+
+_READING = threading.Lock()  # PyTorch's list of what is allowed is one for all threads
+
+
+@contextlib.contextmanager
+def _allowed_alone(stand_ins: Mapping[str, type]) -> Iterator[None]:
+    """Let PyTorch's restricted reader know `stand_ins` and nothing that the program allowed itself, which is allowed again afterwards.
+
+    A program that reads MMEngine's files otherwise has allowed the real `getattr`: two would stand for one name, and chance would choose.
+    What another of its threads allows just while a file is read would still count: PyTorch has no list for one thread.
+    """
+    with _READING:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        try:
+            with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
+                yield
+        finally:
+            torch.serialization.add_safe_globals(before)
+
+
+def _entries(content: Any) -> dict[Any, Any] | None:
+    """What a dictionary of a file holds, without the attributes that a file can give it in place of its methods; None of anything else."""
+    return dict(dict.items(content)) if isinstance(content, dict) else None
 
 
 def _fault(key: Any, value: Any) -> str | None:
@@ -104,8 +133,11 @@ def _fault(key: Any, value: Any) -> str | None:
         return f"{key!r} holds an object of another library, not a tensor"
     if type(value) not in (Tensor, nn.Parameter):
         return f"{key!r} holds a {type(value).__name__}, not a tensor"
-    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.device.type != "cpu":
+    plain = Tensor.detach(value)  # a file can give a tensor attributes in place of its methods; this has none of them
+    if plain.layout != torch.strided or plain.is_nested or plain.is_quantized or plain.device.type != "cpu":
         return f"{key!r} holds a tensor that is not dense (it is sparse, nested, quantized or without content)"
+    if plain.numel() * plain.element_size() > (held := plain.untyped_storage().nbytes()):
+        return f"{key!r} holds a tensor of {plain.numel()} numbers, of which the file has {held // plain.element_size()}"
     return None
 
 
@@ -114,10 +146,10 @@ def class_names(meta: Any) -> list[str] | None:
 
     MMDetection 3 writes `dataset_meta.classes`, its release candidates `dataset_meta.CLASSES`, MMDetection 2 `CLASSES`.
     """
-    meta = meta if isinstance(meta, Mapping) else {}
-    for place in (meta.get("dataset_meta"), meta):
+    meta = _entries(meta) or {}
+    for place in (_entries(meta.get("dataset_meta")) or {}, meta):
         for key in ("classes", "CLASSES"):
-            found = place.get(key) if isinstance(place, Mapping) else None
+            found = place.get(key)
             if isinstance(found, list | tuple) and found and all(isinstance(name, str) for name in found):
                 return list(found)
     return None
