@@ -5,6 +5,7 @@ import copy
 import json
 import re
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -189,10 +190,10 @@ def in_mmdet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def misfits(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """In what weights differ from what they shall fill: the keys that are missing, surplus or of another shape, after loading has renamed.
 
-    MMDetection's modules know names of its earlier versions and rename them while they load. So a copy is filled and asked: `module` stays
-    as it is.
+    MMDetection's modules know names of its earlier versions and rename them while they load. So a copy, which has shapes but no content, is
+    filled and asked: `module` stays as it is.
     """
-    copied = copy.deepcopy(module)
+    copied = copy.deepcopy(module, {id(tensor): _without_content(tensor) for tensor in (*module.parameters(), *module.buffers())})
     misshapen: dict[str, str] = {}
 
     def compare(part: nn.Module, given: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -203,8 +204,15 @@ def misfits(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[
 
     for part in copied.modules():
         part.register_load_state_dict_pre_hook(compare)
-    missing, surplus = copied.load_state_dict(weights, strict=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")  # that this does nothing is what is wanted
+        missing, surplus = copied.load_state_dict(weights, strict=False)
     return {MISSING: [key for key in missing if key not in misshapen], SURPLUS: surplus, MISSHAPEN: list(misshapen.values())}
+
+
+def _without_content(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _listed(found: Mapping[str, list[str]]) -> str:
@@ -219,13 +227,18 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
     `model` is then as it was.
     """
     weights, metadata = read_checkpoint(path)
+    _fill(model, weights, metadata, path.name)
+    return metadata
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> None:
+    """Fill the whole of `model` with what was read of the checkpoint `name`. Raises CheckpointError; `model` is then as it was."""
     classes = list(getattr(model, "dataset_meta", {}).get("classes", ()))
     if "classes" in metadata and classes and json.loads(metadata["classes"]) != classes:
-        raise CheckpointError(f"{path.name}: was trained on the classes {json.loads(metadata['classes'])}, the dataset has {classes}")
+        raise CheckpointError(f"{name}: was trained on the classes {json.loads(metadata['classes'])}, the dataset has {classes}")
     if wrong := _listed(misfits(model, weights)):
-        raise CheckpointError(f"{path.name}: does not fit the detector: {wrong}")
+        raise CheckpointError(f"{name}: does not fit the detector: {wrong}")
     model.load_state_dict(weights, strict=False)
-    return metadata
 
 
 def load_student(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
@@ -238,7 +251,7 @@ def load_student(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
     """
     weights, metadata = read_checkpoint(path)
     if metadata.get("part") != BACKBONE:
-        load_weights(model, path)
+        _fill(model, weights, metadata, path.name)
         return True, []
     given = {key.removeprefix(f"{BACKBONE}."): value for key, value in weights.items()}
     backbone: Any = model.backbone
