@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from detkds_core.detectors import checkpoints
 from detkds_core.detectors.build import build_detector, save_weights
 from detkds_core.detectors.checkpoints import (
     BACKBONE,
@@ -15,6 +16,7 @@ from detkds_core.detectors.checkpoints import (
     backbone_weights,
     load_student,
     load_weights,
+    misfits,
     read_checkpoint,
 )
 
@@ -200,6 +202,22 @@ def test_a_refusal_under_earlier_names_is_clear_and_leaves_the_model_alone(tmp_p
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_what_is_compared_has_no_content_and_says_nothing(recwarn):
+    """A detector has hundreds of megabytes: shapes are all that is needed of it."""
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    module[1].weight.requires_grad_(False)
+    seen = []
+    module[1].register_load_state_dict_pre_hook(lambda part, *_: seen.extend([*part.parameters(), *part.buffers()]))
+    given = {**module.state_dict(), "0.bias": torch.zeros(4), "0.more": torch.zeros(1)}
+    del given["1.running_mean"]
+    misshapen = ["0.bias: (4,) instead of (3,)"]
+    assert misfits(module, given) == {"missing": ["1.running_mean"], "surplus": ["0.more"], "of another shape": misshapen}
+    assert {value.device.type for value in seen} == {"meta"}
+    assert [value.requires_grad for value in seen] == [False, True, False, False, False]
+    assert not recwarn.list
+    assert all(value.device.type == "cpu" for value in module.state_dict().values())
+
+
 def test_a_detector_without_counts_of_batches_fits(tmp_path):
     """Files from before PyTorch 0.4.1, and those of other frameworks, have none."""
     given = build_detector(NAME, CLASSES).state_dict()
@@ -229,6 +247,19 @@ def test_a_backbone_of_another_framework_fits_and_what_stays_unused_is_told(tmp_
         "student.checkpoint caffe.safetensors: not used, since the student's backbone has nothing of that name: "
         f"conv1.bias, layer1.0.conv1.bias, layer1.0.conv2.bias and {len(biases) - 3} more"
     ]
+
+
+def test_a_student_s_whole_detector_is_read_once(tmp_path, monkeypatch):
+    """A file of hundreds of megabytes, held twice, would need the memory of two."""
+    given, model = (build_detector(NAME, CLASSES) for _ in range(2))
+    save_weights(given, tmp_path / "a.safetensors", {"classes": json.dumps(CLASSES)})
+    read = []
+    monkeypatch.setattr(checkpoints, "read_checkpoint", lambda path: read.append(path) or read_checkpoint(path))
+    assert load_student(model, tmp_path / "a.safetensors") == (True, [])
+    assert read == [tmp_path / "a.safetensors"]
+    assert all(torch.equal(value, given.state_dict()[key]) for key, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="trained on the classes"):
+        load_student(build_detector(NAME, ("a", "b", "x")), tmp_path / "a.safetensors")
 
 
 def test_a_backbone_may_lack_what_begins_with_one_value_and_nothing_else(tmp_path):

@@ -7,12 +7,15 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from detkds_client.convert import ConvertError, convert
 from detkds_core.detectors.checkpoints import STAND_INS, CheckpointError, Unread, read_checkpoint, read_pickle
@@ -119,6 +122,106 @@ def test_what_a_file_may_name_beside_tensors_is_never_looked_up(tmp_path: Path, 
     torch.save({"state_dict": {"w": reach}}, tmp_path / "b.pth", _use_new_zipfile_serialization=zipfile)
     with pytest.raises(CheckpointError, match="'w' holds an object of another library, not a tensor"):
         read_checkpoint(tmp_path / "b.pth")
+
+
+class Witness:
+    """Stands in for a name and looks at what is allowed while a file is read."""
+
+    allowed: ClassVar[list[Any]] = []
+
+    def __new__(cls, *_: Any) -> "Witness":
+        cls.allowed.append(torch.serialization.get_safe_globals())
+        return super().__new__(cls)
+
+
+def test_what_the_program_allows_is_not_allowed_to_a_file(tmp_path: Path) -> None:
+    """As programs that read MMEngine's files otherwise do, by `add_safe_globals`, and MMEngine itself while it loads one."""
+    from mmengine.logging import HistoryBuffer
+
+    torch.save(Call(getattr, {}, "keys"), tmp_path / "a.pth")
+    with torch.serialization.safe_globals([getattr, HistoryBuffer]):
+        before = set(torch.serialization.get_safe_globals())
+        Witness.allowed.clear()
+        read_pickle(tmp_path / "a.pth", {"builtins.getattr": Witness})
+        assert Witness.allowed == [[(Witness, "builtins.getattr")]]
+        assert set(torch.serialization.get_safe_globals()) == before >= {getattr, HistoryBuffer}
+        with pytest.raises(CheckpointError, match="it names getattr"):  # as `resume.pt` is read
+            read_pickle(tmp_path / "a.pth")
+        assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_threads_read_at_once(tmp_path: Path) -> None:
+    from mmengine.logging import HistoryBuffer
+
+    log = [HistoryBuffer([1.0], [1]) for _ in range(100)]
+    torch.save({"state_dict": {f"w{index}": torch.zeros(2) for index in range(100)}, "log": log}, tmp_path / "a.pth")
+    before = set(torch.serialization.get_safe_globals())
+    with ThreadPoolExecutor(4) as threads:
+        read = list(threads.map(lambda _: len(read_checkpoint(tmp_path / "a.pth")[0]), range(24)))
+    assert read == [100] * 24
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+ATTRIBUTES = ("detach", "numel", "element_size", "untyped_storage", "contiguous", "clone", "to", "__torch_function__")
+
+
+def named_parameter() -> Call:
+    given = dict.fromkeys(ATTRIBUTES, OrderedDict)
+    return Call(torch._utils._rebuild_parameter_with_state, torch.ones(2), False, OrderedDict(), given)
+
+
+def named_tensor() -> Call:
+    given = dict.fromkeys(ATTRIBUTES, torch.device)
+    return Call(torch._tensor._rebuild_from_type_v2, torch._utils._rebuild_parameter, nn.Parameter, (torch.ones(2), False, {}), given)
+
+
+@pytest.mark.parametrize("tensor", [named_parameter, named_tensor])
+def test_attributes_that_a_file_gives_its_tensors_are_dropped(tmp_path: Path, tensor: Callable[[], Call]) -> None:
+    """PyTorch's restricted reader sets them, also under names of methods that who takes the tensor will call."""
+    torch.save({"state_dict": {"w": tensor()}}, tmp_path / "a.pth")
+    assert set(ATTRIBUTES) <= set(vars(read_pickle(tmp_path / "a.pth")["state_dict"]["w"]))
+    weights, _ = read_checkpoint(tmp_path / "a.pth")
+    assert type(weights["w"]) is torch.Tensor
+    assert vars(weights["w"]) == {}
+    assert weights["w"].tolist() == [1.0, 1.0]
+    convert(tmp_path / "a.pth", tmp_path / "a.safetensors", ("a",))
+    assert read_checkpoint(tmp_path / "a.safetensors")[0]["w"].tolist() == [1.0, 1.0]
+
+
+class Named:
+    """A dictionary that has, when it is unpickled, other things in place of its methods."""
+
+    def __init__(self, kind: type, **content: Any) -> None:
+        self.kind, self.content = kind, content
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.kind, (), dict.fromkeys(("get", "items", "keys", "values"), torch.device), None, iter(self.content.items())
+
+
+@pytest.mark.parametrize("kind", [OrderedDict, Counter])
+def test_attributes_that_a_file_gives_its_dictionaries_are_dropped(tmp_path: Path, kind: type) -> None:
+    meta = Named(kind, dataset_meta=Named(kind, classes=("a", "b")))
+    torch.save(Named(kind, state_dict=Named(kind, w=torch.ones(2)), meta=meta), tmp_path / "a.pth")
+    weights, metadata = read_checkpoint(tmp_path / "a.pth")
+    assert {key: value.tolist() for key, value in weights.items()} == {"w": [1.0, 1.0]}
+    assert metadata == {"classes": '["a", "b"]'}
+
+
+def test_a_tensor_of_more_numbers_than_the_file_holds_is_refused(tmp_path: Path) -> None:
+    """Written out it would be 4 TiB."""
+    vast = torch.zeros(1).expand(1 << 20, 1 << 20)
+    told = r"'w' holds a tensor of 1099511627776 numbers, of which the file has 1; save the model's state_dict alone"
+    for weight in (vast, nn.Parameter(vast)):
+        torch.save({"state_dict": {"w": weight}}, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=told):
+            read_checkpoint(tmp_path / "a.pth")
+        with pytest.raises(ConvertError, match=told):
+            convert(tmp_path / "a.pth", tmp_path / "a.safetensors", ("a",))
+    whole = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": whole.t(), "b": whole[1], "c": whole[:0], "d": whole[:1].expand(1, 3)}, tmp_path / "views.pth")
+    weights, _ = read_checkpoint(tmp_path / "views.pth")
+    assert weights["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert (weights["b"].tolist(), weights["c"].tolist(), weights["d"].tolist()) == ([3, 4, 5], [], [[0, 1, 2]])
 
 
 def test_what_stands_in_keeps_nothing() -> None:

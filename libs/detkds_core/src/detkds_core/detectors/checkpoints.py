@@ -1,8 +1,11 @@
 """Read checkpoints that strangers wrote, and fill detectors with them."""
 
+import contextlib
 import copy
 import json
 import re
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,15 +72,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
     content = read_pickle(path, STAND_INS)
-    if not isinstance(content, Mapping):
+    whole = _entries(content)
+    if whole is None:
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state_dict")
-    weights = next((content[key] for key in WEIGHTS if isinstance(content.get(key), Mapping)), content)
+    weights = next((found for key in WEIGHTS if (found := _entries(whole.get(key))) is not None), whole)
     for key, value in weights.items():
         if fault := _fault(key, value):
             raise CheckpointError(f"{path}: {fault}; save the model's state_dict alone")
-    classes = class_names(content.get("meta")) if weights is not content else None
+    classes = class_names(whole.get("meta")) if weights is not whole else None
     wrapped = all(key.startswith(WRAPPED) for key in weights)
-    tensors = {key.removeprefix(WRAPPED) if wrapped else key: value.detach() for key, value in weights.items()}
+    tensors = {key.removeprefix(WRAPPED) if wrapped else key: Tensor.detach(value) for key, value in weights.items()}
     return tensors, {"classes": json.dumps(classes)} if classes else {}
 
 
@@ -85,15 +89,41 @@ def read_pickle(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
     """The project's only reader of PyTorch's pickles: tensors and plain containers, never code.
 
     stand_ins: names of other things that the file may hold, and what is put in their place. PyTorch's own restricted reader looks names up
-    among those that it allows, and these; it imports none. Raises CheckpointError, with the name that is not allowed.
+    among those that it allows, and these; it imports none, and what the program had allowed before does not count. Threads wait for each
+    other. Raises CheckpointError, with the name that is not allowed.
     """
     try:
-        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in (stand_ins or {}).items()]):
+        with _allowed_alone(stand_ins or {}):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         named = re.search(r"GLOBAL ([\w.]{1,200})", str(error))
         why = f"it names {named[1]}" if named else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as tensors only ({why}); save its state_dict alone") from error
+
+
+_READING = threading.Lock()  # PyTorch's list of what is allowed is one for all threads
+
+
+@contextlib.contextmanager
+def _allowed_alone(stand_ins: Mapping[str, type]) -> Iterator[None]:
+    """Let PyTorch's restricted reader know `stand_ins` and nothing that the program allowed itself, which is allowed again afterwards.
+
+    A program that reads MMEngine's files otherwise has allowed the real `getattr`: two would stand for one name, and chance would choose.
+    What another of its threads allows just while a file is read would still count: PyTorch has no list for one thread.
+    """
+    with _READING:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        try:
+            with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
+                yield
+        finally:
+            torch.serialization.add_safe_globals(before)
+
+
+def _entries(content: Any) -> dict[Any, Any] | None:
+    """What a dictionary of a file holds, without the attributes that a file can give it in place of its methods; None of anything else."""
+    return dict(dict.items(content)) if isinstance(content, dict) else None
 
 
 def _fault(key: Any, value: Any) -> str | None:
@@ -104,8 +134,11 @@ def _fault(key: Any, value: Any) -> str | None:
         return f"{key!r} holds an object of another library, not a tensor"
     if type(value) not in (Tensor, nn.Parameter):
         return f"{key!r} holds a {type(value).__name__}, not a tensor"
-    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.device.type != "cpu":
+    plain = Tensor.detach(value)  # a file can give a tensor attributes in place of its methods; this has none of them
+    if plain.layout != torch.strided or plain.is_nested or plain.is_quantized or plain.device.type != "cpu":
         return f"{key!r} holds a tensor that is not dense (it is sparse, nested, quantized or without content)"
+    if plain.numel() * plain.element_size() > (held := plain.untyped_storage().nbytes()):
+        return f"{key!r} holds a tensor of {plain.numel()} numbers, of which the file has {held // plain.element_size()}"
     return None
 
 
@@ -114,10 +147,10 @@ def class_names(meta: Any) -> list[str] | None:
 
     MMDetection 3 writes `dataset_meta.classes`, its release candidates `dataset_meta.CLASSES`, MMDetection 2 `CLASSES`.
     """
-    meta = meta if isinstance(meta, Mapping) else {}
-    for place in (meta.get("dataset_meta"), meta):
+    meta = _entries(meta) or {}
+    for place in (_entries(meta.get("dataset_meta")) or {}, meta):
         for key in ("classes", "CLASSES"):
-            found = place.get(key) if isinstance(place, Mapping) else None
+            found = place.get(key)
             if isinstance(found, list | tuple) and found and all(isinstance(name, str) for name in found):
                 return list(found)
     return None
@@ -157,10 +190,10 @@ def in_mmdet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def misfits(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """In what weights differ from what they shall fill: the keys that are missing, surplus or of another shape, after loading has renamed.
 
-    MMDetection's modules know names of its earlier versions and rename them while they load. So a copy is filled and asked: `module` stays
-    as it is.
+    MMDetection's modules know names of its earlier versions and rename them while they load. So a copy, which has shapes but no content, is
+    filled and asked: `module` stays as it is.
     """
-    copied = copy.deepcopy(module)
+    copied = copy.deepcopy(module, {id(tensor): _without_content(tensor) for tensor in (*module.parameters(), *module.buffers())})
     misshapen: dict[str, str] = {}
 
     def compare(part: nn.Module, given: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -171,8 +204,15 @@ def misfits(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[
 
     for part in copied.modules():
         part.register_load_state_dict_pre_hook(compare)
-    missing, surplus = copied.load_state_dict(weights, strict=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")  # that this does nothing is what is wanted
+        missing, surplus = copied.load_state_dict(weights, strict=False)
     return {MISSING: [key for key in missing if key not in misshapen], SURPLUS: surplus, MISSHAPEN: list(misshapen.values())}
+
+
+def _without_content(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _listed(found: Mapping[str, list[str]]) -> str:
@@ -187,13 +227,18 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
     `model` is then as it was.
     """
     weights, metadata = read_checkpoint(path)
+    _fill(model, weights, metadata, path.name)
+    return metadata
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> None:
+    """Fill the whole of `model` with what was read of the checkpoint `name`. Raises CheckpointError; `model` is then as it was."""
     classes = list(getattr(model, "dataset_meta", {}).get("classes", ()))
     if "classes" in metadata and classes and json.loads(metadata["classes"]) != classes:
-        raise CheckpointError(f"{path.name}: was trained on the classes {json.loads(metadata['classes'])}, the dataset has {classes}")
+        raise CheckpointError(f"{name}: was trained on the classes {json.loads(metadata['classes'])}, the dataset has {classes}")
     if wrong := _listed(misfits(model, weights)):
-        raise CheckpointError(f"{path.name}: does not fit the detector: {wrong}")
+        raise CheckpointError(f"{name}: does not fit the detector: {wrong}")
     model.load_state_dict(weights, strict=False)
-    return metadata
 
 
 def load_student(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
@@ -206,7 +251,7 @@ def load_student(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
     """
     weights, metadata = read_checkpoint(path)
     if metadata.get("part") != BACKBONE:
-        load_weights(model, path)
+        _fill(model, weights, metadata, path.name)
         return True, []
     given = {key.removeprefix(f"{BACKBONE}."): value for key, value in weights.items()}
     backbone: Any = model.backbone

@@ -81,7 +81,7 @@ class _Attended(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dims: tuple[int, ...], *feats: Tensor) -> tuple[Tensor, ...]:
-        logs, roots = _roots_ofeach(feats, dims)
+        logs, roots = _roots_of_each(feats, dims)
         ctx.dims = dims
         return keep(ctx, feats, [feat * root for feat, root in zip(feats, roots, strict=True)], logs, roots)
 
@@ -104,7 +104,7 @@ class _AttendedPools(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, n: int, *feats: Tensor) -> tuple[Tensor, ...]:
-        logs, roots = _roots_ofeach(feats, (2, 3))
+        logs, roots = _roots_of_each(feats, (2, 3))
         pools = [F.max_pool2d(pad_to_multiple(feat, n), n, return_indices=True) for feat in feats]
         outs = [pool * root for (pool, _), root in zip(pools, roots, strict=True)]
         ctx.n = n
@@ -134,7 +134,7 @@ def _unpooled(above: Tensor, places: Tensor, feat: Tensor, n: int) -> Tensor:
     return whole[:, :, :H, :W]
 
 
-def _roots_ofeach(feats: tuple[Tensor, ...], dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _roots_of_each(feats: tuple[Tensor, ...], dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Logarithms (maps, N, M) and roots (maps, ..., those dims 1) of the attentions of several maps, whose strengths are over dims."""
     strength = each(feats, dims)
     for feat, out in zip(feats, strength, strict=True):
