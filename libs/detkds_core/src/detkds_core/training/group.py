@@ -18,7 +18,7 @@ from detkds_core.catalogue import DetectorEntry, Recipe, builtin_checkpoint, det
 from detkds_core.datasets import default_cache
 from detkds_core.datasets.kept import TOKENS
 from detkds_core.detectors.build import build_detector, inherit, inheritable, safe_channels_last, thaw
-from detkds_core.detectors.checkpoints import load_student, load_weights
+from detkds_core.detectors.checkpoints import CheckpointError, load_student, load_weights
 from detkds_core.detectors.cross_head import head_tail
 from detkds_core.detectors.pair import Levels, Student, Teacher, check_policy, make_adapters, match_levels
 from detkds_core.detectors.tap import dense_head
@@ -88,11 +88,13 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
     classes = tuple(spec["dataset"]["classes"])
     teacher_entry, student_entry = detector(spec["teacher"]["detector"]), detector(spec["student"]["detector"])
     levels = match_levels(teacher_entry, student_entry, bool(spec.get("resize")))
-    teacher = load_teacher(teacher_entry.name, spec["teacher"]["checkpoint"], classes, device)
+    with _naming("teacher", teacher_entry):
+        teacher = load_teacher(teacher_entry.name, spec["teacher"]["checkpoint"], classes, device)
     torch.manual_seed(seed)
     student = build_detector(student_entry.name, classes)
     checkpoint = spec["student"].get("checkpoint")
-    whole, notes = load_student(student, checkpoint_path(checkpoint)) if checkpoint else (False, [])
+    with _naming("student", student_entry):
+        whole, notes = load_student(student, checkpoint_path(checkpoint)) if checkpoint else (False, [])
     inherited = None
     if not whole and spec.get("inherit", True):
         inherited = {"tensors": len(inherit(student, teacher.cpu())), "of": inheritable(student)}
@@ -105,6 +107,15 @@ def prepare(spec: Mapping[str, Any], seed: int, device: torch.device | None = No
     return Start(
         frozen, teacher_entry, student_entry, weights, classes, levels, device, dataset["train"], digest, thawed, tuple(notes), inherited
     )
+
+
+@contextmanager
+def _naming(role: str, entry: DetectorEntry) -> Iterator[None]:
+    """Let a checkpoint that cannot be used say whose it was to be."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{role}.checkpoint: {error}; {role}.detector says {entry.name}, and its weights are wanted") from error
 
 
 def start_warnings(start: Start) -> list[str]:
