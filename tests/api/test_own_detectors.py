@@ -40,7 +40,12 @@ def test_it_is_listed_and_named_like_any_other_and_what_is_unknown_is_refused(tm
         assert answer.status_code == 202, answer.text
         assert answer.json()["spec"]["student"] == {"detector": "mine", "checkpoint": None}
         (warning,) = answer.json()["spec"]["warnings"]
-        assert warning.startswith("how mine is trained is not known, so its recipe has the defaults for small detectors on small images")
+        assert warning.startswith(
+            "how mine is trained is not known: what you do not give of its recipe has the defaults for small detectors on small images"
+        )
+        whole = http.post("/distill", json={**wanted, "recipe": answer.json()["spec"]["recipe"]})
+        assert whole.status_code == 202, whole.text
+        assert "warnings" not in whole.json()["spec"], "nothing is left to the defaults"
         answer = http.post("/distill", json={**wanted, "student": {"detector": "yours"}})
         assert answer.status_code == 422
         (error,) = answer.json()["errors"]

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from detkds_core.catalogue import DETECTORS, PAIRS
+from detkds_core.catalogue import DETECTORS, PAIRS, Recipe
+from detkds_core.catalogue.recipe import WHOLE
 from detkds_core.catalogue.schedules import PROXY_STEPS
-from detkds_core.store import datasets, results, searches
+from detkds_core.store import datasets, distillations, results, searches
 
 PKD = {"terms": [{"knowledge": "global", "transforms": ["none", "none", "standardize"], "distance": "l2", "weight": 5.0}]}
 RETINANET = "retinanet_r50_fpn"
@@ -37,7 +38,8 @@ def refused(service, body, path="/distill"):
 
 def test_without_a_pair_a_student_has_its_configurations_recipe(service, request_for):
     spec = distilled(service, request_for(RETINANET))
-    assert spec["recipe"] == DETECTORS[RETINANET].training.to_json() | {"warm_up": None}  # 500 would not end: 12 epochs are 5 iterations
+    published = DETECTORS[RETINANET].training.to_json()
+    assert spec["recipe"] == published | {"batch": 4, "accumulate": 4, "warm_up": None}  # 500 would not end: 12 epochs are 5 iterations
     assert spec["recipe_from"] == {"base": SOURCE, "given": []}
     found = {name: spec["recipe"][name] for name in ("image_size", "short_side", "lr", "optimizer", "epochs", "milestones", "batch")}
     assert found == {
@@ -47,7 +49,7 @@ def test_without_a_pair_a_student_has_its_configurations_recipe(service, request
         "optimizer": "sgd",
         "epochs": 12,
         "milestones": [8, 11],
-        "batch": 16,
+        "batch": 4,
     }
 
 
@@ -75,6 +77,33 @@ def test_a_batch_of_ones_own_scales_the_rate_and_a_rate_of_ones_own_is_taken(ser
     assert spec["recipe_from"]["given"] == ["batch", "image_size"]
     spec = distilled(service, request_for(RETINANET, recipe={"batch": 4, "image_size": 64, "lr": 0.003}))
     assert (spec["recipe"]["lr"], spec["recipe"]["auto_scale_lr"], spec.get("warnings")) == (0.003, False, None)
+
+
+def test_a_published_step_is_split_for_the_devices_and_images_that_it_is_for(service, request_for):
+    def forwards(student, **recipe):
+        found = distilled(service, request_for(student, recipe=recipe))["recipe"]
+        return found["batch"], found["accumulate"]
+
+    assert forwards("rtmdet_s") == (16, 16)
+    assert forwards(RETINANET, devices=2) == (8, 2)
+    assert forwards(RETINANET, devices=8) == (16, 1)
+    assert forwards(RETINANET, image_size=640) == (16, 1)
+    assert forwards(RETINANET, batch=16) == (16, 1), "who says how a step is made has it so"
+    assert forwards(RETINANET, accumulate=2) == (16, 2)
+    spec = service.http.post("/searches/preview", json=request_for("rtmdet_s", candidates=12)).json()["spec"]
+    assert (spec["recipe"]["batch"], spec["recipe"]["accumulate"]) == (16, 16)
+
+
+def test_a_published_pairs_step_is_the_pairs(service, wanted):
+    pair = "retinanet_r101_r50"
+    body = {"pair": pair, **{name: wanted[name] for name in ("dataset", "teacher")}, "resize": True}
+    assert distilled(service, body)["recipe"] == PAIRS[pair].full.to_json() | {"warm_up": None}  # its 24 epochs are 5 iterations
+
+
+def test_null_leaves_out_what_cannot_be_null(service, request_for):
+    spec = distilled(service, request_for(RETINANET, recipe={"epochs": 2, "iterations": None, "batch": None, "clip": None}))
+    assert (spec["recipe"]["epochs"], spec["recipe"]["batch"], spec["recipe"]["clip"]) == (2, 4, None)
+    assert spec["recipe_from"]["given"] == ["clip", "epochs"]
 
 
 def test_another_optimizer_at_the_old_ones_rate_is_told(service, request_for):
@@ -141,6 +170,83 @@ def test_a_winner_is_trained_by_the_whole_recipe_with_what_its_search_was_given(
     assert spec["recipe_from"] == {"base": SOURCE, "given": ["batch"]}
 
 
+@pytest.fixture
+def many_images(service):
+    """100,000 training images instead of 6: 12 epochs are 75,000 steps of 16."""
+    with service.store.begin() as session:
+        record = datasets.get(session, "shapes")
+        whole, record.data = record.data, json.loads(json.dumps(record.data))
+        record.data["train"]["count"] = 100_000
+    yield
+    with service.store.begin() as session:
+        datasets.get(session, "shapes").data = whole
+
+
+@pytest.mark.usefixtures("many_images")
+@pytest.mark.parametrize(
+    ("student", "given", "found", "left"),
+    [
+        (RETINANET, {"iterations": 2000}, {"epochs": 12, "milestones": [8, 11]}, "iterations"),
+        (RETINANET, {"eval_every": 100, "batch": 8}, {"epochs": 12, "eval_every": 1, "batch": 8}, "eval_every"),
+        (RETINANET, {"milestones": [1000, 1300]}, {"epochs": 12, "milestones": [8, 11]}, "milestones"),
+        (RETINANET, {"warm_up": 100, "precision": "fp16"}, {"epochs": 12, "warm_up": 100, "precision": "fp16"}, None),
+        (RETINANET, {"train_images": 2000, "lr": 0.02}, {"train_images": None, "lr": 0.02, "epochs": 12}, "train_images"),
+        (RETINANET, {"epochs": 24, "eval_every": 2}, {"epochs": 24, "eval_every": 2, "milestones": None}, None),
+        ("rtmdet_s", {"eval_every": 200}, {"epochs": 300, "eval_every": 10}, "eval_every"),
+        ("deformable_detr_r50", {"milestones": [30]}, {"epochs": 50, "milestones": [40]}, "milestones"),
+        ("gfl_r18w8_fpn32", {"iterations": 60, "eval_every": 20}, {"iterations": 300, "eval_every": None}, "eval_every, iterations"),
+        ("gfl_r18w8_fpn32", {"iterations": 1000, "eval_every": 20}, {"iterations": 1000, "eval_every": 20}, None),
+    ],
+)
+def test_how_long_candidates_are_trained_is_not_the_winners_length(service, request_for, student, given, found, left):
+    search_id, spec = winner_of(service, request_for(student, candidates=12, recipe=given))
+    assert {name: spec["recipe"][name] for name in found} == found
+    lost = left.split(", ") if left else []
+    assert spec["recipe_from"]["given"] == sorted(given.keys() - {*lost})
+    notes = [note for note in spec.get("warnings", []) if "candidates" in note]
+    said = f"of the recipe that search {search_id} was given, {left} stays with its candidates; give here what of that this training is"
+    assert notes == ([f"{said} to have"] if left else [])
+
+
+@pytest.mark.usefixtures("many_images")
+def test_a_search_that_was_given_a_whole_recipe_leaves_its_length_to_its_candidates(service, request_for):
+    published = DETECTORS[RETINANET].training.to_json()
+    length = {"epochs": None, "iterations": 500, "milestones": [400], "eval_every": 50}
+    adamw = {"optimizer": "adamw", "momentum": 0.5, "lr": 1e-4, "auto_scale_lr": False}  # whose momentum has no effect
+    search_id, spec = winner_of(service, request_for(RETINANET, candidates=12, recipe={**published, **length, **adamw}))
+    assert spec["recipe"] == {**published, **adamw}
+    assert spec["recipe_from"]["base"] == SOURCE
+    said = f"of the recipe that search {search_id} was given, epochs, eval_every, iterations, milestones stays with its candidates"
+    assert [note for note in spec["warnings"] if note.startswith(said)]
+
+
+def test_a_winner_whose_students_configuration_is_another_by_now_has_the_searchs_recipe(service, request_for):
+    old = {**DETECTORS["rtmdet_s"].training.to_json(), "epochs": None, "iterations": 100, "schedule": "steps", "warm_up": 50}
+    origin = {"base": "the configuration it had", "given": ["warm_up"]}
+    search_id, spec = winner_of(service, request_for("rtmdet_s", candidates=12), recipe=old, recipe_from=origin)
+    assert spec["recipe"] == old
+    assert spec["recipe_from"] == {"base": f"the search {search_id}", "given": ["warm_up"]}
+    said = f"what search {search_id} was given does not go over MMDetection's rtmdet/rtmdet_s_8xb32-300e_coco.py (recipe.warm_up: 50 has "
+    assert [note for note in spec["warnings"] if note.startswith(said)]
+
+
+def test_the_same_key_finds_what_an_earlier_version_made_of_the_same_request(service, request_for):
+    """It kept no request, did not measure images, and had the defaults for all that was left out."""
+
+    def asked(**recipe):
+        body = request_for(RETINANET, policy="pkd", recipe={"batch": 2, **recipe})
+        return service.http.post("/distill", json=body, headers={"Idempotency-Key": "of-before"})
+
+    made = asked().json()["id"]
+    with service.store.begin() as session:
+        one = distillations.get(session, made)
+        spec = json.loads(json.dumps(one.spec))
+        del spec["recipe_from"], spec["dataset"]["train"]["sides"]
+        one.request, one.spec = None, {**spec, "recipe": Recipe(batch=2).to_json()}
+    assert asked().json()["id"] == made
+    assert asked(batch=4).json()["type"] == "urn:detkds:problem:idempotency-key-reused"
+
+
 def test_a_winner_of_a_search_of_an_earlier_version_is_trained_by_the_searchs_recipe(service, request_for):
     old = {"iterations": 7, "batch": 2, "image_size": 64, "warm_up": 500}
     search_id, spec = winner_of(service, request_for(RETINANET, candidates=12), recipe=old, recipe_from=None)
@@ -182,6 +288,10 @@ def test_fields_are_described_with_their_defaults(service):
     assert told["auto_scale_lr"].endswith("default: false")
     assert told["train_images"] == "null: all; default: null"
     assert "without one from MMDetection's configuration of the student" in " ".join(schema["description"].split())
+    bounds = {
+        name: (field["anyOf"][0]["minimum"], field["anyOf"][0]["maximum"]) for name, field in schema["properties"].items() if name in WHOLE
+    }
+    assert bounds == WHOLE
 
 
 def test_detectors_say_how_they_are_trained(service):

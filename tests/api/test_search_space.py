@@ -96,5 +96,5 @@ def test_a_pair_is_counted_once(service):
 
 
 def test_a_batch_is_that_of_the_students_recipe(service):
-    assert space(service, teacher="retinanet_r101_fpn", student="retinanet_r50_fpn")["images_per_batch"] == 16
+    assert space(service, teacher="retinanet_r101_fpn", student="retinanet_r50_fpn")["images_per_batch"] == 4
     assert space(service, teacher=GFL, student=SMALL_GFL)["images_per_batch"] == 8

@@ -8,7 +8,7 @@ import pytest
 
 from detkds_core.catalogue import Recipe
 from detkds_core.catalogue.recipe import size_warning
-from detkds_core.catalogue.schedules import ONE_X
+from detkds_core.catalogue.schedules import FCOS, ONE_X
 from detkds_core.training.steps import learning_rate
 
 COCO = 117_266  # training images of COCO that hold an object
@@ -60,6 +60,31 @@ def test_a_smaller_batch_leaves_each_device_what_the_policy_needs(least, smaller
 
 
 @pytest.mark.parametrize(
+    ("recipe", "forwards"),
+    [
+        (Recipe(batch=16, image_size=1333, short_side=800), (4, 4)),  # 16 x 640 x 640 are 6.1 of these
+        (Recipe(batch=12, image_size=1333, short_side=800), (6, 2)),
+        (Recipe(batch=16, image_size=1333, short_side=800, devices=2), (8, 2)),
+        (Recipe(batch=16, image_size=1333, short_side=800, devices=4), (16, 1)),
+        (Recipe(batch=16, accumulate=2, image_size=1333, short_side=800), (4, 8)),
+        (Recipe(batch=16, image_size=1333, short_side=400, train_short_sides=(400, 800)), (4, 4)),
+        (Recipe(batch=16, image_size=1333), (2, 8)),  # 3.7 of 1333 x 1333
+        (Recipe(batch=256, image_size=640), (16, 16)),
+        (Recipe(batch=64, image_size=416), (32, 2)),  # 37.9
+        (Recipe(batch=8, image_size=4096), (2, 4)),  # 0.4, but MMDetection has two
+        (Recipe(batch=7, image_size=1333, short_side=800), (1, 7)),
+        (Recipe(batch=64), (64, 1)),
+    ],
+)
+def test_a_step_is_as_few_forwards_as_usual_gpus_have_room_for(recipe: Recipe, forwards: tuple[int, int]) -> None:
+    found = recipe.in_forwards()
+    assert (found.batch, found.accumulate) == forwards
+    assert found == replace(recipe, batch=found.batch, accumulate=found.accumulate)
+    assert found.images_per_step == recipe.images_per_step
+    assert found.in_forwards() == found
+
+
+@pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"precision": "fp8"}, "recipe.precision: 'fp8' is not known; one of fp32, fp16, bf16"),
@@ -74,6 +99,8 @@ def test_a_smaller_batch_leaves_each_device_what_the_policy_needs(least, smaller
         ({"short_side": 800}, "recipe.short_side: a shorter side above image_size (128, the longer side) has no effect"),
         ({"warm_up": -1}, "recipe.warm_up: -1 is not an integer from 0 on or null (500, or a twentieth of a short run)"),
         ({"clip": None, "lr": float("nan")}, "recipe.lr: nan is not a number above 0 and at most 10.0"),
+        ({"base_batch": 65_537}, "recipe.base_batch: 65537 is not an integer from 1 to 65536"),
+        ({"epochs": 2, "iterations": None}, "recipe.iterations: None is not an integer from 1 to 10000000"),
         ({"iteration": 3}, "recipe.iteration: not a field; did you mean iterations"),
     ],
 )
@@ -151,13 +178,13 @@ def test_what_has_an_effect_is_taken() -> None:
     for base, asked in (
         (ONE_X, {"warm_up": 599, "eval_every": 12, "momentum": 0.95, "base_batch": 32}),
         (Recipe(), {"schedule": "steps", "warm_up": 299, "milestones": [200]}),
-        (Recipe(), {"epochs": 2, "iterations": None}),
+        (Recipe(), {"epochs": 2}),
+        (ONE_X, {"epochs": None, "iterations": 100}),
+        (ONE_X, {"clip": None, "eval_every": None, "short_side": None}),
         (ONE_X, {"lr": 0.1, "base_batch": 8}),
     ):
-        recipe = Recipe.from_json({name: value for name, value in asked.items() if value is not None}, base, images=800)
-        assert {name: recipe.to_json()[name] for name in asked if asked[name] is not None} == {
-            name: value for name, value in asked.items() if value is not None
-        }
+        recipe = Recipe.from_json(asked, base, images=800)
+        assert {name: recipe.to_json()[name] for name in asked} == asked
     assert Recipe.from_json({"warm_up": 100_000}, ONE_X).warm_up == 100_000  # nobody knows how many images there are
 
 
@@ -178,6 +205,23 @@ def test_a_field_of_the_base_that_loses_its_meaning_is_dropped() -> None:
     assert changed({"optimizer": "adamw", "lr": 1e-4}) == {"optimizer": "adamw", "lr": 1e-4, "auto_scale_lr": False}
     multi_scale = replace(ONE_X, train_short_sides=(480, 800))
     assert changed({"image_size": 640}, multi_scale) == {"image_size": 640, "short_side": None, "train_short_sides": None}
+    assert changed({"short_side": 400}, multi_scale) == {"short_side": 400, "train_short_sides": None}
+    assert changed({"short_side": None}, multi_scale) == {"short_side": None, "train_short_sides": None}
+    assert changed({"short_side": 800}, multi_scale) == {}
+    assert changed({"short_side": 400, "train_short_sides": [320, 400]}, multi_scale)["train_short_sides"] == [320, 400]
+
+
+def test_what_has_no_effect_any_more_has_its_default() -> None:
+    """Of what is inherited: nobody reads a momentum of adamw in a recipe, or images a step that no rate is scaled by."""
+    base = replace(FCOS, momentum=0.8, base_batch=32)
+    found = Recipe.from_json({"optimizer": "adamw"}, base, images=800)
+    assert (found.momentum, found.bias_decay_factor, found.bias_lr_factor, found.base_batch) == (0.9, 1.0, 2.0, 32)
+    found = Recipe.from_json({"optimizer": "sgd", "batch": 4}, base, images=800)
+    assert (found.momentum, found.bias_decay_factor) == (0.8, 0.0)
+    for asked in ({"lr": 0.1}, {"auto_scale_lr": False}):
+        found = Recipe.from_json(asked, base, images=800)
+        assert (found.auto_scale_lr, found.base_batch) == (False, 16)
+    assert Recipe.from_json({"schedule": "anneal"}, base, images=800) == replace(base, schedule="anneal", warm_up=None, milestones=None)
 
 
 def test_a_batch_of_ones_own_scales_the_rate_that_a_base_was_published_with() -> None:

@@ -65,5 +65,25 @@ def test_a_candidate_is_trained_for_an_affordable_part(name: str, images: int, i
         assert recipe == full
 
 
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_no_forward_has_more_pixels_than_usual_gpus_have_room_for(devices: int) -> None:
+    """A step of theirs has 16 to 256 images: 17 to 105 million pixels. A search cuts no batch."""
+    for entry in BUILT_IN.values():
+        if entry.training is None:
+            continue
+        for schedule in ("full", "proxy"):
+            step, _ = base_recipe(entry, COCO, schedule)
+            recipe = replace(step, devices=devices).in_forwards()
+            assert recipe.errors() == []
+            images = recipe.batch // devices
+            assert images >= 2
+            assert images * recipe.image_size * (recipe.short_side or recipe.image_size) <= 16 * 640 * 640, entry.name
+            assert (recipe.images_per_step, recipe.base_batch) == (step.batch, step.base_batch)
+            assert recipe.resolved(COCO) == (
+                replace(step.resolved(COCO)[0], batch=recipe.batch, accumulate=recipe.accumulate, devices=devices),
+                [],
+            )
+
+
 def test_a_candidate_is_as_long_as_the_papers() -> None:
     assert PAIRS["faster_rcnn_r101_r50"].proxy.resolved(COCO)[0].iterations == PROXY_STEPS

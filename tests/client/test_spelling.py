@@ -45,6 +45,7 @@ def test_a_list_of_numbers_needs_no_brackets():
         "clip": None,
         "lr": 0.01,
     }
+    assert fields(["milestones=true"]) == {"milestones": True}, "which the service refuses"
     assert fields(["milestones=[16, 22]"]) == fields(["milestones=16, 22"])
     assert changes(["recipe.milestones=16", "rungs=15,30", "references=pkd,cwd"]) == {
         "recipe": {"milestones": [16]},

@@ -65,7 +65,7 @@ def fields(texts: list[str] | None, option: str = "--recipe") -> dict[str, Any] 
         if not equals:
             raise Refusal(f"{option} {text}: write it as FIELD=VALUE, for example {option} {EXAMPLES[option]}")
         found[name] = whole_numbers(value) if re.fullmatch(r"\d+(\s*,\s*\d+)+", value) else from_json(value)
-        if name.rpartition(".")[2] in LISTS and isinstance(found[name], int):
+        if name.rpartition(".")[2] in LISTS and isinstance(found[name], int) and not isinstance(found[name], bool):
             found[name] = [found[name]]
     return found
 

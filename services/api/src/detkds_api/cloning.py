@@ -49,7 +49,7 @@ def repeats(found: Search | Distillation, request: Mapping[str, Any], cloned_fro
 
     Not by what it is called, which may have changed since.
     """
-    same = found.request == request if found.request is not None else asked_for(found.spec) == asked_for(spec)
+    same = found.request == request if found.request is not None else does_the_same(found.spec, spec)
     return same and found.cloned_from == cloned_from
 
 
@@ -60,10 +60,24 @@ def answered(found: Row | None, request: Mapping[str, Any], cloned_from: str | N
     return found if same else None
 
 
-def asked_for(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A specification as far as its request decides it, in any version: what hours buy depends on what is known when it comes."""
-    told = ("recipe_from", "warnings", *(("budget",) if "asked" in spec else ()))
-    return {name: value for name, value in spec.items() if name not in told}
+def does_the_same(before: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+    """Whether a specification of any version is what a request comes to now, as far as the request decides it.
+
+    What hours buy depends on what is known when it comes. Of a recipe from before it was said where it is from, the fields that the request
+    gives have to be the same: what it leaves out had other defaults. A search that has other rungs by those is not known again.
+    """
+    given = spec["recipe"].keys() if "recipe_from" in before else spec["recipe_from"]["given"]
+
+    def asked_for(one: Mapping[str, Any]) -> dict[str, Any]:
+        told = ("recipe_from", "warnings", *(("budget",) if "asked" in one else ()))
+        train = {name: value for name, value in one["dataset"]["train"].items() if name != "sides"}  # earlier versions did not measure them
+        return {
+            **{name: value for name, value in one.items() if name not in told},
+            "recipe": {name: one["recipe"].get(name) for name in given},
+            "dataset": {**one["dataset"], "train": train},
+        }
+
+    return asked_for(before) == asked_for(spec)
 
 
 def kept_request(wanted: Body) -> dict[str, Any]:

@@ -134,7 +134,8 @@ def create_distillation(
 ) -> DistillationView:
     """Start the training of a student. The answer comes when it is stored; `Location` tells where to look at it.
 
-    With `"policy": {"search": id}`, what the request does not name (dataset, teacher, student, recipe) is the search's.
+    With `"policy": {"search": id}`, what the request does not name (dataset, teacher, student, recipe) is the search's. Of a recipe that it
+    was given without a pair, length and number of images stay its candidates', unless the length is greater than the student's own.
     """
     make_builtin(service.settings, wanted.dataset, wanted.pair)
     with service.store.begin() as session:

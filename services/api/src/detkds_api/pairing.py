@@ -17,7 +17,7 @@ from detkds_api.service import Running
 from detkds_core.catalogue import DETECTORS, PAIRS, DetectorEntry, Exchange, Pair, Recipe, base_recipe, exchange, pair_facts
 from detkds_core.catalogue import detector as detector_entry
 from detkds_core.catalogue.pairs import CHECKPOINTS
-from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, recipe_faults, size_warning
+from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, WHOLE, WITH_NULL, recipe_faults, size_warning
 from detkds_core.catalogue.schedules import SMALL
 from detkds_core.names import meant
 from detkds_core.policy import PairFacts, Policy
@@ -34,9 +34,11 @@ def one_of(names: Sequence[str]) -> str:
 
 
 NOT_KNOWN = (
-    "how {} is trained is not known, so its recipe has the defaults for small detectors on small images; bring it anew "
-    "(`detkds detectors add` reads it off the configuration), or give the recipe"
+    "how {} is trained is not known: what you do not give of its recipe has the defaults for small detectors on small images; bring it "
+    "anew (`detkds detectors add` reads it off the configuration), or give the whole recipe"
 )
+OF_IMAGES = ("train_images", "eval_images")  # of a search's recipe: on what a candidate is measured
+OF_CANDIDATES = ("iterations", "epochs", "milestones", "eval_every", *OF_IMAGES)  # and for how long, with what is counted along that
 UNSEGMENTED = "learns masks too: no training annotation of this dataset has a segmentation"
 
 
@@ -57,6 +59,8 @@ class StudentChoice(Body):
 def recipe_field(name: str, what: str = "", **bounds: Any) -> Any:
     """A field of a recipe, described with what it is where nothing else says it."""
     default = getattr(SMALL, name)
+    if name in WHOLE:
+        bounds["ge"], bounds["le"] = WHOLE[name]
     told = f"default: {'null' if default is None else str(default).lower() if isinstance(default, bool) else default}"
     return Field(default=None, description=f"{what}; {told}" if what else told, **bounds)
 
@@ -65,53 +69,53 @@ class RecipeChoice(Body):
     """How to train and measure. What is left out comes from the pair; without one from MMDetection's configuration of the student
     (`training` of `GET /detectors`), shortened for a search; for a student without such a configuration it is the default of the field.
 
+    There a step is as many forwards as a usual GPU needs for its images, unless `batch` or `accumulate` is given.
+
     `spec` of the answer has the whole recipe, `spec.recipe_from` where it is from. What would have no effect is refused.
     """
 
-    iterations: int | None = recipe_field("iterations", "optimisation steps", ge=1, le=10_000_000)
+    iterations: int | None = recipe_field("iterations", "optimisation steps")
     epochs: float | None = recipe_field("epochs", "passes over the training images, in place of iterations", gt=0, le=100_000)
-    batch: int | None = recipe_field("batch", "images of one forward, over all devices", ge=1, le=4096)
-    accumulate: int | None = recipe_field("accumulate", "forwards of one optimisation step", ge=1, le=1024)
-    devices: int | None = recipe_field("devices", "processes, a device each, that share each batch", ge=1, le=64)
+    batch: int | None = recipe_field("batch", "images of one forward, over all devices")
+    accumulate: int | None = recipe_field("accumulate", "forwards of one optimisation step")
+    devices: int | None = recipe_field("devices", "processes, a device each, that share each batch")
     precision: Name | None = recipe_field("precision", one_of(PRECISIONS))
     lr: float | None = recipe_field("lr", "peak learning rate; given without base_batch, it is not scaled", gt=0, le=10)
     auto_scale_lr: bool | None = recipe_field("auto_scale_lr", "scale lr from base_batch images a step to those there are")
-    base_batch: int | None = recipe_field("base_batch", "images a step that lr was published for", ge=1, le=65_536)
+    base_batch: int | None = recipe_field("base_batch", "images a step that lr was published for")
     optimizer: Name | None = recipe_field("optimizer", one_of(OPTIMIZERS))
     momentum: float | None = recipe_field("momentum", "of sgd", ge=0, lt=1)
     weight_decay: float | None = recipe_field("weight_decay", ge=0, le=1)
     bias_lr_factor: float | None = recipe_field("bias_lr_factor", "of biases outside of norms", gt=0, le=100)
     bias_decay_factor: float | None = recipe_field("bias_decay_factor", "of the same, under sgd", ge=0, le=100)
     schedule: Name | None = recipe_field("schedule", one_of(SCHEDULES))
-    warm_up: int | None = recipe_field(
-        "warm_up", "iterations, of steps, fewer than the run; null: 500, or a twentieth of a short run", ge=0, le=10_000_000
-    )
+    warm_up: int | None = recipe_field("warm_up", "iterations, of steps, fewer than the run; null: 500, or a twentieth of a short run")
     milestones: list[int] | None = recipe_field(
         "milestones", "of steps, in epochs or iterations as the length; null: 8/12, 11/12", max_length=20
     )
     clip: float | None = recipe_field("clip", "largest gradient norm; null: any", gt=0, le=1e6)
     ema: float | None = recipe_field("ema", "decay of averaged weights, which are measured and exported; null: none", gt=0, lt=1)
     eval_every: int | None = recipe_field(
-        "eval_every", "measure so often (in the unit of the length) and keep the best; null: at the end alone", ge=1, le=10_000_000
+        "eval_every", "measure so often (in the unit of the length) and keep the best; null: at the end alone"
     )
-    image_size: int | None = recipe_field(
-        "image_size", "pixels of the longer side; another one than inherited drops inherited short sides", ge=32, le=4096
-    )
-    short_side: int | None = recipe_field("short_side", "largest shorter side, pixels; null: any", ge=32, le=4096)
+    image_size: int | None = recipe_field("image_size", "pixels of the longer side; another one than inherited drops inherited short sides")
+    short_side: int | None = recipe_field("short_side", "largest shorter side, pixels; null: any")
     train_short_sides: list[int] | None = recipe_field(
         "train_short_sides", "multi-scale training: each image draws one; null: short_side", max_length=64
     )
     augment: Name | None = recipe_field("augment", one_of(AUGMENTATIONS))
-    train_images: int | None = recipe_field("train_images", "null: all", ge=1)
-    eval_images: int | None = recipe_field("eval_images", "null: all", ge=1)
+    train_images: int | None = recipe_field("train_images", "null: all")
+    eval_images: int | None = recipe_field("eval_images", "null: all")
 
 
 class Origin(NamedTuple):
-    """Where a recipe is from. base: what it goes over, for people; given: fields of requests over that; notes: what to say of it."""
+    """Where a recipe is from. base: what it goes over, for people; given: fields of requests over that; notes: what to say of it;
+    published: a step of the base is one forward, as it was published."""
 
     base: str
     given: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    published: bool = False
 
 
 class Pairing(NamedTuple):
@@ -231,10 +235,13 @@ def resolve(
         base, origin = chosen.proxy if schedule == "proxy" else chosen.full, Origin(f"the pair {chosen.name}")
     elif student_json is not None:
         base, origin = base_of(DETECTORS[student_json["detector"]], images, schedule, search)
-    merged = merged_recipe(recipe, base, images, errors)
+    given = asked(recipe)
+    merged = merged_recipe(given, base, images, errors)
     if errors or base is None or data is None or teacher_json is None or student_json is None or merged is None:
         raise invalid(errors)
-    origin = with_given(origin, recipe, base, merged)
+    origin = with_given(origin, given, base, merged)
+    if origin.published and not {"batch", "accumulate"} & {*origin.given}:
+        merged = merged.in_forwards()
     if data["train"].get("masks") == 0 and DETECTORS[student_json["detector"]].masks:
         advice = f"{student_json['detector']} {UNSEGMENTED}; give a detector without masks, or a dataset with segmentations"
         raise invalid([FieldError("/student/detector", advice)])
@@ -301,36 +308,67 @@ def seen(session: Session, service: Running, path: Path) -> bool:
 
 
 def base_of(student: DetectorEntry, images: int, schedule: str, search: Search | None) -> tuple[Recipe, Origin]:
-    """What a request's recipe goes over where no pair is named. search: whose winner is trained, with the recipe that it was given."""
+    """What a request's recipe goes over where no pair is named. search: whose winner is trained."""
     if search is not None and "recipe_from" not in search.spec:  # of a version that had no other recipe
         return Recipe.from_json(search.spec["recipe"]), Origin(f"the search {search.id}")
     base, source = base_recipe(student, images, schedule)
     notes = (NOT_KNOWN.format(student.name),) if student.own and student.training is None else ()
-    if search is None:
-        return base, Origin(source, notes=notes)
+    origin = Origin(source, notes=notes, published=True)
+    return (base, origin) if search is None else of_winner(search, base, images, origin)
+
+
+def of_winner(search: Search, base: Recipe, images: int, origin: Origin) -> tuple[Recipe, Origin]:
+    """What the recipe of a search's winner goes over: the student's, with what the search was given over that.
+
+    How long candidates are trained and on which images (OF_CANDIDATES) stays theirs, as with a pair, whose winner has the pair's full
+    recipe; unless they were given a greater length than the student's.
+    """
+    measured = Recipe.from_json(search.spec["recipe"])
     given = {name: search.spec["recipe"][name] for name in search.spec["recipe_from"]["given"]}
+
+    def without(left: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
+        kept = {name: value for name, value in given.items() if name not in left}
+        whole = given.keys() == base.to_json().keys()
+        return Recipe.from_json({**base.to_json(), **kept} if whole else kept, base, images), kept
+
     try:
-        return Recipe.from_json(given, base, images), Origin(source, tuple(given), notes)
-    except ValueError:  # counted along the search's own length
-        return Recipe.from_json(search.spec["recipe"]), Origin(f"the search {search.id}", notes=notes)
-
-
-def with_given(origin: Origin, choice: RecipeChoice | None, base: Recipe, recipe: Recipe) -> Origin:
-    """With the fields that a request gives, and what has to be said of those that it leaves as they were."""
-    given = choice.model_fields_set if choice else set()
+        recipe, kept = without(OF_CANDIDATES)
+        as_long = (measured.epochs, measured.iterations) == (recipe.epochs, recipe.iterations)
+        longer = measured.resolved(images)[0].iterations > recipe.resolved(images)[0].iterations
+        if as_long or (longer and {"iterations", "epochs"} & given.keys()):
+            recipe, kept = without(OF_IMAGES)
+    except ValueError as error:  # the student's configuration is another by now
+        note = f"what search {search.id} was given does not go over {origin.base} ({error}), so this training has the search's own recipe"
+        return measured, Origin(f"the search {search.id}", tuple(given), (*origin.notes, note))
     notes = origin.notes
+    if lost := [name for name, value in given.items() if recipe.to_json()[name] != value]:
+        notes += (
+            f"of the recipe that search {search.id} was given, {', '.join(lost)} stays with its candidates; give here what of that this "
+            "training is to have",
+        )
+    return recipe, origin._replace(given=tuple(kept), notes=notes)
+
+
+def asked(choice: RecipeChoice | None) -> dict[str, Any]:
+    """The fields that a request gives; null leaves out one that cannot be null."""
+    given = choice.model_dump(exclude_unset=True) if choice else {}
+    return {name: value for name, value in given.items() if value is not None or name in WITH_NULL}
+
+
+def with_given(origin: Origin, given: Mapping[str, Any], base: Recipe, recipe: Recipe) -> Origin:
+    """With the fields that a request gives, and what has to be said of those that it leaves as they were: nothing where it gives all."""
+    notes = origin.notes if given.keys() < recipe.to_json().keys() else ()
     if "optimizer" in given and "lr" not in given and recipe.optimizer != base.optimizer:
         notes += (
             f"the learning rate of {recipe.lr:g} is that of {base.optimizer}, and the optimizer is {recipe.optimizer} now; give lr too",
         )
-    return Origin(origin.base, tuple(sorted({*origin.given, *given})), notes)
+    return origin._replace(given=tuple(sorted({*origin.given, *given})), notes=notes)
 
 
-def merged_recipe(choice: RecipeChoice | None, base: Recipe | None, images: int, errors: list[FieldError]) -> Recipe | None:
+def merged_recipe(given: Mapping[str, Any], base: Recipe | None, images: int, errors: list[FieldError]) -> Recipe | None:
     """The catalogue's recipe with the request's fields over it, or None with what is wrong added to `errors`."""
-    fields: Mapping[str, Any] = choice.model_dump(exclude_unset=True) if choice else {}
     try:
-        return Recipe.from_json(fields, base, images)
+        return Recipe.from_json(given, base, images)
     except ValueError as error:
         for sentence in recipe_faults(error):
             path, _, message = sentence.partition(": ")

@@ -234,7 +234,7 @@ def resolved(service: Running, query: SpaceQuery) -> Asking:
     teacher, student = names["teacher"], names["student"]
     if errors or teacher is None or student is None:
         raise invalid(errors)
-    recipe = chosen.proxy if chosen else base_recipe(DETECTORS[student], 0, "proxy")[0]
+    recipe = chosen.proxy if chosen else base_recipe(DETECTORS[student], 0, "proxy")[0].in_forwards()
     images = query.batch or max(1, recipe.batch // recipe.devices)
     return Asking(teacher, student, query.resize, classes, images, query.space)
 

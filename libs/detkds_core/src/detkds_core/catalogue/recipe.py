@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from detkds_core.names import meant
 
@@ -14,6 +14,21 @@ AUGMENTATIONS = ("none", "flip", "dihedral", "aerial")
 PRECISIONS = ("fp32", "fp16", "bf16")
 FAR_SCALE = 2.0  # images that are shown larger or smaller by more are worth a warning
 LISTS = ("milestones", "train_short_sides")  # JSON lists, tuples here
+FORWARD_PIXELS = 16 * 640 * 640  # of a forward on one device: 16 images of 640 x 640 px, 6 of 1333 x 800
+FORWARD_IMAGES = 2  # of one device at least, as MMDetection has them
+WHOLE: Mapping[str, tuple[int, int]] = {  # fields that are whole numbers, with the least and the greatest
+    "iterations": (1, 10_000_000),
+    "batch": (1, 4096),
+    "accumulate": (1, 4096),
+    "devices": (1, 64),
+    "base_batch": (1, 65_536),
+    "image_size": (32, 4096),
+    "train_images": (1, 10_000_000),
+    "eval_images": (1, 10_000_000),
+    "eval_every": (1, 10_000_000),
+    "warm_up": (0, 10_000_000),
+    "short_side": (32, 4096),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +91,28 @@ class Recipe:
 
     def _yielding_to(self, given: Mapping[str, Any]) -> "Recipe":
         """Without what loses its meaning where other fields are given: it was counted in another unit, or was of another length or size."""
-        base = self
+        base = self._reset(given)
         if ("epochs" in given or "iterations" in given) and (given.get("epochs") is None) != (base.epochs is None):
             base = replace(base, epochs=None, milestones=None, eval_every=None)
         if any(given.get(unit, getattr(base, unit)) != getattr(base, unit) for unit in ("epochs", "iterations")):
             base = replace(base, milestones=None)  # 8/12 and 11/12 of this length
-        if given.get("schedule", "steps") != "steps":
-            base = replace(base, warm_up=None, milestones=None)
         if given.get("image_size", base.image_size) != base.image_size:
             base = replace(base, short_side=None, train_short_sides=None)
+        if given.get("short_side", base.short_side) != base.short_side:
+            base = replace(base, train_short_sides=None)  # a training at this size, as it is measured
+        return base
+
+    def _reset(self, given: Mapping[str, Any]) -> "Recipe":
+        """With the defaults of the fields that the optimizer, the schedule or the rate that are given leave without an effect."""
+        base, usual = self, Recipe()
         if "lr" in given and "auto_scale_lr" not in given and "base_batch" not in given:
-            base = replace(base, auto_scale_lr=False)  # who names a rate means that rate
+            base = replace(base, auto_scale_lr=False, base_batch=usual.base_batch)  # who names a rate means that rate
+        if given.get("auto_scale_lr", True) is False:
+            base = replace(base, base_batch=usual.base_batch)
+        if given.get("schedule", "steps") != "steps":
+            base = replace(base, warm_up=usual.warm_up, milestones=usual.milestones)
+        if given.get("optimizer", "sgd") != "sgd":
+            base = replace(base, momentum=usual.momentum, bias_decay_factor=usual.bias_decay_factor)
         return base
 
     def _without_idle(self, given: Mapping[str, Any], images: int | None) -> "Recipe":
@@ -147,33 +173,42 @@ class Recipe:
 
         least: images that a forward of one device must have, for the policy's sake (`policy.images_needed`).
         """
-        for parts in range(2, self.batch + 1):
-            if self.batch % (parts * self.devices) == 0 and self.batch // (parts * self.devices) >= least:
+        return self._in_parts(2, least, self.batch)
+
+    def in_forwards(self) -> "Recipe":
+        """The same images a step, in as few equal forwards as usual GPUs have room for.
+
+        A configuration of MMDetection says how many images a step has on 8 GPUs or 16: 256 of RTMDet, 16 of 1333 x 800 px. Here a device
+        sees at once what FORWARD_PIXELS hold, FORWARD_IMAGES at least: 4 of those 16, and 16 of RTMDet, of which MMDetection has 32 a GPU.
+        By its own tables 4 of a RetinaNet R50 take 8 GB, and 18 of a Cascade Mask R-CNN X101-DCN, the teacher aside. Not as few as fit
+        anywhere: norms that learn statistics, and terms that compare images with one another, see one forward's alone.
+        """
+        shorter = max(self.train_short_sides or (self.short_side or self.image_size,))
+        return self._in_parts(1, 1, max(FORWARD_IMAGES, FORWARD_PIXELS // (self.image_size * shorter))) or self
+
+    def _in_parts(self, fewest: int, least: int, most: int) -> "Recipe | None":
+        """Each forward in as few parts as leave every device `least` to `most` images, and no fewer parts than `fewest`."""
+        for parts in range(fewest, self.batch + 1):
+            if self.batch % (parts * self.devices) == 0 and least <= self.batch // (parts * self.devices) <= most:
                 return replace(self, batch=self.batch // parts, accumulate=self.accumulate * parts)
         return None
 
     def errors(self) -> list[str]:
         """What is wrong with it, one sentence a field."""
         found = []
-        for name, low, high in (
-            ("iterations", 1, 10_000_000),
-            ("batch", 1, 4096),
-            ("accumulate", 1, 4096),
-            ("devices", 1, 64),
-            ("base_batch", 1, 4096),
-            ("image_size", 32, 4096),
-        ):
+        for name in ("iterations", "batch", "accumulate", "devices", "base_batch", "image_size"):
+            low, high = WHOLE[name]
             if not _whole(getattr(self, name), low, high):
                 found.append(f"recipe.{name}: {getattr(self, name)!r} is not an integer from {low} to {high}")
-        for name, low, nothing in (
-            ("train_images", 1, "all"),
-            ("eval_images", 1, "all"),
-            ("eval_every", 1, "only at the end"),
-            ("warm_up", 0, "500, or a twentieth of a short run"),
-            ("short_side", 32, "any"),
+        for name, nothing in (
+            ("train_images", "all"),
+            ("eval_images", "all"),
+            ("eval_every", "only at the end"),
+            ("warm_up", "500, or a twentieth of a short run"),
+            ("short_side", "any"),
         ):
-            value = getattr(self, name)
-            if value is not None and not _whole(value, low, 10_000_000):
+            value, (low, high) = getattr(self, name), WHOLE[name]
+            if value is not None and not _whole(value, low, high):
                 found.append(f"recipe.{name}: {value!r} is not an integer from {low} on or null ({nothing})")
         for name, high_rate, optional in (("lr", 10.0, False), ("clip", 1e6, True), ("epochs", 100_000.0, True)):
             value = getattr(self, name)
@@ -255,6 +290,9 @@ class Recipe:
         if asked.get("eval_every", 0) > length:
             found.append(f"recipe.eval_every: {self.eval_every} {unit} are longer than the run of {length:g}; fewer, or null (at the end)")
         return found
+
+
+WITH_NULL = frozenset(field.name for field in fields(Recipe) if type(None) in get_args(field.type))  # fields that null is a value of
 
 
 def size_warning(recipe: Recipe, sides: tuple[int, int] | None) -> str | None:

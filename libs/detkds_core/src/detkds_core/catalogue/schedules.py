@@ -64,6 +64,7 @@ def base_recipe(student: DetectorEntry, images: int, schedule: str) -> tuple[Rec
     """How a student is trained where no pair says it, and where that is from: its configuration, or nowhere.
 
     schedule: "full", or "proxy" for a candidate of a search: PROXY_STEPS steps, or all where these are fewer. images: of the training.
+    A step is one forward, as it was published; `Recipe.in_forwards` makes it one that fits, once it is known on how many devices.
     """
     full = student.training or SMALL
     known = student.training is not None
