@@ -9,7 +9,7 @@ import pytest
 from detkds_core.catalogue import BUILT_IN, Recipe
 from detkds_core.catalogue.schedules import ONE_X
 from detkds_core.detectors.recipe_of import recipe_of
-from detkds_core.detectors.survey import read_recipe
+from detkds_core.detectors.survey import read_file, training_of
 
 SGD = {"type": "SGD", "lr": 0.01, "momentum": 0.8, "weight_decay": 0.0005}
 LINEAR = {"type": "LinearLR", "start_factor": 0.001, "by_epoch": False, "begin": 0, "end": 250}
@@ -184,12 +184,12 @@ def test_nonsense_is_told_and_leaves_the_usual_schedule() -> None:
 def test_the_catalogue_says_of_a_detector_what_its_configuration_does(name: str) -> None:
     import mmdet
 
-    recipe, _ = read_recipe(Path(mmdet.__file__).parent / ".mim" / "configs" / str(BUILT_IN[name].source))
+    recipe, _ = training_of(read_file(Path(mmdet.__file__).parent / ".mim" / "configs" / str(BUILT_IN[name].source)))
     assert recipe == BUILT_IN[name].training
 
 
 def test_a_training_that_cannot_be_read_keeps_no_detector_out(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text("train_cfg = dict(max_epochs=12)\nparam_scheduler = dict(type='MultiStepLR')\n")
-    recipe, (note,) = read_recipe(tmp_path / "odd.py")
+    recipe, (note,) = training_of(read_file(tmp_path / "odd.py"))
     assert recipe is None
     assert note.startswith("its training cannot be read: KeyError: 'milestones'; without a pair")

@@ -13,6 +13,7 @@ import pytest
 from detkds_core.policy import parse_formula, to_json
 
 CONFIG = """
+open("RUNS", "a").write("run ")
 _base_ = "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py"
 model = dict(
     backbone=dict(base_channels=16, stem_channels=16, out_indices=(1, 2, 3), frozen_stages=-1, norm_eval=False),
@@ -41,11 +42,12 @@ def run(*arguments: str, detectors: Path | None = None) -> "subprocess.Completed
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where `detkds detectors add` has put `my_retinanet`."""
     home = tmp_path_factory.mktemp("operator")
-    (home / "narrow.py").write_text(CONFIG)
+    (home / "narrow.py").write_text(CONFIG.replace("RUNS", str(home / "runs.txt")))
     done = run(
         "-m", "detkds_client.cli", "detectors", "add", str(home / "narrow.py"), "--name", "my_retinanet", detectors=home / "detectors"
     )
     assert done.returncode == 0, done.stderr
+    assert (home / "runs.txt").read_text() == "run ", "the configuration is a program, which runs once"
     said = " ".join(done.stdout.split())
     assert "retinanet, one stage" in said
     assert "strides 8 16 32, 32 channels each" in said
@@ -95,5 +97,5 @@ def test_a_trainer_distils_it_and_one_that_lacks_it_says_so(folder: Path, spec: 
     assert f"'num_classes': {len(job['dataset']['classes'])}" in left
     failure = json.loads((tmp_path / "lacks/failure.json").read_text())
     assert failure["kind"] == "bad_data"
-    assert "'my_retinanet' is not a known detector; one of gfl_r18w8_fpn32, " in failure["detail"]
+    assert "'my_retinanet' is not a known detector; did you mean retinanet_r50_fpn" in failure["detail"]
     assert failure["detail"].endswith("needs its file on every machine, and DETKDS_DETECTORS of this worker is not set")

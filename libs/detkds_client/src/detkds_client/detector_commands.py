@@ -55,11 +55,13 @@ def add(
     if (place / f"{name}.json").exists():
         raise Refusal(f"{place / name}.json is there already, and jobs may name it; remove it first, or choose another --name")
     # Imported here: torch takes seconds, and no other command of this file needs it.
-    from detkds_core.detectors.survey import SurveyError, read_config, read_recipe, survey
+    from detkds_core.detectors.survey import SurveyError, model_of, read_file, survey, training_of
 
     try:
-        entry = survey(model := read_config(config), name, title or f"{model['type']}, from {config.name}")
-        training, notes = read_recipe(config)
+        content = read_file(config)
+        model = model_of(content)
+        entry = survey(model, name, title or f"{model['type']}, from {config.name}")
+        training, notes = training_of(content)
         entry = replace(entry, training=training)
     except SurveyError as error:
         raise Refusal(str(error)) from error
