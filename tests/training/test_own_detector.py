@@ -43,18 +43,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where `detkds detectors add` has put `my_retinanet`."""
     home = tmp_path_factory.mktemp("operator")
     (home / "narrow.py").write_text(CONFIG.replace("RUNS", str(home / "runs.txt")))
-    done = run(
-        "-m", "detkds_client.cli", "detectors", "add", str(home / "narrow.py"), "--name", "my_retinanet", detectors=home / "detectors"
-    )
+    add = ("-m", "detkds_client.cli", "detectors", "add", str(home / "narrow.py"), "--name", "my_retinanet", "--gpus", "4")
+    done = run(*add, detectors=home / "detectors")
     assert done.returncode == 0, done.stderr
     assert (home / "runs.txt").read_text() == "run ", "the configuration is a program, which runs once"
     said = " ".join(done.stdout.split())
     assert "retinanet, one stage" in said
     assert "strides 8 16 32, 32 channels each" in said
     assert "9 a cell, a score a class; anchor boxes of scales 4, 5.03968, 6.3496 and ratios 0.5, 1, 2" in said
-    assert "training 12 epochs of 16 images at 1333 x 800 px, sgd at lr 0.01, steps" in said
+    assert "training 12 epochs of 8 images at 1333 x 800 px, sgd at lr 0.01, steps" in said
     kept = json.loads((home / "detectors/my_retinanet.json").read_text())["training"]
-    assert (kept["image_size"], kept["milestones"], kept["base_batch"], kept["auto_scale_lr"]) == (1333, [8, 11], 16, True)
+    assert (kept["image_size"], kept["milestones"], kept["base_batch"], kept["auto_scale_lr"]) == (1333, [8, 11], 8, True)
     assert f"{home}/detectors/my_retinanet.json: services and workers" in done.stdout
     return home / "detectors"
 

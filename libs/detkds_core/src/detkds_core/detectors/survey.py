@@ -104,11 +104,11 @@ def model_of(content: Content) -> dict[str, Any]:
     return json.loads(json.dumps(plain))  # what is looked at is what will be in a file: lists for tuples
 
 
-def training_of(content: Content) -> tuple[Recipe | None, list[str]]:
-    """How a configuration trains its model, and notes of what could not be read or is not done here."""
+def training_of(content: Content, gpus: int | None = None) -> tuple[Recipe | None, list[str]]:
+    """How a configuration trains its model on so many GPUs (`recipe_of`), and notes of what could not be read or is not done here."""
     odd = [f"{name}: cannot be read: {why}" for name, why in content.odd.items()]
     try:
-        recipe, notes = recipe_of(content.parts)
+        recipe, notes = recipe_of(content.parts, gpus)
     except Exception as error:  # a training may be configured in any way, and none keeps a detector from being distilled
         why = f"its training cannot be read: {_first_line(error)}; without a pair, requests have to say how it is trained (recipe)"
         return None, [*odd, why]
