@@ -73,7 +73,7 @@ def test_a_pairs_recipe_is_the_pairs(service):
 
 def test_a_batch_of_ones_own_scales_the_rate_and_a_rate_of_ones_own_is_taken(service, request_for):
     spec = distilled(service, request_for(RETINANET, recipe={"batch": 4, "image_size": 64}))
-    assert spec["warnings"] == ["the learning rate was scaled from 0.01 to 0.0025: 4 images a step instead of the 16 it was published for"]
+    assert spec["warnings"] == ["the learning rate was scaled from 0.01 to 0.0025: 4 images a step instead of the 16 that the rate is for"]
     assert spec["recipe_from"]["given"] == ["batch", "image_size"]
     spec = distilled(service, request_for(RETINANET, recipe={"batch": 4, "image_size": 64, "lr": 0.003}))
     assert (spec["recipe"]["lr"], spec["recipe"]["auto_scale_lr"], spec.get("warnings")) == (0.003, False, None)

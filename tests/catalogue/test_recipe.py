@@ -38,7 +38,7 @@ def test_mmdetections_1x_and_2x_in_iterations():
 def test_the_learning_rate_is_scaled_and_said_so():
     recipe, (warning,) = Recipe(batch=4, accumulate=2, lr=0.02, auto_scale_lr=True).resolved(0)
     assert recipe.lr == pytest.approx(0.01)
-    assert warning == "the learning rate was scaled from 0.02 to 0.01: 8 images a step instead of the 16 it was published for"
+    assert warning == "the learning rate was scaled from 0.02 to 0.01: 8 images a step instead of the 16 that the rate is for"
     assert recipe.resolved(0) == (recipe, [])
     assert Recipe(batch=16, lr=0.02, auto_scale_lr=True).resolved(0) == (Recipe(batch=16, lr=0.02), [])
 
@@ -227,7 +227,7 @@ def test_what_has_no_effect_any_more_has_its_default() -> None:
 def test_a_batch_of_ones_own_scales_the_rate_that_a_base_was_published_with() -> None:
     recipe, warnings = Recipe.from_json({"batch": 4}, ONE_X).resolved(800)
     assert (recipe.lr, recipe.iterations) == (0.005, 2400)
-    assert warnings == ["the learning rate was scaled from 0.02 to 0.005: 4 images a step instead of the 16 it was published for"]
+    assert warnings == ["the learning rate was scaled from 0.02 to 0.005: 4 images a step instead of the 16 that the rate is for"]
     recipe, warnings = Recipe.from_json({"batch": 4, "lr": 0.02}, ONE_X).resolved(800)
     assert (recipe.lr, warnings) == (0.02, [])
 

@@ -125,7 +125,7 @@ def test_a_distillation_says_its_recipe_before_it_runs(detkds, pairing):
         "recipe 12 epochs (36 iterations) of 2 images at 1333 x 800 px, sgd at lr 0.00125, steps; from MMDetection's "
         "retinanet/retinanet_r50_fpn_1x_coco.py, but for your batch, milestones"
     ) in lines
-    scaled = "the learning rate was scaled from 0.01 to 0.00125: 2 images a step instead of the 16 it was published for"
+    scaled = "the learning rate was scaled from 0.01 to 0.00125: 2 images a step instead of the 16 that the rate is for"
     size = "the training images of 64 x 64 px (medians of longer and shorter sides) are shown as 800 x 800 px (recipe.image_size 1333)"
     assert [line for line in lines if line.startswith("note")] == [f"note {scaled}", f"note {size}: 12.5 times larger"]
 

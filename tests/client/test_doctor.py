@@ -1,15 +1,18 @@
 """`detkds doctor` on this machine, and on broken ones."""
 
+import http.server
 import json
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
 from detkds_api.detectors import detector_view
 from detkds_client import doctor, matchmaker, trainable
-from detkds_core.catalogue import BUILT_IN, DETECTORS, PAIRS, exchange, pair_facts
+from detkds_core.catalogue import BUILT_IN, DETECTORS, PAIRS, Recipe, exchange, pair_facts
 from detkds_core.catalogue.own import write_file
 from detkds_core.policy import named_policies
 from detkds_core.policy.named import cannot_run
@@ -204,6 +207,61 @@ def test_a_detector_of_the_services_is_asked_for_where_it_is_known(detkds, own_s
     assert done.returncode == 0, done.stderr
     done = detkds(*asked, DETKDS_URL="", DETKDS_DETECTORS=str(own_detectors))
     assert json.loads(done.stdout)["teacher"]["name"] == "mine", "without a service, this machine's folder"
+
+
+@contextmanager
+def listing(*detectors):
+    """The address of a service of another version, which lists these."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps({"detectors": detectors, "pairs": []}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def mine(name, entry="retinanet_r50_fpn", without=(), **changes):
+    """A detector of somebody's own as a service lists it."""
+    listed = json.loads(detector_view(BUILT_IN[entry]).model_dump_json()) | {"name": name, "own": True, **changes}
+    return {key: value for key, value in listed.items() if key not in without}
+
+
+def test_a_detector_of_an_older_service_is_taken_as_that_service_takes_it():
+    without = ("overlaps", "training")
+    with listing(mine("boxes", without=without), mine("points", "fcos_r50_fpn", without=without)) as url:
+        for name, entry in (("boxes", "retinanet_r50_fpn"), ("points", "fcos_r50_fpn")):
+            asked = matchmaker.question(None, "gfl_r50_fpn", name, url=url)
+            assert asked.student == replace(BUILT_IN[entry], name=name, own=True, source=None, config={}, training=None)
+            assert asked.images == matchmaker.DEFAULT_BATCH
+
+
+def test_a_detector_that_another_version_lists_says_so_and_keeps_no_other_from_being_examined():
+    recipe = {**Recipe().to_json(), "patience": 3}
+    newer = mine("newer", training=recipe)
+    images = mine("images", inputs={**newer["inputs"], "depth": 16})
+    with listing(newer, images, mine("strange", family="mine"), mine("oldest", without=("inputs", "scores")), mine("right")) as url:
+        assert matchmaker.question(None, "gfl_r50_fpn", "right", url=url).student.name == "right"
+        for name, why in (
+            ("newer", "recipe.patience: not a field"),
+            ("images", r".*unexpected keyword argument 'depth'"),
+            ("strange", "family: 'mine' is not known here"),
+            ("oldest", "inputs, scores: not told"),
+        ):
+            said = f"'{name}' is a detector of the service, which is of another version of DetKDS than this command: {why}"
+            with pytest.raises(matchmaker.UnknownNameError, match=said):
+                matchmaker.question(None, "gfl_r50_fpn", name, url=url)
 
 
 def test_a_detector_that_nobody_knows_says_who_was_asked(detkds, own_service):

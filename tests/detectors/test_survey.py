@@ -13,7 +13,7 @@ from detkds_core.catalogue import BUILT_IN, exchange
 from detkds_core.catalogue.entry import FAMILIES
 from detkds_core.catalogue.own import entry_from_json, entry_to_json
 from detkds_core.detectors.build import model_config
-from detkds_core.detectors.survey import HEADS, SurveyError, read_config, survey
+from detkds_core.detectors.survey import HEADS, SurveyError, model_of, read_file, survey, training_of
 
 NARROW = [name for name in BUILT_IN if "_r18w8_" in name]
 ZOO = (
@@ -124,7 +124,7 @@ custom_imports = dict(imports=['of_another_package'])
 def test_a_configuration_in_python_becomes_plain_data_without_weights(tmp_path: Path) -> None:
     """`custom_imports` is left alone: the package that it names is not even there."""
     (tmp_path / "config.py").write_text(IN_PYTHON)
-    assert read_config(tmp_path / "config.py") == {
+    assert model_of(read_file(tmp_path / "config.py")) == {
         "type": "RetinaNet",
         "data_preprocessor": {"type": "DetDataPreprocessor", "batch_augments": None},
         "backbone": {"type": "ResNet", "out_indices": [1, 2], "norm_cfg": {"type": "BN"}, "init_cfg": None},
@@ -153,7 +153,28 @@ def test_what_is_no_configuration_of_a_detector_is_refused(tmp_path: Path, name:
     if content is not None:
         (tmp_path / f"{name}.py").write_text(content)
     with pytest.raises(SurveyError, match=reason):
-        read_config(tmp_path / f"{name}.py")
+        model_of(read_file(tmp_path / f"{name}.py"))
+
+
+ODD = """
+class Odd:
+    def __eq__(self, other):
+        raise ValueError('no comparing')
+    __hash__ = None
+"""
+
+
+def test_a_part_beside_the_model_that_cannot_be_read_is_a_note(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(f"{IN_PYTHON}{ODD}visualizer = dict(_scope_=Odd())\ntrain_cfg = dict(max_epochs=24)\n")
+    content = read_file(tmp_path / "odd.py")
+    assert model_of(content)["type"] == "RetinaNet"
+    recipe, notes = training_of(content)
+    assert recipe is not None
+    assert recipe.epochs == 24
+    assert notes[0] == "visualizer: cannot be read: ValueError: no comparing"
+    (tmp_path / "odd.py").write_text(f"{ODD}model = dict(_scope_=Odd())\n")
+    with pytest.raises(SurveyError, match=r"odd\.py: model: cannot be read: ValueError: no comparing"):
+        model_of(read_file(tmp_path / "odd.py"))
 
 
 def test_the_pyramids_that_join_levels_are_filled_up_and_yolox_sees_gray(tmp_path: Path) -> None:
@@ -162,7 +183,7 @@ def test_the_pyramids_that_join_levels_are_filled_up_and_yolox_sees_gray(tmp_pat
 
     configs = Path(mmdet.__file__).parent / ".mim" / "configs"
     found = [
-        survey(read_config(configs / f), "mine", "mine").inputs
+        survey(model_of(read_file(configs / f)), "mine", "mine").inputs
         for f in ("rtmdet/rtmdet_tiny_8xb32-300e_coco.py", "yolox/yolox_tiny_8xb8-300e_coco.py")
     ]
     assert found == [BUILT_IN["rtmdet_tiny"].inputs, BUILT_IN["yolox_tiny"].inputs]

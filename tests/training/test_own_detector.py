@@ -13,6 +13,7 @@ import pytest
 from detkds_core.policy import parse_formula, to_json
 
 CONFIG = """
+open("RUNS", "a").write("run ")
 _base_ = "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py"
 model = dict(
     backbone=dict(base_channels=16, stem_channels=16, out_indices=(1, 2, 3), frozen_stages=-1, norm_eval=False),
@@ -41,18 +42,18 @@ def run(*arguments: str, detectors: Path | None = None) -> "subprocess.Completed
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where `detkds detectors add` has put `my_retinanet`."""
     home = tmp_path_factory.mktemp("operator")
-    (home / "narrow.py").write_text(CONFIG)
-    done = run(
-        "-m", "detkds_client.cli", "detectors", "add", str(home / "narrow.py"), "--name", "my_retinanet", detectors=home / "detectors"
-    )
+    (home / "narrow.py").write_text(CONFIG.replace("RUNS", str(home / "runs.txt")))
+    add = ("-m", "detkds_client.cli", "detectors", "add", str(home / "narrow.py"), "--name", "my_retinanet", "--gpus", "4")
+    done = run(*add, detectors=home / "detectors")
     assert done.returncode == 0, done.stderr
+    assert (home / "runs.txt").read_text() == "run ", "the configuration is a program, which runs once"
     said = " ".join(done.stdout.split())
     assert "retinanet, one stage" in said
     assert "strides 8 16 32, 32 channels each" in said
     assert "9 a cell, a score a class; anchor boxes of scales 4, 5.03968, 6.3496 and ratios 0.5, 1, 2" in said
-    assert "training 12 epochs of 16 images at 1333 x 800 px, sgd at lr 0.01, steps" in said
+    assert "training 12 epochs of 8 images at 1333 x 800 px, sgd at lr 0.01, steps" in said
     kept = json.loads((home / "detectors/my_retinanet.json").read_text())["training"]
-    assert (kept["image_size"], kept["milestones"], kept["base_batch"], kept["auto_scale_lr"]) == (1333, [8, 11], 16, True)
+    assert (kept["image_size"], kept["milestones"], kept["base_batch"], kept["auto_scale_lr"]) == (1333, [8, 11], 8, True)
     assert f"{home}/detectors/my_retinanet.json: services and workers" in done.stdout
     return home / "detectors"
 
@@ -95,5 +96,5 @@ def test_a_trainer_distils_it_and_one_that_lacks_it_says_so(folder: Path, spec: 
     assert f"'num_classes': {len(job['dataset']['classes'])}" in left
     failure = json.loads((tmp_path / "lacks/failure.json").read_text())
     assert failure["kind"] == "bad_data"
-    assert "'my_retinanet' is not a known detector; one of gfl_r18w8_fpn32, " in failure["detail"]
+    assert "'my_retinanet' is not a known detector; did you mean retinanet_r50_fpn" in failure["detail"]
     assert failure["detail"].endswith("needs its file on every machine, and DETKDS_DETECTORS of this worker is not set")

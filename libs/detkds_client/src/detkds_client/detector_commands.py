@@ -38,6 +38,10 @@ def add(
     name: Annotated[str, typer.Option(help="What requests will call it: a-z, 0-9 and _.")],
     title: Annotated[str | None, typer.Option(help="What it is, in a line; default: its family and the file's name.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where its file shall lie; default: DETKDS_DETECTORS.")] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="GPUs that it is trained on, batch_size images each; default: auto_scale_lr says how many images."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the file's content.")] = False,
 ) -> None:
     """Make a detector of your own known.
@@ -55,11 +59,13 @@ def add(
     if (place / f"{name}.json").exists():
         raise Refusal(f"{place / name}.json is there already, and jobs may name it; remove it first, or choose another --name")
     # Imported here: torch takes seconds, and no other command of this file needs it.
-    from detkds_core.detectors.survey import SurveyError, read_config, read_recipe, survey
+    from detkds_core.detectors.survey import SurveyError, model_of, read_file, survey, training_of
 
     try:
-        entry = survey(model := read_config(config), name, title or f"{model['type']}, from {config.name}")
-        training, notes = read_recipe(config)
+        content = read_file(config)
+        model = model_of(content)
+        entry = survey(model, name, title or f"{model['type']}, from {config.name}")
+        training, notes = training_of(content, gpus)
         entry = replace(entry, training=training)
     except SurveyError as error:
         raise Refusal(str(error)) from error

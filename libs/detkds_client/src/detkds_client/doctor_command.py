@@ -22,7 +22,10 @@ def doctor(
     ] = None,
     resize: Annotated[bool, typer.Option("--resize", help="Match levels of different strides too.")] = False,
     classes: Annotated[int | None, typer.Option(min=1, help="Of the dataset; else the pair's, else 80.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images a step on one device; else the pair's, else 8.")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images a step on one device; else the pair's, else that of the student's configuration, else 8."),
+    ] = None,
     url: Url = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:

@@ -27,6 +27,7 @@ from detkds_core.catalogue import (
     lacking_regions,
     pair_facts,
 )
+from detkds_core.catalogue.entry import FAMILIES
 from detkds_core.names import meant
 from detkds_core.policy import SearchSpace, named_policies
 from detkds_core.policy.named import cannot_run
@@ -36,6 +37,7 @@ CLASSES = {"digits": 10, "trees": 1, "coco": 80}  # of the catalogue's datasets
 DEFAULT_CLASSES, DEFAULT_BATCH = 80, 8
 SERVICE_SECONDS = 10.0
 FACTS = frozenset(one.name for one in fields(DetectorEntry)) - {"source", "width", "config"}  # that a service tells of a detector
+LATER = frozenset({"overlaps", "training"})  # of these, what services of before do not tell
 SIGNALS: Mapping[str, str] = {
     "edges": "edge distributions (kl_edges)",
     "points": "point sets (points)",
@@ -54,7 +56,7 @@ OWN_WAY = "the teacher sees the same\npixels its own way"
 
 
 class UnknownNameError(Exception):
-    """A name that the catalogue does not have, and what it may have been meant for."""
+    """A name that the catalogue does not have, and what it may have been meant for; or that only a service of another version has."""
 
 
 class Question(NamedTuple):
@@ -102,7 +104,10 @@ def question(
 
 
 def _detectors(names: Sequence[str], url: str | None) -> tuple[Mapping[str, DetectorEntry], str]:
-    """The detectors that this machine knows and, where a name is not built in, those of the service; and why no service was asked."""
+    """The detectors that this machine knows and, where a name is not built in, those of the service; and why no service was asked.
+
+    Raises UnknownNameError where the service tells of a detector of these names what this version cannot read.
+    """
     if all(name in BUILT_IN for name in names):
         return DETECTORS, ""
     try:
@@ -112,18 +117,36 @@ def _detectors(names: Sequence[str], url: str | None) -> tuple[Mapping[str, Dete
         if url is not None:
             raise
         return DETECTORS, str(error)
-    return {**DETECTORS, **{one["name"]: entry_of(one) for one in listed if one["own"] and one.keys() >= FACTS}}, ""
+    known = dict(DETECTORS)
+    for one in listed:
+        if one["own"]:
+            try:
+                known[one["name"]] = entry_of(one)
+            except (TypeError, ValueError) as error:
+                if one["name"] in names:
+                    other = f"{one['name']!r} is a detector of the service, which is of another version of DetKDS than this command"
+                    raise UnknownNameError(f"{other}: {error}") from error
+    return known, ""
 
 
 def entry_of(listed: Mapping[str, Any]) -> DetectorEntry:
-    """A detector as `GET /detectors` lists it; it lacks the configuration that it is built from."""
+    """A detector as `GET /detectors` lists it; it lacks the configuration that it is built from.
+
+    Services of before took every detector with anchor boxes for one that assigns by overlap, and knew no recipe of it.
+    Raises TypeError or ValueError for one that another version lists, in which this one cannot read it.
+    """
 
     def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
         return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
 
-    facts = plain({name: listed[name] for name in FACTS})
-    training = Recipe.from_json(listed["training"]) if listed["training"] is not None else None
-    return DetectorEntry(**facts | {"inputs": Inputs(**plain(listed["inputs"])), "training": training})
+    if missing := FACTS - LATER - listed.keys():
+        raise ValueError(f"{', '.join(sorted(missing))}: not told")
+    if listed["family"] not in FAMILIES:
+        raise ValueError(f"family: {listed['family']!r} is not known here")
+    facts = {"overlaps": bool(listed["anchor_scales"]), **plain({name: listed[name] for name in FACTS & listed.keys()})}
+    training = listed.get("training")
+    facts |= {"inputs": Inputs(**plain(listed["inputs"])), "training": None if training is None else Recipe.from_json(training)}
+    return DetectorEntry(**facts)
 
 
 def _named(what: str, name: str, known: Mapping[str, Any], why_not: str = "") -> Any:

@@ -82,7 +82,7 @@ class RecipeChoice(Body):
     precision: Name | None = recipe_field("precision", one_of(PRECISIONS))
     lr: float | None = recipe_field("lr", "peak learning rate; given without base_batch, it is not scaled", gt=0, le=10)
     auto_scale_lr: bool | None = recipe_field("auto_scale_lr", "scale lr from base_batch images a step to those there are")
-    base_batch: int | None = recipe_field("base_batch", "images a step that lr was published for")
+    base_batch: int | None = recipe_field("base_batch", "images a step that lr is for")
     optimizer: Name | None = recipe_field("optimizer", one_of(OPTIMIZERS))
     momentum: float | None = recipe_field("momentum", "of sgd", ge=0, lt=1)
     weight_decay: float | None = recipe_field("weight_decay", ge=0, le=1)

@@ -164,7 +164,7 @@ class Recipe:
             if step != self.base_batch:
                 warnings.append(
                     f"the learning rate was scaled from {self.lr:g} to {recipe.lr:g}: "
-                    f"{step} images a step instead of the {self.base_batch} it was published for"
+                    f"{step} images a step instead of the {self.base_batch} that the rate is for"
                 )
         return recipe, warnings
 

@@ -14,6 +14,20 @@ SIZES = ("Resize", "RandomResize", "RandomChoiceResize")
 CUTTING = ("Mosaic", "CachedMosaic", "RandomAffine", "RandomCrop", "RandomCenterCropPad")  # whose images' scale is not the detector's
 PLAIN = ("LoadImageFromFile", "LoadAnnotations", "PackDetInputs", "RandomFlip", "Pad", "FilterAnnotations", "RandomChoice", *SIZES)
 
+# Fields that mean something by one another: a rate belongs to its optimizer and to the images a step that it is for.
+RATE = ("optimizer", "lr", "momentum", "weight_decay", "batch", "accumulate", "base_batch")
+LENGTH = ("epochs", "eval_every")
+SIZE = ("image_size", "short_side", "train_short_sides")
+LOST_WITH: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("lr", "batch", "accumulate", "base_batch"), RATE),
+    **dict.fromkeys(("epochs", "iterations"), LENGTH),
+    **dict.fromkeys(SIZE, SIZE),
+}
+OF_LENGTH = {  # the 1x schedule's suit its own length alone; what null means for each
+    "milestones": "the rate falls after 8/12 and 11/12 of the run here",
+    "eval_every": "it is measured at the end here",
+}
+
 Config = Mapping[str, Any]
 
 
@@ -26,22 +40,54 @@ class Reading:
 
     def keeps(self, where: str, why: str, *names: str) -> None:
         """Note that fields stay as in MMDetection's 1x schedule."""
-        kept = " ".join(f"{name}={_shown(getattr(ONE_X, name))}" for name in names)
-        self.notes.append(f"{where}: {why}; {kept}, as of MMDetection's 1x schedule")
+        values = {name: getattr(ONE_X, name) for name in names}
+        kept = " ".join(f"{name}={_shown(value)}" for name, value in values.items() if value is not None)
+        self.notes.append(f"{where}: {why}; {kept or 'none'}, as of MMDetection's 1x schedule")
+
+    def recipe(self) -> Recipe:
+        """Of the fields that fit, with a note of each that does not."""
+        while True:
+            told = len(self.notes)
+            try:
+                return Recipe.from_json({**ONE_X.to_json(), **self.fields})
+            except ValueError as error:
+                for fault in recipe_faults(error):
+                    self._lose(*fault.removeprefix("recipe.").split(": ", 1))
+                if len(self.notes) == told:  # nothing was lost, and the next try would end as this did
+                    raise
+
+    def _lose(self, name: str, why: str) -> None:
+        """Leave a field out, and those that mean nothing without it."""
+        if name not in self.fields:  # with another, of which the note is
+            return
+        if name in OF_LENGTH:
+            self.fields[name] = None
+            self.notes.append(f"recipe.{name}: {why}; {OF_LENGTH[name]}")
+            return
+        lost = LOST_WITH.get(name, (name,))
+        for one in (name, *lost):
+            self.fields.pop(one, None)
+        if lost == LENGTH:
+            self.fields["milestones"] = None
+        self.keeps(f"recipe.{name}", why, *lost)
 
 
-def recipe_of(config: Config) -> tuple[Recipe | None, list[str]]:
+def recipe_of(config: Config, gpus: int | None = None) -> tuple[Recipe | None, list[str]]:
     """The recipe of a configuration that is plain data, with notes of what it keeps of MMDetection's 1x schedule, or leaves out.
 
-    A step has the images that the learning rate is for, in one forward. A gradient that is not clipped there is clipped at 35 here, for a
-    policy adds to it. None for a configuration that says nothing of a training.
+    A step has the images that the learning rate is for, in one forward: those of so many gpus, or where these are not given those that
+    `auto_scale_lr` says. A gradient that is not clipped there is clipped at 35 here, for a policy adds to it. None for a configuration
+    that says nothing of a training.
     """
     if not any(config.get(part) for part in ("optim_wrapper", "train_dataloader", "train_cfg")):
         return None, ["it says nothing of a training; without a pair, requests have to say how it is trained (recipe)"]
     found = Reading()
     pipeline, times = _training_images(config)
     _read_optimizer(config.get("optim_wrapper") or {}, found)
-    _read_batch(config, found)
+    if "lr" in found.fields:
+        _read_batch(config, gpus, found)
+    elif gpus is not None:
+        found.notes.append("--gpus: has no effect; the rate, and the images that it is for, are not the configuration's")
     _read_length(config, times, found)
     _read_schedule(_listed(config.get("param_scheduler")), times, found)
     _read_sizes(pipeline, config, found)
@@ -49,18 +95,15 @@ def recipe_of(config: Config) -> tuple[Recipe | None, list[str]]:
     for hook in _listed(config.get("custom_hooks")):
         if hook.get("type") == "EMAHook":
             found.fields["ema"] = round(1 - float(hook.get("momentum", 2e-4)), 9)
-    try:
-        return Recipe.from_json({**ONE_X.to_json(), **found.fields}), found.notes
-    except ValueError as error:
-        return ONE_X, [f"{fault}; the recipe is MMDetection's 1x schedule" for fault in recipe_faults(error)]
+    return found.recipe(), found.notes
 
 
 def _read_optimizer(wrapper: Config, found: Reading) -> None:
     optimizer = wrapper.get("optimizer") or {}
     kind = OPTIMIZERS.get(optimizer.get("type", ""))
     if kind is None or not _number(optimizer.get("lr")):
-        why = f"{_shown(optimizer.get('type'))} with lr {_shown(optimizer.get('lr'))} cannot be done here"
-        found.keeps("optim_wrapper.optimizer", why, "optimizer", "lr", "weight_decay")
+        why = f"{_shown(optimizer.get('type'))} with lr {_shown(optimizer.get('lr'))} cannot be done here, where SGD and AdamW can"
+        found.keeps("optim_wrapper.optimizer", why, *RATE)
     else:
         decay = {"sgd": 0.0, "adamw": 0.01}[kind]  # torch's, where none is given
         found.fields |= {"optimizer": kind, "lr": optimizer["lr"], "weight_decay": optimizer.get("weight_decay", decay)}
@@ -82,19 +125,32 @@ def _read_optimizer(wrapper: Config, found: Reading) -> None:
         found.notes.append(f"optim_wrapper.paramwise_cfg.custom_keys: rates of their own of {', '.join(parts)} are not done here")
 
 
-def _read_batch(config: Config, found: Reading) -> None:
+def _read_batch(config: Config, gpus: int | None, found: Reading) -> None:
     """Images a step are those that the rate is for; MMEngine counts them without `accumulative_counts`."""
     of_gpu = (config.get("train_dataloader") or {}).get("batch_size")
-    step = (config.get("auto_scale_lr") or {}).get("base_batch_size")
-    if isinstance(of_gpu, int) and (step is None or of_gpu > step):
-        why = "is missing" if step is None else f"{step} are fewer than the {of_gpu} of one GPU"
-        step = GPUS * of_gpu
-        found.notes.append(f"auto_scale_lr.base_batch_size: {why}; the rate is taken for {step} images a step, of {GPUS} GPUs")
-    if step is None:
-        found.keeps("auto_scale_lr.base_batch_size", "is missing, as is train_dataloader.batch_size", "batch")
-        step = ONE_X.batch
+    scale = config.get("auto_scale_lr") or {}
+    meant = scale.get("base_batch_size")
+    where, rate = "auto_scale_lr.base_batch_size", f"lr {_shown(found.fields['lr'])} is taken to be for"
+    one_gpu = f"its train_dataloader has {of_gpu} a GPU: if it trains on one GPU, ask for --gpus 1"
+    if gpus is not None and not isinstance(of_gpu, int):
+        found.notes.append("train_dataloader.batch_size: is missing, so that the images of --gpus are not known")
+    if isinstance(of_gpu, int) and gpus is not None:
+        step = gpus * of_gpu
+        if meant is None or not scale.get("enable"):  # else MMEngine itself scales the rate to what there is
+            meant = step
+    elif isinstance(of_gpu, int) and (meant is None or of_gpu > meant):
+        why = "is missing" if meant is None else f"{meant} are fewer than the {of_gpu} of one GPU"
+        meant = step = GPUS * of_gpu
+        found.notes.append(f"{where}: {why}; {rate} {step} images a step, of {GPUS} GPUs; {one_gpu}")
+    elif meant is not None:
+        step = meant
+        if isinstance(of_gpu, int) and of_gpu != meant:
+            found.notes.append(f"{rate} {step} images a step ({where}); {one_gpu}")
+    else:
+        found.keeps(where, "is missing, as is train_dataloader.batch_size", "batch")
+        meant = step = ONE_X.batch
     forwards = (config.get("optim_wrapper") or {}).get("accumulative_counts", 1)
-    found.fields |= {"batch": step, "accumulate": forwards, "base_batch": step * forwards}
+    found.fields |= {"batch": step, "accumulate": forwards, "base_batch": meant * forwards}
 
 
 def _read_length(config: Config, times: int, found: Reading) -> None:
@@ -116,7 +172,7 @@ def _read_schedule(schedulers: Sequence[Config], times: int, found: Reading) -> 
         if kind == "MultiStepLR":
             known = True
             if one.get("by_epoch", True) == by_epochs:
-                found.fields["milestones"] = [milestone * (times if by_epochs else 1) for milestone in one["milestones"]]
+                found.fields["milestones"] = _before_the_end(one["milestones"], times if by_epochs else 1, found)
             else:
                 found.notes.append("param_scheduler: milestones in another unit than the length; here after 8/12 and 11/12 of it")
                 found.fields["milestones"] = None
@@ -138,6 +194,18 @@ def _read_schedule(schedulers: Sequence[Config], times: int, found: Reading) -> 
         found.fields["warm_up"] = None
     elif found.fields["warm_up"] is None:
         found.notes.append("param_scheduler: a warm-up in epochs or of another form; the rate rises over 500 iterations here")
+
+
+def _before_the_end(milestones: Sequence[Any], times: int, found: Reading) -> list[Any] | None:
+    """Milestones that the run comes to; where it comes to none, 8/12 and 11/12, for a rate that never falls cannot be said here."""
+    epochs = found.fields.get("epochs", ONE_X.epochs)
+    length = epochs if epochs is not None else found.fields["iterations"]
+    late = [one for one in milestones if _number(one) and _number(length) and one * times >= length]
+    if late:
+        said = "param_scheduler: the run ends before the rate falls at " + ", ".join(map(_shown, late))
+        never = "it never falls there; here it falls tenfold after 8/12 and 11/12 of the run"
+        found.notes.append(f"{said}; {never if len(late) == len(milestones) else 'left out'}")
+    return [one * times for one in milestones if one not in late] or None
 
 
 def _read_sizes(pipeline: Sequence[Config], config: Config, found: Reading) -> None:

@@ -5,7 +5,7 @@ import math
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +52,44 @@ class SurveyError(ValueError):
     """A configuration that no teacher or student can be built from here, and why."""
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The model of an MMDetection configuration (`.py`), as plain data that says all that is needed and fetches nothing.
+class Content(NamedTuple):
+    """An MMDetection configuration. parts: what is plain data of it, by name; odd: why others could not be made so, by name."""
 
-    The file is Python and runs, and so do those that it inherits from. What it says of weights to begin with is left out.
-    Raises SurveyError for a file that cannot be read or has no model, or whose model is more than data.
+    path: Path
+    parts: dict[str, Any]
+    odd: dict[str, str]
+
+
+def read_file(path: Path) -> Content:
+    """Read an MMDetection configuration (`.py`). It is Python and runs, once, and so do the files that it inherits from.
+
+    Raises SurveyError for one that cannot be read.
     """
-    plain = _content(path).get("model")
+    prepare_mmdet()
+    from mmengine.config import Config
+
+    try:
+        # A worker builds from the data alone, so what a configuration would import besides must not be there now either.
+        config = Config.fromfile(path, import_custom_modules=False).to_dict()
+    except Exception as error:  # whatever a configuration, which is a program, may raise
+        raise SurveyError(f"{path}: cannot be read as MMDetection's configuration: {_first_line(error)}") from error
+    content = Content(path, {}, {})
+    for name, part in config.items():
+        try:
+            content.parts[name] = _plain(part)
+        except Exception as error:  # values may be of any class
+            content.odd[name] = _first_line(error)
+    return content
+
+
+def model_of(content: Content) -> dict[str, Any]:
+    """The model of a configuration, as plain data that says all that is needed and fetches nothing.
+
+    What it says of weights to begin with is left out. Raises SurveyError where there is no model, or it is more than data.
+    """
+    path, plain = content.path, content.parts.get("model")
+    if "model" in content.odd:
+        raise SurveyError(f"{path}: model: cannot be read: {content.odd['model']}")
     if not isinstance(plain, dict):
         raise SurveyError(f"{path}: has no model; give the configuration of a detector, with `model = dict(type=..., backbone=...)`")
     _check_type(plain)
@@ -73,15 +104,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return json.loads(json.dumps(plain))  # what is looked at is what will be in a file: lists for tuples
 
 
-def read_recipe(path: Path) -> tuple[Recipe | None, list[str]]:
-    """How an MMDetection configuration (`.py`) trains its model, and notes of what of that could not be read or is not done here.
-
-    The file runs, as for `read_config`.
-    """
+def training_of(content: Content, gpus: int | None = None) -> tuple[Recipe | None, list[str]]:
+    """How a configuration trains its model on so many GPUs (`recipe_of`), and notes of what could not be read or is not done here."""
+    odd = [f"{name}: cannot be read: {why}" for name, why in content.odd.items()]
     try:
-        return recipe_of(_content(path))
+        recipe, notes = recipe_of(content.parts, gpus)
     except Exception as error:  # a training may be configured in any way, and none keeps a detector from being distilled
-        return None, [f"its training cannot be read: {_first_line(error)}; without a pair, requests have to say how it is trained (recipe)"]
+        why = f"its training cannot be read: {_first_line(error)}; without a pair, requests have to say how it is trained (recipe)"
+        return None, [*odd, why]
+    return recipe, [*odd, *notes]
 
 
 def survey(config: Mapping[str, Any], name: str, title: str) -> DetectorEntry:
@@ -119,20 +150,6 @@ def survey(config: Mapping[str, Any], name: str, title: str) -> DetectorEntry:
         own=True,
         config=config,
     )
-
-
-def _content(path: Path) -> dict[str, Any]:
-    """A configuration file as plain data. Raises SurveyError."""
-    prepare_mmdet()
-    from mmengine.config import Config
-
-    try:
-        # A worker builds from the data alone, so what a configuration would import besides must not be there now either.
-        config = Config.fromfile(path, import_custom_modules=False)
-        plain: dict[str, Any] = _plain(config.to_dict())
-    except Exception as error:  # whatever a configuration, which is a program, may raise
-        raise SurveyError(f"{path}: cannot be read as MMDetection's configuration: {_first_line(error)}") from error
-    return plain
 
 
 def _check_type(config: Mapping[str, Any]) -> None:
