@@ -6,7 +6,7 @@ import pytest
 
 from detkds_api.settings import Settings
 from detkds_core.policy import readable
-from detkds_core.store import jobs
+from detkds_core.store import jobs, results
 from detkds_core.store import searches as stored
 
 from .conftest import KEY, free_port, running
@@ -250,6 +250,24 @@ def test_a_search_counts_its_candidates_as_the_ledger_does(service, wanted, see)
         ["3", "infeasible: the loss is nan"],
     ]
     assert cells(browser, 0)[0][:3] == ["0", "15", "12.3"]
+
+
+def test_a_run_says_where_its_recipe_is_from_and_what_is_to_be_said_of_it(service, wanted, see):
+    one = made(service, wanted, name="planned", recipe={**wanted["recipe"], "image_size": 800})
+    (warning,) = one["spec"]["warnings"]
+    browser = see(f"/searches/{one['id']}", warning)
+    origin = one["spec"]["recipe_from"]
+    assert f"Recipe: from {origin['base']}, but for your {', '.join(origin['given'])}." in browser.text
+    whole = made(service, wanted, name="whole", recipe={**one["spec"]["recipe"], "image_size": 64})
+    browser = see(f"/searches/{whole['id']}", "Recipe: given whole.")
+    assert browser.run("document.querySelectorAll('main .problem').length") == 0
+    with service.store.begin() as session:  # the result says it, once there is one
+        search = stored.get(session, one["id"])
+        results.create(session, search, policy={"terms": []}, ap=1.0, metrics={}, evidence={}, artifacts={}, environment={})
+        for move in (stored.start, stored.confirm, stored.succeed):
+            move(session, search)
+    browser = see(f"/searches/{one['id']}", "Its result")
+    assert browser.run("document.querySelectorAll('main .problem').length") == 0
 
 
 @pytest.mark.parametrize(

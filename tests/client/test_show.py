@@ -226,6 +226,7 @@ def test_a_recipe_is_told_with_where_it_is_from(capsys):
         "from the pair mine, but for your accumulate",
         "note: the images are small",
     ]
+    assert [label for label, _ in show.plan_facts(spec, told=True)] == ["recipe"], "the result says the rest"
     whole = Recipe(iterations=4).to_json()
     words = "4 iterations of 8 images at 128 px, adamw at lr 0.002, one_cycle"
     assert show.recipe_line({"recipe": whole, "recipe_from": {"base": "the defaults", "given": sorted(whole)}}) == f"{words}; given whole"

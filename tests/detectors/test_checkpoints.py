@@ -244,7 +244,7 @@ def test_a_backbone_of_another_framework_fits_and_what_stays_unused_is_told(tmp_
     assert not whole
     assert all(torch.equal(state[key], value) for key, value in given.items())
     assert notes == [
-        "student.checkpoint caffe.safetensors: not used, since the student's backbone has nothing of that name: "
+        "student.checkpoint: not used, since the student's backbone has nothing of that name: "
         f"conv1.bias, layer1.0.conv1.bias, layer1.0.conv2.bias and {len(biases) - 3} more"
     ]
 
@@ -268,7 +268,7 @@ def test_a_backbone_may_lack_what_begins_with_one_value_and_nothing_else(tmp_pat
     lacking = {key: value for key, value in given.items() if not key.startswith("bn1.")}
     _, notes = load_student(model, backbone_file(tmp_path / "a.safetensors", lacking))
     assert notes == [
-        "student.checkpoint a.safetensors: not in it, so that the student's backbone keeps its own first values: "
+        "student.checkpoint: not in it, so that the student's backbone keeps its own first values: "
         "bn1.weight, bn1.bias, bn1.running_mean and 1 more"
     ]
     assert torch.equal(model.backbone.bn1.weight, torch.ones(8))

@@ -9,9 +9,9 @@ import pytest
 from detkds_api.budget import expected_students
 from detkds_api.reports import page, report_of
 from detkds_core.policy import named_policies, parse_formula, to_json
-from detkds_core.store import Store, results, searches
+from detkds_core.store import Store, jobs, results, searches
 
-from .worker import LUCK, ap_of, create, drive, measured, outcome, search_spec, specs
+from .worker import LUCK, ap_of, create, drive, ended, evolver, measured, outcome, search_spec, specs
 
 NONE, PKD, FIRST, SECOND = range(4)  # the entrants: two finalists
 
@@ -120,6 +120,50 @@ def test_distillers_may_be_policies_and_are_measured_once(sqlite: Store) -> None
     assert [(one["name"], one["role"]) for one in entrants[:3]] == [("none", "alone"), ("pkd halved", "reference"), ("pkd", "reference")]
     assert entrants[2]["candidate"] == 1, "the search measured PKD too"
     assert [one["role"] for one in entrants[3:]] == ["searched"]
+
+
+def test_the_result_says_what_its_trainers_found_out(sqlite: Store) -> None:
+    """Of a search on its way which candidates, of its confirmation how often with which seed: the figures rest on these."""
+
+    def row(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        one = {name: value for name, value in measured(candidate, spec).items() if name != "not_finite"}
+        if spec["kind"] == "evaluate" and candidate["index"] in range(1, 12) and one["ap"] is not None:
+            one["not_finite"] = 5
+        if spec["kind"] == "confirm" and (candidate["index"], spec["seed"]) in ((PKD, 6), (PKD, 8), (FIRST, 7)):
+            one["not_finite"] = spec["seed"]
+        return one
+
+    search = create(sqlite, warnings=["the images are small", "fc.weight is not used"])
+    drive(sqlite, row)
+    found = outcome(sqlite, search)
+    name = next(one["name"] for one in found["confirmations"] if one["entrant"] == FIRST)
+    wrong = [one["index"] for one in found["candidates"] if one["index"] in range(1, 12) and one["ap"] is not None]
+    assert wrong == [1, 3, 4, 5, 6, 7, 8, 9, 10, 11], "2 is refused"
+    assert found["result"]["metrics"]["warnings"] == [
+        "the images are small",
+        "fc.weight is not used",
+        "the rate was scaled",
+        "some detections of candidates 1, 3, 4, 5, 6, 7, 8, 9 and 2 more on the selection images have a box or score that is not finite; "
+        "each counts as wrong and matches no object",
+        "detections of pkd on the report images whose box or score is not finite: 6 with seed 6, 8 with seed 8; "
+        "each counts as wrong and matches no object",
+        f"detections of {name} on the report images whose box or score is not finite: 7 with seed 7; "
+        "each counts as wrong and matches no object",
+    ]
+    assert found["result"]["evidence"]["inherited"] == {"tensors": 18, "of": 37}
+
+
+def test_a_result_of_trainers_that_say_nothing_has_no_warnings(sqlite: Store) -> None:
+    search = create(sqlite)
+    one = evolver(sqlite)
+    while not ended(sqlite, search):
+        one.round()
+        with sqlite.begin() as session:
+            if (claim := jobs.claim(session, worker="w", lease_seconds=60)) is not None:
+                rows = [measured(candidate, claim.spec) | {"not_finite": 0} for candidate in claim.spec["candidates"]]
+                assert jobs.finish(session, claim, {"candidates": rows, "environment": {}})
+    result = outcome(sqlite, search)["result"]
+    assert (result["metrics"]["warnings"], result["evidence"]["inherited"]) == ([], None)
 
 
 def test_the_result_carries_its_evidence(sqlite: Store) -> None:

@@ -370,10 +370,10 @@ def recipe_words(recipe: Recipe, images: int | None = None) -> str:
     return f"{length} of {recipe.images_per_step} images{forwards} at {size}, {learning}"
 
 
-def plan_facts(spec: Mapping[str, Any]) -> list[tuple[str, str | Text]]:
-    """The recipe of a specification, and what has to be said of it."""
+def plan_facts(spec: Mapping[str, Any], told: bool = False) -> list[tuple[str, str | Text]]:
+    """The recipe of a specification, and what has to be said of it. told: a result is there, which says that too."""
     line = recipe_line(spec)
-    return [*([("recipe", line)] if line else []), *[("note", text) for text in spec.get("warnings") or []]]
+    return [*([("recipe", line)] if line else []), *[("note", text) for text in (not told and spec.get("warnings")) or []]]
 
 
 def plan(spec: Mapping[str, Any]) -> None:
@@ -393,7 +393,7 @@ def search(one: Search) -> None:
             *([("continues", one["spec"]["continues"])] if one["spec"].get("continues") else []),
             *labels(one),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
-            *plan_facts(one["spec"]),
+            *plan_facts(one["spec"], told=bool(one["result_id"])),
             ("done", f"{one['progress']['done']:,} of {one['progress']['total']:,} {unit_of(one)}"),
             *(
                 [("best", f"AP {best['ap']:.1f} on selection images, candidate {best['index']}: {readable(best['formula'])}")]
@@ -415,7 +415,7 @@ def distillation(one: Distillation) -> None:
             *([("reason", one["reason"])] if one["reason"] else []),
             ("pair", f"{one['teacher']} teaches {one['student']} on {one['dataset']}"),
             ("policy", readable(one["formula"])),
-            *plan_facts(one["spec"] if not one["result_id"] else {**one["spec"], "warnings": []}),  # a result has them too
+            *plan_facts(one["spec"], told=bool(one["result_id"])),
             *labels(one),
             *([("result", one["result_id"])] if one["result_id"] else []),
         ]

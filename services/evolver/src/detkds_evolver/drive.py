@@ -20,6 +20,7 @@ from detkds_core.store.candidates import looked
 from detkds_core.store.models import Job as StoredJob
 from detkds_core.store.models import Search, Trial
 from detkds_evolver.confirmation import NothingToConfirmError, conclude, entrants, first_failure, fresh_seeds
+from detkds_evolver.findings import inherited, warnings_of
 from detkds_evolver.groups import job_spec, replicate_seed, shared_out
 
 HOPELESS_JOBS = 2  # when nothing in the first two jobs could be trained, not even the references, the rest cannot either
@@ -266,12 +267,13 @@ def end(session: Session, search: Search, evolution: Evolution) -> None:
         for row in (job.result or {}).get("candidates", ())
         if row.get("resampled_ap")
     }
+    confirmations = searches.confirmations(session, search.id)
     try:
         outcome = conclude(
             search,
             searches.all_candidates(session, search.id),
             searches.trials(session, search.id),
-            searches.confirmations(session, search.id),
+            confirmations,
             evolution.summary(searches.costs(session, search)),
             environments,
             drawn,
@@ -284,8 +286,8 @@ def end(session: Session, search: Search, evolution: Evolution) -> None:
         search,
         policy=outcome.policy,
         ap=outcome.ap,
-        metrics=outcome.metrics,
-        evidence=outcome.evidence,
+        metrics=outcome.metrics | {"warnings": warnings_of(search.spec, own, {one.entrant: one.name for one in confirmations})},
+        evidence=outcome.evidence | {"inherited": inherited(own)},
         artifacts={},
         environment=outcome.environment,
     )

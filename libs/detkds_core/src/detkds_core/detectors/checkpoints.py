@@ -260,14 +260,15 @@ def load_student(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
     if wrong := _listed({MISSING: drawn, MISSHAPEN: found[MISSHAPEN]}):
         raise CheckpointError(f"{path.name}: does not fit the detector's backbone: {wrong}")
     backbone.load_state_dict(given, strict=False)
-    return False, list(_odd_ends(path.name, found))
+    return False, list(_odd_ends(found))
 
 
-def _odd_ends(name: str, found: Mapping[str, list[str]]) -> Iterator[str]:
+def _odd_ends(found: Mapping[str, list[str]]) -> Iterator[str]:
+    """Without the file's name, which may be that of a machine's copy: results have these."""
     told = {
         SURPLUS: "not used, since the student's backbone has nothing of that name",
         MISSING: "not in it, so that the student's backbone keeps its own first values",
     }
     for kind, meaning in told.items():
         if keys := found[kind]:
-            yield f"student.checkpoint {name}: {meaning}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+            yield f"student.checkpoint: {meaning}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"

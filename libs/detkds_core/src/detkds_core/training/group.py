@@ -126,10 +126,10 @@ def start_warnings(start: Start) -> list[str]:
             f"the backbone of {start.student_entry.name} begins with random weights, where MMDetection begins with pretrained ones; all of "
             "it is trained, for which published schedules are short: give a student.checkpoint (detkds convert --backbone)"
         )
-    if start.inherited is not None and start.inherited["tensors"] < start.inherited["of"] / 2:
+    if start.inherited and start.inherited["of"] and not start.inherited["tensors"]:  # few are all that some pairs have in common
         warnings.append(
-            f"of the {start.inherited['of']} tensors of its neck and head {start.student_entry.name} inherits {start.inherited['tensors']} "
-            f"from {start.teacher_entry.name}; the others do not fit and begin at random"
+            f"{start.student_entry.name} inherits nothing from {start.teacher_entry.name}: none of the {start.inherited['of']} tensors of "
+            "its neck and head fits, and all of them begin at random"
         )
     return warnings
 

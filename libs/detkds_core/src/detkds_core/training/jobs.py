@@ -33,6 +33,7 @@ def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any
     `evaluate` measures on the selection images, and the lenient AP too where it is a rung; `confirm` on the report images, which no search
     sees, and gives `resampled_ap` as well: the APs on images drawn anew from them, the same draws for every policy and seed. A candidate
     that fails says why and costs the others nothing.
+    What has to be said of all of them is in `warnings`, what of one in its row; neither depends on the machine or on what came before.
     The last weights are measured (their average where the recipe keeps one); `eval_every` is for the training of one student.
 
     With `fork` the candidates are looked at where a trunk of so many steps stands, and with `rung` they are branches of so many steps from
@@ -60,8 +61,7 @@ def measure_candidates(spec: Mapping[str, Any], report: Report) -> dict[str, Any
         rows[index] = measured[index] if index in measured else _row(index, looked.resolved(index, policy))
         looked.tell(index, rows[index])
     found = [rows[index] for index in candidates]
-    warnings += [*start_warnings(start), *(one for row in found for one in not_finite_warnings(f"candidate {row['index']}", row))]
-    said = {"warnings": warnings, "inherited": start.inherited, "environment": environment()}
+    said = {"warnings": [*warnings, *start_warnings(start)], "inherited": start.inherited, "environment": environment()}
     return {"candidates": found, **said, **({"fork": trunk} if trunk else {})}
 
 

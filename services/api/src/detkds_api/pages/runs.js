@@ -76,7 +76,17 @@ function head(one, kind, path, api) {
     one.cloned_from ? make("p", { class: "quiet" }, `The same as `, link(`#/${path}/${one.cloned_from}`, `another ${kind}`), ", with changes.") : null,
     busy || one.state === "PAUSED" ? make("div", {}, bar(one.progress)) : null,
     waits(one),
+    plan(one),
     labels(one, path, api)];
+}
+
+// Where the recipe is from, and what has to be said of it, which a result says too.
+function plan({ spec, result_id: ended }) {
+  const { base, given } = spec.recipe_from || {};
+  const whole = base && Object.keys(spec.recipe).every((name) => given.includes(name));
+  return [
+    base ? make("p", { class: "quiet recipe" }, whole ? "Recipe: given whole." : `Recipe: from ${base}${given.length ? `, but for your ${given.join(", ")}` : ""}.`) : null,
+    ended ? null : (spec.warnings || []).map((text) => make("p", { class: "problem" }, text))];
 }
 
 const asked = (spec) => [make("h2", {}, "What it was asked to do"), make("pre", {}, JSON.stringify(spec, (key, value) => (key === "space" ? undefined : value), 1))];
