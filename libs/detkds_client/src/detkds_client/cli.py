@@ -28,10 +28,10 @@ datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 app.add_typer(
     datasets_app,
     name="datasets",
-    help="List datasets; `add` registers one, `show` says how it is.",
+    help="List datasets; `add`, `show` and `delete` are for one.",
 )
 app.add_typer(detectors_app, name="detectors", help="List detectors; `add` makes one of yours known.")
-app.add_typer(checkpoints_app, name="checkpoints", help="List uploaded checkpoints; `upload` sends one.")
+app.add_typer(checkpoints_app, name="checkpoints", help="List checkpoints; `upload` sends one, `show` tells of it.")
 app.add_typer(keys_app, name="keys", help="List API keys; `create` makes one, `revoke` ends one.")
 app.add_typer(workers_app, name="workers", help="List workers and their jobs; `drain` gives one no more.")
 
@@ -107,6 +107,18 @@ def show_dataset(
     with connected(url) as client:
         found = client.dataset(name)
     show.as_json(found) if as_json else show.dataset(found)
+
+
+@datasets_app.command("delete")
+def delete_dataset(
+    name: Annotated[str, typer.Argument(help="Of `detkds datasets`.")],
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Remove a dataset that was REFUSED, or whose check shall end. Its files stay where they are; one that is READY is kept."""
+    with connected(url) as client:
+        done = client.delete_dataset(name)
+    show.as_json(done) if as_json else print(f"{done['name']} is deleted")
 
 
 @app.command()

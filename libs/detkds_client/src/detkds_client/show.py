@@ -169,7 +169,7 @@ def datasets(found: Sequence[Dataset]) -> None:
     rows = [
         (
             one["name"],
-            "built in" if one["builtin"] else "registered" if one["state"] == "READY" else one["state"].lower(),
+            "built in" if one["builtin"] else "registered" if one["state"] == "READY" else state(one["state"]),
             str(len(one["classes"])) if one["classes"] else "-",
             count(one["train_images"]),
             count(one["val_images"]),
@@ -194,7 +194,7 @@ def checking_line(one: Dataset) -> str:
     """How far a check is, in a line."""
     progress = one["progress"]
     if progress is None:
-        return f"{one['name']}: {'waits for its check' if one['state'] == 'CHECKING' else one['state'].lower()}"
+        return f"{one['name']}: {'waits for its check' if one['state'] == 'CHECKING' else one['state']}"
     return f"{one['name']}: {progress['message']}" + (f", {progress['done']:,} of {progress['total']:,}" if progress["total"] else "")
 
 
@@ -213,6 +213,15 @@ def checkpoints(found: Sequence[Checkpoint]) -> None:
         for one in found
     ]
     listed(columns, rows, "No checkpoint. Send one: detkds checkpoints upload teacher.safetensors")
+
+
+def checkpoint(one: Checkpoint) -> None:
+    """A checkpoint, and why it is not READY."""
+    checkpoints([one])
+    if one["reason"]:
+        print(one["reason"])
+    elif one["received"] is not None and one["state"] == "UPLOADING":
+        print(f"{len(one['received'])} of {one['parts']} parts are there; the same `detkds checkpoints upload` again sends the rest")
 
 
 def keys(found: Sequence[Key]) -> None:
