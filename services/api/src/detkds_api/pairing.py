@@ -16,7 +16,6 @@ from detkds_api.problems import FieldError, InvalidInput, invalid, pointer, poin
 from detkds_api.service import Running
 from detkds_core.catalogue import DETECTORS, PAIRS, DetectorEntry, Exchange, Pair, Recipe, base_recipe, exchange, pair_facts
 from detkds_core.catalogue import detector as detector_entry
-from detkds_core.catalogue.pairs import CHECKPOINTS
 from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, recipe_faults, size_warning
 from detkds_core.catalogue.schedules import SMALL
 from detkds_core.names import meant
@@ -272,7 +271,8 @@ def checked_detector(
         found = checkpoints.find(
             session,
             choice.checkpoint,
-            (*service.settings.readable_roots, CHECKPOINTS),
+            service.settings.data_roots,
+            service.settings.own_roots,
             owner=service.caller.sees,
             seen=lambda path: seen(session, service, path),
         )
