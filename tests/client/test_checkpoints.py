@@ -66,7 +66,7 @@ def test_a_refusal_tells_why(detkds, tmp_path):
     (tmp_path / "teacher.safetensors").write_bytes(b"x" * 100)
     done = detkds("checkpoints", "upload", str(tmp_path / "teacher.safetensors"))
     assert done.returncode == 1
-    assert "teacher.safetensors is refused: the file: cannot be read as tensors only" in " ".join(done.stderr.split())
+    assert "teacher.safetensors is refused: the file: is no PyTorch checkpoint" in " ".join(done.stderr.split())
     (refused,) = (one for one in json.loads(detkds("checkpoints", "--json").stdout) if one["state"] == "REFUSED")
     shown = detkds("checkpoints", "show", refused["id"])
     assert "REFUSED" in shown.stdout

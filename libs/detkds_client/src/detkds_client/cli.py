@@ -207,13 +207,14 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     classes: Classes = None,
     backbone: Annotated[bool, typer.Option("--backbone", help="Only the backbone, of a detector or a published classifier.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there already.")] = False,
 ) -> None:
     """Make a checkpoint ready for the service. A teacher's, with its class names in the header, or the backbone a student begins with."""
     from detkds_client.convert import ConvertError
     from detkds_client.convert import convert as run
 
     try:
-        found = run(source, target, names(classes), backbone=backbone)
+        found = run(source, target, names(classes), backbone=backbone, force=force)
     except ConvertError as error:
         raise Refusal(str(error)) from error
     if backbone:
