@@ -22,6 +22,7 @@ from detkds_client.options import Classes, Json, Refusal, Url, connected
 from detkds_client.show_progress import checking
 from detkds_client.spelling import in_commands, names
 from detkds_client.worker_commands import job, logs, workers_app
+from detkds_core.names import counted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -220,7 +221,7 @@ def convert(
     if backbone:
         print(f"{target}: a backbone; give it as a student's checkpoint (--student DETECTOR:{target})")
         return
-    print(f"{target}: {len(found)} classes ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})")
+    print(f"{target}: {counted(len(found), 'class', 'classes')} ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})")
 
 
 def explain(text: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 from PIL import Image, UnidentifiedImageError
 
 from detkds_core.datasets.dataset import Dataset, DatasetError, Split, digest, halves, median_sides
+from detkds_core.names import counted
 
 BUILT_IN = ("digits", "trees")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -187,7 +188,7 @@ def _check_records(split: str, content: Mapping[str, Any], problems: Problems) -
     fewest = 2 if split == "val" else 1
     if len(content["images"]) < fewest:
         reason = "; half of val selects and half reports, so give at least 2" if split == "val" else "; give at least 1"
-        problems.add(f"{where}: too few images", f"{where}: has {len(content['images'])} images{reason}")
+        problems.add(f"{where}: too few images", f"{where}: has {counted(len(content['images']), 'image')}{reason}")
     if not any(map(_has_box, content["annotations"])):
         crowd = f" but {len(boxes)} crowd annotations" if boxes else ""
         problems.add(f"{where}: no boxes", f"{where}: has no valid box{crowd}; there is nothing to learn or to measure")
