@@ -19,7 +19,7 @@ TEST_PACKAGES := flask flask-cors hypothesis import-linter jsonschema moto mypy 
 
 # What imports no torch is typed strictly. Of the worker, that is all but the trainer process.
 CORE := libs/detkds_core/src/detkds_core
-TYPED := $(addprefix $(CORE)/,policy catalogue evolution datasets store report logs.py names.py processes.py) libs/detkds_client/src/detkds_client \
+TYPED := $(addprefix $(CORE)/,policy catalogue evolution datasets store report logs.py names.py processes.py roots.py) libs/detkds_client/src/detkds_client \
 	services/api/src/detkds_api services/evolver/src/detkds_evolver \
 	$(filter-out %/trainer.py,$(wildcard services/worker/src/detkds_worker/*.py))
 

@@ -70,6 +70,7 @@ class Supervised:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = int(listener.getsockname()[1])
         self.home, self.workers = home, workers
+        (home / "roots").mkdir(parents=True, exist_ok=True)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DETKDS_")}
         self.environment = inherited | {
             "DETKDS_HOME": str(home),

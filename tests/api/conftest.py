@@ -221,6 +221,7 @@ def of_distillation(service: Service) -> Callable[..., str]:
 
 def environment(home: Path, detectors: Path, port: int = 0) -> dict[str, str]:
     """That of a service with detectors of its own, in a process of its own."""
+    (home / "roots").mkdir(parents=True, exist_ok=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DETKDS_")}
     return inherited | {
         "DETKDS_HOME": str(home),

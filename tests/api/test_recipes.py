@@ -36,6 +36,12 @@ def refused(service, body, path="/distill"):
     return {error["pointer"]: error["message"] for error in answer.json()["errors"]}
 
 
+def test_a_wrong_number_hides_no_wrong_word(service, request_for):
+    told = refused(service, request_for(RETINANET, recipe={"lr": -1, "optimizer": "adam"}))
+    assert told["/recipe/lr"].startswith("-1")
+    assert told["/recipe/optimizer"] == "'adam' is not known; one of adamw, sgd"
+
+
 def test_without_a_pair_a_student_has_its_configurations_recipe(service, request_for):
     spec = distilled(service, request_for(RETINANET))
     published = DETECTORS[RETINANET].training.to_json()

@@ -173,6 +173,7 @@ def test_an_illegal_term_is_named_by_its_place(service, wanted):
         ("recipe.lr", float("inf"), "/recipe/lr", "finite"),
         ("recipe.optimizer", "lion", "/recipe/optimizer", "one of adamw, sgd"),
         ("recipe.learning_rate", 0.1, "/recipe/learning_rate", "one of iterations, epochs, batch"),
+        ("teacher", "my_retina", "/teacher", """'my_retina' should be an object: {"detector": ..., "checkpoint": ...}"""),
         ("teacher.weights", "x", "/teacher/weights", "one of detector, checkpoint"),
         ("budget", 3, "/budget", "one of name, pair, dataset"),
         ("confirmation", {"seeds": 2}, "/confirmation/seeds", "greater than or equal to 3"),

@@ -48,6 +48,13 @@ def test_the_process_says_in_one_sentence_why_it_does_not_start(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_folder_of_data_that_is_not_there_ends_the_start(tmp_path):
+    env = {**os.environ, "DETKDS_HOME": str(tmp_path), "DETKDS_DATA_ROOTS": f"{tmp_path}:/nope"}
+    done = subprocess.run([sys.executable, "-m", "detkds_api"], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "detkds_api: DETKDS_DATA_ROOTS: /nope is no folder; make it, or name folders that are there, /data[:/more]\n"
+
+
 def test_nothing_heavy_is_imported_at_the_start():
     code = "import sys, detkds_api.app; print(sorted(set(sys.modules) & {'torch', 'mmdet', 'sklearn', 'celery', 'matplotlib'}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

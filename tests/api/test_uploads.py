@@ -219,7 +219,7 @@ def test_a_pytorch_file_is_read_as_tensors_only(service, tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"x" * 100, "cannot be read as tensors only"),
+        (b"x" * 100, "the file: is no pytorch checkpoint"),
         ((10**6).to_bytes(8, "little") + b"{" * 50, "header"),
         ((2).to_bytes(8, "little") + b"{}", "it holds no tensor"),
         (weights()[:-4], "header"),

@@ -66,7 +66,11 @@ def test_a_refusal_tells_why(detkds, tmp_path):
     (tmp_path / "teacher.safetensors").write_bytes(b"x" * 100)
     done = detkds("checkpoints", "upload", str(tmp_path / "teacher.safetensors"))
     assert done.returncode == 1
-    assert "teacher.safetensors is refused: the file: cannot be read as tensors only" in " ".join(done.stderr.split())
+    assert "teacher.safetensors is refused: the file: is no PyTorch checkpoint" in " ".join(done.stderr.split())
+    (refused,) = (one for one in json.loads(detkds("checkpoints", "--json").stdout) if one["state"] == "REFUSED")
+    shown = detkds("checkpoints", "show", refused["id"])
+    assert "REFUSED" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == refused["reason"] != ""
     gone = detkds("checkpoints", "upload", str(tmp_path / "nowhere"))
     assert (gone.returncode, gone.stderr) == (1, f"{tmp_path / 'nowhere'} is no file\n")
 

@@ -256,9 +256,15 @@ def test_a_dataset_is_checked_and_what_is_wrong_with_it_is_shown(detkds, service
     wrong = "val.images: 001.png has the same content as 001.png of train; AP would be of images learned by heart"
     assert wrong in done.stderr.splitlines()
     shown = detkds("datasets", "show", "leaky").stdout.splitlines()
-    assert shown[1].split()[:2] == ["leaky", "refused"]
+    assert shown[1].split()[:2] == ["leaky", "REFUSED"]
     assert wrong in shown
     assert "there is no dataset 'other'" in detkds("datasets", "show", "other").stderr
+    asked = detkds("distill", "--pair", "digits_gfl", "--dataset", "leaky", "--policy", "pkd")
+    assert "'leaky' was refused; mend it and register it again (`detkds datasets show leaky`)" in paragraph(asked.stderr)
+    deleted = detkds("datasets", "delete", "leaky")
+    assert (deleted.returncode, deleted.stdout) == (0, "leaky is deleted\n"), deleted.stderr
+    assert "leaky" not in detkds("datasets").stdout
+    assert "'mine' is READY, and stays" in paragraph(detkds("datasets", "delete", "mine").stderr)
 
 
 def test_interrupting_leaves_the_search_running_and_says_how_to_come_back(service, pairing, tmp_path):

@@ -43,8 +43,34 @@ def test_class_names_must_be_known(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ConvertError, match=r"nowhere/teacher\.safetensors cannot be written"):
+    with pytest.raises(ConvertError, match=r"nowhere/teacher\.safetensors cannot be written: there is no folder .*nowhere; make it first$"):
         convert(saved(tmp_path / "teacher.pth", ("a",)), tmp_path / "nowhere" / "teacher.safetensors")
+
+
+def test_a_file_that_is_there_is_written_over_only_when_asked(tmp_path):
+    source, target = saved(tmp_path / "teacher.pth", ("a",)), tmp_path / "teacher.safetensors"
+    target.write_text("precious")
+    with pytest.raises(ConvertError, match=r"teacher\.safetensors is there already; choose another name, or write over it with --force"):
+        convert(source, target)
+    assert target.read_text() == "precious"
+    assert convert(source, target, force=True) == ("a",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
+def test_a_file_that_is_cut_off_or_no_checkpoint_is_told_as_that(tmp_path, zipped):
+    source, target = tmp_path / "teacher.pth", tmp_path / "teacher.safetensors"
+    torch.save({"w": torch.ones(1000)}, source, _use_new_zipfile_serialization=zipped)
+    whole = source.read_bytes()
+    for length in (100, len(whole) - 200):
+        source.write_bytes(whole[:length])
+        with pytest.raises(ConvertError, match=r"teacher\.pth: is cut off, and its end is missing; copy or download it again$"):
+            convert(source, target, ("a",))
+    source.write_text("model = dict(type='RetinaNet')")
+    with pytest.raises(ConvertError, match=r"teacher\.pth: is no PyTorch checkpoint; give the \.pth or \.pt file that a training saved"):
+        convert(source, target, ("a",))
+    source.write_bytes(b"")
+    with pytest.raises(ConvertError, match=r"teacher\.pth: is empty$"):
+        convert(source, target, ("a",))
 
 
 def test_a_pickle_with_code_in_it_does_not_run(tmp_path):
@@ -65,7 +91,7 @@ def test_a_backbone_is_taken_from_a_classifier_or_a_detector_and_starts_a_studen
     torch.save({**detector, "neck.a": torch.ones(1)}, tmp_path / "detector.pth")
     target = service.roots / "backbone.safetensors"
     for source in ("classifier.pth", "detector.pth"):
-        done = detkds("convert", str(tmp_path / source), str(target), "--backbone")
+        done = detkds("convert", str(tmp_path / source), str(target), "--backbone", "--force")
         assert done.returncode == 0, done.stderr
         assert "a backbone; give it as a student's checkpoint" in done.stdout
         with safe_open(target, framework="pt") as file:
@@ -77,7 +103,7 @@ def test_a_backbone_is_taken_from_a_classifier_or_a_detector_and_starts_a_studen
     assert "does not say which classes it knows" in answer.json()["detail"]
     torch.save({"fc.weight": torch.ones(1)}, tmp_path / "none.pth")
     with pytest.raises(ConvertError, match="no backbone is among the 1 tensors"):
-        convert(tmp_path / "none.pth", target, backbone=True)
+        convert(tmp_path / "none.pth", target, backbone=True, force=True)
 
 
 def as_a_runner_leaves_it(path, classes):

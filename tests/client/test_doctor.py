@@ -22,7 +22,20 @@ from detkds_core.store import results, searches
 def test_this_machine_can_run_detkds(detkds):
     done = detkds("doctor", "--json")
     findings = {finding["subject"]: finding for finding in json.loads(done.stdout)}
-    subjects = {"Python", "torch", "torchvision", "MMDetection", "threads", "GPU", "detectors", "disk", "database", "broker", "service"}
+    subjects = {
+        "Python",
+        "torch",
+        "torchvision",
+        "MMDetection",
+        "threads",
+        "GPU",
+        "detectors",
+        "data folders",
+        "disk",
+        "database",
+        "broker",
+        "service",
+    }
     assert set(findings) == subjects
     assert findings["MMDetection"]["level"] == "ok", findings["MMDetection"]
     assert findings["service"]["level"] == "ok"
@@ -74,6 +87,14 @@ def test_the_operators_detectors_are_counted_and_a_wrong_file_is_named(tmp_path)
     (tmp_path / "other.json").write_text("[]")
     finding = doctor.detectors(there)
     assert (finding.level, finding.found) == ("fail", f"{tmp_path}/other.json: is a list, not an object with the fields of a detector")
+
+
+def test_the_folders_of_data_are_told_and_one_that_is_not_there_fails(tmp_path):
+    assert doctor.data_roots({}).found.startswith("DETKDS_DATA_ROOTS is not set")
+    assert doctor.data_roots({"DETKDS_DATA_ROOTS": str(tmp_path)}) == ("ok", "data folders", str(tmp_path.resolve()), "")
+    finding = doctor.data_roots({"DETKDS_DATA_ROOTS": f"{tmp_path}:{tmp_path / 'gone'}"})
+    assert finding.level == "fail"
+    assert finding.found.startswith(f"DETKDS_DATA_ROOTS: {tmp_path / 'gone'} is no folder; make it")
 
 
 def test_a_pair_is_not_examined_beside_a_wrong_file(detkds, tmp_path):

@@ -82,6 +82,11 @@ def test_a_result_without_last_weights_says_so(detkds, service, result_id, tmp_p
         row.artifacts = {kind: name for kind, name in row.artifacts.items() if kind != "checkpoint_last"}
     done = detkds("results", result_id, "--last", str(tmp_path / "last.safetensors"))
     assert (done.returncode, done.stderr) == (1, f"result {result_id} has no last checkpoint; its trainer left none\n")
+    with service.store.begin() as session:
+        row = results.get(session, result_id)
+        row.artifacts = {kind: name for kind, name in row.artifacts.items() if kind != "checkpoint_last_pth"}
+    done = detkds("results", result_id, "--last", str(tmp_path / "last.pth"))
+    assert done.stderr == f"result {result_id} has no last PyTorch checkpoint; its trainer left none\n"
 
 
 def test_what_it_was_measured_at_on_its_way_is_shown(detkds, result_id):

@@ -1,12 +1,14 @@
 """How documents look where nobody looks at a terminal."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from detkds_client import show, show_tables
 from detkds_core.catalogue import BUILT_IN, Recipe
+from detkds_core.catalogue.schedules import SMALL
 
 
 def candidate(index, ap, failure=None, **changes):
@@ -145,7 +147,7 @@ def test_a_preview_says_how_long_the_workers_take(capsys):
 def test_the_losses_of_a_training_and_their_ratio():
     curve = [{"iteration": 10, "task": 2.0, "distill/0_global": 1.0}, {"iteration": 20, "task": 0.5, "distill/0_global": 0.1}]
     assert show.loss_lines(curve) == ["task: 2 to 0.5", "distill/0_global: 1 to 0.1", "distillation to task: 0.5 to 0.2"]
-    assert show.loss_lines([{"iteration": 10, "task": 2.0}]) == ["task: 2 to 2"]
+    assert show.loss_lines([{"iteration": 10, "task": 2.0}]) == ["task: 2"]
     stopped = [{"iteration": 10, "task": 2.0, "distill/fgd_focal": 3.0}, {"iteration": 20, "task": 1.0}]
     assert show.loss_lines(stopped) == ["task: 2 to 1", "distill/fgd_focal: 3 to 0", "distillation to task: 1.5 to 0"]
     assert show.loss_lines([]) == []
@@ -234,3 +236,9 @@ def test_a_recipe_is_told_with_where_it_is_from(capsys):
     assert show.recipe_words(BUILT_IN["retinanet_x101_64x4d_fpn"].training) == drawn
     assert show.recipe_line({"recipe": whole}) == words, "of an earlier version"
     assert show.recipe_line({"recipe": {"of_a_later_version": 1}}) is None
+
+
+def test_one_of_a_thing_is_not_said_as_several():
+    assert show.recipe_words(replace(SMALL, iterations=1, batch=1)).startswith("1 iteration of 1 image at ")
+    assert show.loss_lines([{"task": 1.584, "distill/x": 0.5}]) == ["task: 1.584", "distill/x: 0.5", "distillation to task: 0.32"]
+    assert show.loss_lines([{"task": 2.0}, {"task": 1.0}]) == ["task: 2 to 1"]

@@ -28,7 +28,8 @@ def test_empty_rungs_are_none_at_all():
         ("it has none; distil with its policy first (POST /distill)", "it has none; distil with its policy first (`detkds distill`)"),
         ("?ap_at_least: 'x' is no number\n?sort: wrong", "--ap-at-least: 'x' is no number\n--sort: wrong"),
         ("GET /searches?state=SUCCEEDED lists those", "GET /searches?state=SUCCEEDED lists those"),
-        ("'x' is refused (GET /datasets/x); GET /search-space", "'x' is refused (GET /datasets/x); GET /search-space"),
+        ("'x' was refused (GET /datasets/x.1); GET /search-space", "'x' was refused (`detkds datasets show x.1`); GET /search-space"),
+        ("GET /checkpoints/01K3. GET /results/r/policy, GET /jobs/j", "`detkds checkpoints show 01K3`. GET /results/r/policy, GET /jobs/j"),
     ],
 )
 def test_what_a_service_says_of_itself_is_told_in_commands(said, told):

@@ -162,6 +162,14 @@ def test_a_damaged_record_is_named(draft, damage, problem):
     assert max(map(len, found)) < 400
 
 
+def test_boxes_whose_ids_are_missing_are_boxes(draft):
+    for box in draft.val["annotations"]:
+        del box["id"]
+    problems = draft.problems()
+    assert "annotations.val: annotations[0].id: is missing; give each a whole number of its own" in problems
+    assert not any("has no valid box" in problem for problem in problems)
+
+
 def test_a_few_boxes_without_area_in_train_are_let_through_as_in_coco(draft):
     draft.train["annotations"] += [{**draft.train["annotations"][0], "id": number, "bbox": [5, 6, 10, 20]} for number in range(100, 300)]
     draft.train["annotations"][3]["bbox"] = [5, 6, 1.03, 0.0]

@@ -64,6 +64,7 @@ def listens(port: int) -> bool:
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """What the services of one home see: nothing of the caller's DETKDS_*, the stand-in trainer, short leases."""
+    (home / "roots").mkdir(parents=True, exist_ok=True)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DETKDS_")}
     return inherited | {
         "DETKDS_HOME": str(home),

@@ -200,6 +200,7 @@ class Compose:
         secrets = {"POSTGRES_PASSWORD": "p" * 16, "REDIS_PASSWORD": "r" * 16, "DETKDS_API_KEY": "k" * 32}
         self.services = compose_file.interpolate(compose_file.read(compose_file.ROOT / "docker-compose.yml"), secrets)["services"]
         self.home = home
+        (home / "roots").mkdir(parents=True, exist_ok=True)
         self.here = {
             "DETKDS_HOME": str(home),
             "DETKDS_CACHE": str(home / "cache"),

@@ -94,7 +94,8 @@ def test_links_out_of_a_root_lead_nowhere(service, written, refused, refused_dat
     checkpoint.symlink_to(secret)
     body = {"detector": "gfl_r18w32_fpn32", "checkpoint": str(checkpoint)}
     asked = {"dataset": "shapes", "teacher": body, "student": {"detector": "gfl_r18w8_fpn32"}, "candidates": 12}
-    assert "leads outside the registered folders" in refused(service.http.post("/searches", json=asked))
+    told = f"leads outside the registered folders {service.roots} (DETKDS_DATA_ROOTS); or send the file: detkds checkpoints upload "
+    assert f"{told}link.safetensors" in refused(service.http.post("/searches", json=asked))
 
 
 def test_a_name_that_no_file_can_have_is_that_of_none(service, wanted, refused) -> None:

@@ -80,6 +80,16 @@ def add(
     tell(done, as_json)
 
 
+@checkpoints_app.command("show")
+def show_checkpoint(
+    checkpoint_id: Annotated[str, typer.Argument(metavar="ID", help="Of `detkds checkpoints`.")], url: Url = None, as_json: Json = False
+) -> None:
+    """Show a checkpoint. Of a REFUSED one, why."""
+    with connected(url) as client:
+        found = client.checkpoint(checkpoint_id)
+    show.as_json(found) if as_json else show.checkpoint(found)
+
+
 @checkpoints_app.command("delete")
 def delete(
     checkpoint_id: Annotated[str, typer.Argument(metavar="ID", help="Of `detkds checkpoints`.")], url: Url = None, as_json: Json = False

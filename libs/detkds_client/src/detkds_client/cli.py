@@ -22,16 +22,17 @@ from detkds_client.options import Classes, Json, Refusal, Url, connected
 from detkds_client.show_progress import checking
 from detkds_client.spelling import in_commands, names
 from detkds_client.worker_commands import job, logs, workers_app
+from detkds_core.names import counted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 app.add_typer(
     datasets_app,
     name="datasets",
-    help="List datasets; `add` registers one, `show` says how it is.",
+    help="List datasets; `add`, `show` and `delete` are for one.",
 )
 app.add_typer(detectors_app, name="detectors", help="List detectors; `add` makes one of yours known.")
-app.add_typer(checkpoints_app, name="checkpoints", help="List uploaded checkpoints; `upload` sends one.")
+app.add_typer(checkpoints_app, name="checkpoints", help="List checkpoints; `upload` sends one, `show` tells of it.")
 app.add_typer(keys_app, name="keys", help="List API keys; `create` makes one, `revoke` ends one.")
 app.add_typer(workers_app, name="workers", help="List workers and their jobs; `drain` gives one no more.")
 
@@ -107,6 +108,18 @@ def show_dataset(
     with connected(url) as client:
         found = client.dataset(name)
     show.as_json(found) if as_json else show.dataset(found)
+
+
+@datasets_app.command("delete")
+def delete_dataset(
+    name: Annotated[str, typer.Argument(help="Of `detkds datasets`.")],
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Remove a dataset that was REFUSED, or whose check shall end. Its files stay where they are; one that is READY is kept."""
+    with connected(url) as client:
+        done = client.delete_dataset(name)
+    show.as_json(done) if as_json else print(f"{done['name']} is deleted")
 
 
 @app.command()
@@ -195,19 +208,20 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     classes: Classes = None,
     backbone: Annotated[bool, typer.Option("--backbone", help="Only the backbone, of a detector or a published classifier.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there already.")] = False,
 ) -> None:
     """Make a checkpoint ready for the service. A teacher's, with its class names in the header, or the backbone a student begins with."""
     from detkds_client.convert import ConvertError
     from detkds_client.convert import convert as run
 
     try:
-        found = run(source, target, names(classes), backbone=backbone)
+        found = run(source, target, names(classes), backbone=backbone, force=force)
     except ConvertError as error:
         raise Refusal(str(error)) from error
     if backbone:
         print(f"{target}: a backbone; give it as a student's checkpoint (--student DETECTOR:{target})")
         return
-    print(f"{target}: {len(found)} classes ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})")
+    print(f"{target}: {counted(len(found), 'class', 'classes')} ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})")
 
 
 def explain(text: str) -> None:

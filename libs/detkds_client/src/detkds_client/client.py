@@ -417,6 +417,10 @@ class Client(Connection):
     def dataset(self, name: str) -> Dataset:
         return cast(Dataset, self.get(f"/datasets/{quote(name, safe='')}"))
 
+    def delete_dataset(self, name: str) -> Dataset:
+        """Remove a dataset that is not READY; what it was. Raises ProblemError (409) for one that is."""
+        return cast(Dataset, self.request("DELETE", f"/datasets/{quote(name, safe='')}"))
+
     def register_dataset(
         self,
         name: str,

@@ -23,6 +23,7 @@ from detkds_client.connection import ProblemError, ServiceUnreachable, find_url
 from detkds_client.show import console, put, table
 from detkds_core.catalogue import BUILT_IN
 from detkds_core.catalogue.own import FOLDER, read_folder
+from detkds_core.roots import ROOTS, read_roots
 
 PROBE_SECONDS = 180  # a cold import of torch and MMDetection on a slow disk takes tens of seconds
 DISK_WARN, DISK_FAIL = 10, 2  # GB free; an attempt of a distillation keeps about three copies of its student
@@ -81,6 +82,7 @@ def examine(environment: Mapping[str, str] = os.environ, url: str | None = None)
         threads(environment),
         gpu(probe),
         detectors(environment),
+        data_roots(environment),
         disk(home),
         database(environment.get("DETKDS_DATABASE_URL"), home),
         broker(environment.get("DETKDS_BROKER_URL")),
@@ -157,6 +159,16 @@ def detectors(environment: Mapping[str, str]) -> Finding:
     if faults:
         return Finding("fail", "detectors", "\n".join(faults), f"mend or remove what is named; services with this {FOLDER} do not start")
     return Finding("ok", "detectors", f"{len(BUILT_IN)} built in, {len(own)} in {folder}: {', '.join(own) or 'none'}")
+
+
+def data_roots(environment: Mapping[str, str]) -> Finding:
+    """The folders that a service that is started with this environment may read."""
+    roots, faults = read_roots(environment.get(ROOTS, ""))
+    if faults:
+        return Finding("fail", "data folders", "\n".join(faults), f"a service with this {ROOTS} does not start")
+    if not roots:
+        return Finding("ok", "data folders", f"{ROOTS} is not set: only the built-in datasets, and checkpoints that are uploaded")
+    return Finding("ok", "data folders", ", ".join(map(str, roots)))
 
 
 def disk(home: Path) -> Finding:

@@ -31,9 +31,9 @@ def doctor(
 ) -> None:
     """Check this machine, a pair, or a policy on a pair.
 
-    Of the machine: Python, packages, operations, threads, GPU, disk, database, broker, service. Of a pair: what can pass from teacher to
-    student, and why not the rest. With --policy: each part of it, legal or refused with the reason. Nothing is queued, and no service is
-    needed but for detectors of one's own and `search:ID`.
+    Of the machine: Python, packages, operations, threads, GPU, folders, disk, database, broker, service. Of a pair: what can pass from
+    teacher to student, and why not the rest. With --policy: each part of it, legal or refused with the reason. Nothing is queued, and no
+    service is needed but for detectors of one's own and `search:ID`.
     """
     if not (pair or teacher or student):
         if policy or resize or classes or batch:

@@ -15,6 +15,7 @@ from rich.text import Text
 from detkds_client.connection import dotted
 from detkds_client.types import Candidate, Checkpoint, Dataset, Distillation, Job, Key, NamedPolicy, Result, Search
 from detkds_core.catalogue import Recipe
+from detkds_core.names import counted
 from detkds_core.policy import readable
 
 STATE_STYLE: Mapping[str, str] = {
@@ -169,7 +170,7 @@ def datasets(found: Sequence[Dataset]) -> None:
     rows = [
         (
             one["name"],
-            "built in" if one["builtin"] else "registered" if one["state"] == "READY" else one["state"].lower(),
+            "built in" if one["builtin"] else "registered" if one["state"] == "READY" else state(one["state"]),
             str(len(one["classes"])) if one["classes"] else "-",
             count(one["train_images"]),
             count(one["val_images"]),
@@ -194,7 +195,7 @@ def checking_line(one: Dataset) -> str:
     """How far a check is, in a line."""
     progress = one["progress"]
     if progress is None:
-        return f"{one['name']}: {'waits for its check' if one['state'] == 'CHECKING' else one['state'].lower()}"
+        return f"{one['name']}: {'waits for its check' if one['state'] == 'CHECKING' else one['state']}"
     return f"{one['name']}: {progress['message']}" + (f", {progress['done']:,} of {progress['total']:,}" if progress["total"] else "")
 
 
@@ -213,6 +214,15 @@ def checkpoints(found: Sequence[Checkpoint]) -> None:
         for one in found
     ]
     listed(columns, rows, "No checkpoint. Send one: detkds checkpoints upload teacher.safetensors")
+
+
+def checkpoint(one: Checkpoint) -> None:
+    """A checkpoint, and why it is not READY."""
+    checkpoints([one])
+    if one["reason"]:
+        print(one["reason"])
+    elif one["received"] is not None and one["state"] == "UPLOADING":
+        print(f"{len(one['received'])} of {one['parts']} parts are there; the same `detkds checkpoints upload` again sends the rest")
 
 
 def keys(found: Sequence[Key]) -> None:
@@ -249,7 +259,7 @@ def pairs_text(names: Sequence[str]) -> str:
 def preview(bought: Mapping[str, Any]) -> None:
     """What a search would do and cost."""
     plan(bought.get("spec") or {})
-    print(f"about {bought['proposed']} candidates for {bought['iterations']:,} student iterations")
+    print(f"about {counted(bought['proposed'], 'candidate')} for {counted(bought['iterations'], 'student iteration')}")
     rows = [(f"{rung['iterations']:,}", str(rung["candidates"])) for rung in bought["rungs"]]
     listed([("iterations of a rung", "right"), ("candidates", "right")], rows, "")
     if trunks := bought.get("trunk_iterations"):
@@ -264,11 +274,13 @@ def preview(bought: Mapping[str, Any]) -> None:
         seeds, finalists = beside["seeds"], beside["finalists"]
         one_more = beside["students"] // seeds > finalists + 1 + len(beside["distillers"])
         other = ", and the best of the other hand-designed policies" if one_more else ""
-        print(f"then on the report images, with {seeds} new seeds: {finalists} finalists, no distillation and {against}{other}")
+        met = f"{counted(finalists, 'finalist')}, no distillation and {against}{other}"
+        print(f"then on the report images, with {counted(seeds, 'new seed')}: {met}")
     for knowledge, why in bought["excluded"].items():
         print(f"{knowledge} is left out: {why}")
     if warm := bought.get("warm_start"):
-        print(f"begins with {warm['policies']} policies of earlier searches; {sum(warm['left_out'].values())} cannot be used")
+        earlier = counted(warm["policies"], "policy", "policies")
+        print(f"begins with {earlier} of earlier searches; {sum(warm['left_out'].values())} cannot be used")
         for why, count in warm["left_out"].items():
             print(f"  {count}: {why}")
     seconds = bought["seconds"]
@@ -359,15 +371,15 @@ def recipe_line(spec: Mapping[str, Any]) -> str | None:
 def recipe_words(recipe: Recipe, images: int | None = None) -> str:
     """Length, images and rate of a recipe. images: of the training, where they are known."""
     ran, _ = recipe.resolved(images or 0)
-    length = f"{ran.iterations:,} iterations"
+    length = counted(ran.iterations, "iteration")
     if recipe.epochs is not None:
-        length = f"{recipe.epochs:g} epochs" + (f" ({length})" if images else "")
+        length = f"{recipe.epochs:g} epoch{'' if recipe.epochs == 1 else 's'}" + (f" ({length})" if images else "")
     forwards = f" in {recipe.accumulate} forwards" if recipe.accumulate > 1 else ""
     size = f"{recipe.image_size}{f' x {recipe.short_side}' if recipe.short_side else ''} px"
     if recipe.train_short_sides:
         size += f" (shorter sides of {recipe.train_short_sides[0]} to {recipe.train_short_sides[-1]} px in training)"
     learning = f"{recipe.optimizer} at lr {ran.lr:g}, {recipe.schedule}"
-    return f"{length} of {recipe.images_per_step} images{forwards} at {size}, {learning}"
+    return f"{length} of {counted(recipe.images_per_step, 'image')}{forwards} at {size}, {learning}"
 
 
 def plan_facts(spec: Mapping[str, Any], told: bool = False) -> list[tuple[str, str | Text]]:
@@ -525,7 +537,7 @@ def cost(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if found.get("iterations") is None:
         return []
     trunks = f" ({found['trunk_iterations']:,} of trunks)" if found.get("trunk_iterations") else ""
-    return [("cost", f"{found['iterations']:,} student iterations{trunks}, {duration(found.get('seconds'))}")]
+    return [("cost", f"{counted(found['iterations'], 'student iteration')}{trunks}, {duration(found.get('seconds'))}")]
 
 
 def entrants(metrics: Mapping[str, Any]) -> None:
@@ -564,8 +576,13 @@ def loss_lines(curve: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     first, last = curve[0], curve[-1]
     terms = [name for name in dict.fromkeys(name for point in curve for name in point) if name.startswith("distill/")]
-    lines = [f"{name}: {first.get(name, 0.0):.4g} to {last.get(name, 0.0):.4g}" for name in ("task", *terms)]
+
+    def way(begin: float, end: float, digits: int) -> str:
+        """From the start to the end; of a run so short that only one point was kept, that."""
+        return f"{begin:.{digits}g} to {end:.{digits}g}" if len(curve) > 1 else f"{begin:.{digits}g}"
+
+    lines = [f"{name}: {way(first.get(name, 0.0), last.get(name, 0.0), 4)}" for name in ("task", *terms)]
     if terms:
         ratios = [sum(point.get(name, 0.0) for name in terms) / point["task"] if point["task"] else 0.0 for point in (first, last)]
-        lines.append(f"distillation to task: {ratios[0]:.2g} to {ratios[1]:.2g}")
+        lines.append(f"distillation to task: {way(ratios[0], ratios[1], 2)}")
     return lines

@@ -18,7 +18,8 @@ EXAMPLES = {"--recipe": "iterations=200", "--set": "confirmation.seeds=3"}
 COMMANDS = {"GET /distill": "distillations", "GET /jobs": "logs SEARCH", "POST /datasets": "datasets add", "POST /distill": "distill"}
 LISTED = ("searches", "results", "datasets", "detectors", "policies", "workers", "checkpoints", "keys")
 COMMANDS |= {"POST /searches": "search"} | {f"GET /{name}": name for name in LISTED}
-ADDRESS = re.compile(r"(?:GET|POST) /[a-z]+(?![\w/?])")
+ADDRESS = re.compile(r"((?:GET|POST) /[a-z]+)(?:/(\w(?:[\w.-]*\w)?))?(?![\w/?-])")
+SHOWN = ("GET /datasets", "GET /checkpoints")  # of whose members a command tells
 PARAMETER = re.compile(r"^\?(\w+):", re.MULTILINE)
 
 
@@ -30,8 +31,11 @@ def in_commands(text: str) -> str:
     """
 
     def command(found: re.Match[str]) -> str:
-        name = COMMANDS.get(found.group())
-        return found.group() if name is None else f"`detkds {name}`"
+        address, member = found.groups()
+        name = COMMANDS.get(address)
+        if name is None or (member and address not in SHOWN):
+            return found.group()
+        return f"`detkds {name} show {member}`" if member else f"`detkds {name}`"
 
     def option(found: re.Match[str]) -> str:
         return f"--{found[1].replace('_', '-')}:"

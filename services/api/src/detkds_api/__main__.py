@@ -19,9 +19,9 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         for entry in error.errors():
-            place = ".".join(str(part) for part in entry["loc"])
-            name = f"DETKDS_{place.upper()}: " if place else ""
-            print(f"detkds_api: {name}{entry['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+            place, why = ".".join(str(part) for part in entry["loc"]), entry["msg"].removeprefix("Value error, ")
+            name = f"DETKDS_{place.upper()}: " if place and not why.startswith("DETKDS_") else ""
+            print(f"detkds_api: {name}{why}", file=sys.stderr)
         sys.exit(2)
     for fault in OWN_FAULTS:
         print(f"detkds_api: {fault}", file=sys.stderr)

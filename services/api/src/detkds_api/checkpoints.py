@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from detkds_api.paths import absent, inside
+from detkds_api.paths import OutsideError, absent, inside
 from detkds_api.problems import FieldError, invalid, pointer
 from detkds_core.catalogue import builtin_checkpoint
 from detkds_core.store import checkpoints as stored
@@ -33,8 +33,10 @@ class Checkpoint(NamedTuple):
     backbone: bool = False
 
 
-def find(session: Session, text: str, roots: Sequence[Path], *, owner: str | None, seen: Callable[[Path], bool]) -> Checkpoint:
-    """The checkpoint of a built-in name, of an id that the owner (None: anybody) brought, or of an absolute path below `roots`.
+def find(
+    session: Session, text: str, roots: Sequence[Path], own: Sequence[Path] = (), *, owner: str | None, seen: Callable[[Path], bool]
+) -> Checkpoint:
+    """The checkpoint of a built-in name, of an id that the owner (None: anybody) brought, or of an absolute path below `roots` or `own`.
 
     seen: whether a resolved path is there for who asks; one that is not does not exist. Raises ValueError that says what would be right.
     """
@@ -48,7 +50,10 @@ def find(session: Session, text: str, roots: Sequence[Path], *, owner: str | Non
         raise ValueError(
             f"{text!r} is not a checkpoint that ships with the project, not the id of one that was uploaded, and not an absolute path"
         )
-    path = inside(text, roots)
+    try:
+        path = inside(text, roots, own)
+    except OutsideError as error:
+        raise ValueError(f"{error}; or send the file: detkds checkpoints upload {Path(text).name}") from None
     if not seen(path):
         raise ValueError(absent(text))
     return read_header(path)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from sqlalchemy.orm import Session
 
 from detkds_api import checkpoints
@@ -16,7 +16,6 @@ from detkds_api.problems import FieldError, InvalidInput, invalid, pointer, poin
 from detkds_api.service import Running
 from detkds_core.catalogue import DETECTORS, PAIRS, DetectorEntry, Exchange, Pair, Recipe, base_recipe, exchange, pair_facts
 from detkds_core.catalogue import detector as detector_entry
-from detkds_core.catalogue.pairs import CHECKPOINTS
 from detkds_core.catalogue.recipe import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, WHOLE, WITH_NULL, recipe_faults, size_warning
 from detkds_core.catalogue.schedules import SMALL
 from detkds_core.names import meant
@@ -26,6 +25,17 @@ from detkds_core.policy.named import cannot_run
 from detkds_core.store import jobs
 from detkds_core.store.ids import is_id
 from detkds_core.store.models import Search
+
+
+def among(names: Sequence[str]) -> Callable[[str], str]:
+    """A check of a field's value, so that what is wrong is told with what is wrong in other fields."""
+
+    def known(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"{text!r} is not known; one of {', '.join(names)}")
+        return text
+
+    return known
 
 
 def one_of(names: Sequence[str]) -> str:
@@ -79,16 +89,16 @@ class RecipeChoice(Body):
     batch: int | None = recipe_field("batch", "images of one forward, over all devices")
     accumulate: int | None = recipe_field("accumulate", "forwards of one optimisation step")
     devices: int | None = recipe_field("devices", "processes, a device each, that share each batch")
-    precision: Name | None = recipe_field("precision", one_of(PRECISIONS))
+    precision: Annotated[Name, AfterValidator(among(PRECISIONS))] | None = recipe_field("precision", one_of(PRECISIONS))
     lr: float | None = recipe_field("lr", "peak learning rate; given without base_batch, it is not scaled", gt=0, le=10)
     auto_scale_lr: bool | None = recipe_field("auto_scale_lr", "scale lr from base_batch images a step to those there are")
     base_batch: int | None = recipe_field("base_batch", "images a step that lr is for")
-    optimizer: Name | None = recipe_field("optimizer", one_of(OPTIMIZERS))
+    optimizer: Annotated[Name, AfterValidator(among(OPTIMIZERS))] | None = recipe_field("optimizer", one_of(OPTIMIZERS))
     momentum: float | None = recipe_field("momentum", "of sgd", ge=0, lt=1)
     weight_decay: float | None = recipe_field("weight_decay", ge=0, le=1)
     bias_lr_factor: float | None = recipe_field("bias_lr_factor", "of biases outside of norms", gt=0, le=100)
     bias_decay_factor: float | None = recipe_field("bias_decay_factor", "of the same, under sgd", ge=0, le=100)
-    schedule: Name | None = recipe_field("schedule", one_of(SCHEDULES))
+    schedule: Annotated[Name, AfterValidator(among(SCHEDULES))] | None = recipe_field("schedule", one_of(SCHEDULES))
     warm_up: int | None = recipe_field("warm_up", "iterations, of steps, fewer than the run; null: 500, or a twentieth of a short run")
     milestones: list[int] | None = recipe_field(
         "milestones", "of steps, in epochs or iterations as the length; null: 8/12, 11/12", max_length=20
@@ -103,7 +113,7 @@ class RecipeChoice(Body):
     train_short_sides: list[int] | None = recipe_field(
         "train_short_sides", "multi-scale training: each image draws one; null: short_side", max_length=64
     )
-    augment: Name | None = recipe_field("augment", one_of(AUGMENTATIONS))
+    augment: Annotated[Name, AfterValidator(among(AUGMENTATIONS))] | None = recipe_field("augment", one_of(AUGMENTATIONS))
     train_images: int | None = recipe_field("train_images", "null: all")
     eval_images: int | None = recipe_field("eval_images", "null: all")
 
@@ -279,7 +289,8 @@ def checked_detector(
         found = checkpoints.find(
             session,
             choice.checkpoint,
-            (*service.settings.readable_roots, CHECKPOINTS),
+            service.settings.data_roots,
+            service.settings.own_roots,
             owner=service.caller.sees,
             seen=lambda path: seen(session, service, path),
         )

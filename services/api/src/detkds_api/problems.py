@@ -24,6 +24,7 @@ from detkds_core.store import UNREACHABLE
 
 RETRY_SECONDS = 5  # after which a database that restarts may be there again
 MOST_ERRORS = 200  # fields that one answer names: a body of 1 MiB can have 60,000 wrong ones, and their answer would be 18 MiB
+FIELDS_TOLD = 4  # of an object, where something else stands
 log = logging.getLogger(__name__)
 
 
@@ -260,14 +261,29 @@ def query_model(request: Request) -> type[BaseModel] | None:
     return model_in(fields[0].field_info.annotation) if len(fields) == 1 else None
 
 
+def like(path: Sequence[str | int], model: type[BaseModel] | None) -> str:
+    """`: {"detector": ..., "checkpoint": ...}`, what an object of that place looks like; nothing where several kinds may stand."""
+    for part in path:
+        field = model.model_fields.get(part) if model is not None and isinstance(part, str) else None
+        model = model_in(field.annotation) if field else None
+        if field and len(models_in(field.annotation)) > 1:
+            return ""
+    if model is None:
+        return ""
+    fields = [f'"{name}": ...' for name in list(model.model_fields)[:FIELDS_TOLD]]
+    return f": {{{', '.join(fields)}{', ...' if len(model.model_fields) > FIELDS_TOLD else ''}}}"
+
+
 def model_in(annotation: object) -> type[BaseModel] | None:
     """The model inside an annotation such as `Recipe | None` or `list[Recipe]`, the first if there are several."""
+    return next(iter(models_in(annotation)), None)
+
+
+def models_in(annotation: object) -> list[type[BaseModel]]:
+    """All models inside an annotation, in its order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in get_args(annotation):
-        if found := model_in(inner):
-            return found
-    return None
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in models_in(inner)]
 
 
 def from_validation(error: RequestValidationError, body: type[BaseModel] | None, query: type[BaseModel] | None = None) -> Problem:
@@ -314,6 +330,8 @@ def words(entry: Mapping[str, Any], path: Sequence[str | int], model: type[BaseM
     if entry["type"] == "missing":
         return "is required"
     message = str(entry["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    if entry["type"] in ("model_attributes_type", "model_type"):
+        message = f"should be an object{like(path, model)}"
     given = entry.get("input")
     if isinstance(given, str | int | float | bool) and len(shown := repr(given)) <= 80 and shown not in message:
         return f"{shown} {message}" if message.startswith("should") else f"{message} (got {shown})"

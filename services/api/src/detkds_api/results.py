@@ -35,6 +35,13 @@ ARTIFACT: Mapping[str, str] = {  # as the trainer names them
     "last": "checkpoint_last",
     "last_pth": "checkpoint_last_pth",
 }
+TITLE: Mapping[str, str] = {
+    "safetensors": "safetensors checkpoint",
+    "pth": "PyTorch checkpoint",
+    "config": "configuration",
+    "last": "last checkpoint",
+    "last_pth": "last PyTorch checkpoint",
+}
 SUFFIX: Mapping[str, str] = {"safetensors": "safetensors", "pth": "pth", "config": "py", "last": "safetensors", "last_pth": "pth"}
 
 
@@ -237,7 +244,7 @@ def get_checkpoint(
 
     `ETag` and `Repr-Digest` are its SHA-256; a download that broke off goes on with `Range`.
     """
-    title = "configuration" if format == "config" else f"{format} checkpoint"
+    title = TITLE[format]
     return artifact(
         service, request, result_id, ARTIFACT[format], title, "application/octet-stream", f"student-{result_id}.{SUFFIX[format]}"
     )

@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from detkds_api.gate import LOOPBACK
 from detkds_core import logs
+from detkds_core.catalogue.pairs import CHECKPOINTS
+from detkds_core.roots import read_roots
 from detkds_core.store.artifacts import filled_folder, place_of, secrets
 
 
@@ -56,7 +58,12 @@ class Settings(BaseSettings):
     @field_validator("data_roots", mode="before")
     @classmethod
     def split_roots(cls, value: object) -> object:
-        return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        roots, faults = read_roots(value)
+        if faults:
+            raise ValueError("; ".join(faults))
+        return roots
 
     @field_validator("api_key")
     @classmethod
@@ -100,10 +107,9 @@ class Settings(BaseSettings):
         return filled_folder(self.artifacts_place, self.home)
 
     @property
-    def readable_roots(self) -> tuple[Path, ...]:
-        """The folders of this machine whose checkpoints a request may name by path."""
-        folder = () if self.artifacts_place.startswith("s3://") else (Path(self.artifacts_place),)
-        return (*self.data_roots, *folder)
+    def own_roots(self) -> tuple[Path, ...]:
+        """The service's own folders of this machine whose checkpoints a request may name by path, beside those of `data_roots`."""
+        return (CHECKPOINTS,) if self.artifacts_place.startswith("s3://") else (CHECKPOINTS, Path(self.artifacts_place))
 
     @property
     def cache_folder(self) -> Path:

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 from PIL import Image, UnidentifiedImageError
 
 from detkds_core.datasets.dataset import Dataset, DatasetError, Split, digest, halves, median_sides
+from detkds_core.names import counted
 
 BUILT_IN = ("digits", "trees")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -187,11 +188,18 @@ def _check_records(split: str, content: Mapping[str, Any], problems: Problems) -
     fewest = 2 if split == "val" else 1
     if len(content["images"]) < fewest:
         reason = "; half of val selects and half reports, so give at least 2" if split == "val" else "; give at least 1"
-        problems.add(f"{where}: too few images", f"{where}: has {len(content['images'])} images{reason}")
-    if not any(not box.get("iscrowd", 0) and min(box["bbox"][2:]) > 0 for box in boxes.values()):
+        problems.add(f"{where}: too few images", f"{where}: has {counted(len(content['images']), 'image')}{reason}")
+    if not any(map(_has_box, content["annotations"])):
         crowd = f" but {len(boxes)} crowd annotations" if boxes else ""
         problems.add(f"{where}: no boxes", f"{where}: has no valid box{crowd}; there is nothing to learn or to measure")
     return list(images.values()), {number: category["name"] for number, category in categories.items()}
+
+
+def _has_box(record: Any) -> bool:
+    """Whether an annotation has a box to learn, whatever else is wrong with it."""
+    if not isinstance(record, dict) or record.get("iscrowd", 0):
+        return False
+    return not any(key == "bbox" for key, _ in _annotation_problems(record)) and min(record["bbox"][2:]) > 0
 
 
 def _by_id(
@@ -207,7 +215,8 @@ def _by_id(
             continue
         number = record.get("id")
         if not _whole(number):
-            problems.add(f"{where}: ids", f"{at}.id: {_shown(number)} is not a whole number")
+            wrong = f"{_shown(number)} is not a whole number" if "id" in record else "is missing; give each a whole number of its own"
+            problems.add(f"{where}: ids", f"{at}.id: {wrong}")
             continue
         broken = list(check(record))
         for key, problem in broken:

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ WEIGHTS = ("state_dict", "model")  # under which of its keys a file has them, be
 BACKBONE = "backbone"  # of a checkpoint, in its keys and in its header
 CLASSIFIERS = ("fc", "head", "classifier", "neck")  # of a file of a classifier, what is not its backbone
 WRAPPED = "module."  # before every key of a model that was trained on several devices
+ARCHIVE, PICKLE = b"PK", b"\x80"  # with what PyTorch's files begin, since its version 1.6 and before
 
 MISSING, SURPLUS, MISSHAPEN = "missing", "surplus", "of another shape"
 
@@ -97,8 +99,22 @@ def read_pickle(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         named = re.search(r"GLOBAL ([\w.]{1,200})", str(error))
+        if not named and (damage := _damage(path, error)):
+            raise CheckpointError(f"{path}: {damage}") from error
         why = f"it names {named[1]}" if named else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as tensors only ({why}); save its state_dict alone") from error
+
+
+def _damage(path: Path, error: Exception) -> str | None:
+    """What is wrong with a file that is no whole checkpoint, by its first bytes and its end; None where it looks like one."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "is empty"
+    if not head.startswith((ARCHIVE, PICKLE)) and head[257:262] != b"ustar":  # the last is of PyTorch before 0.1.10, and not read
+        return "is no PyTorch checkpoint; give the .pth or .pt file that a training saved, or a .safetensors file"
+    ended = not zipfile.is_zipfile(path) if head.startswith(ARCHIVE) else isinstance(error, EOFError) or "unexpected EOF" in str(error)
+    return "is cut off, and its end is missing; copy or download it again" if ended else None
 
 
 _READING = threading.Lock()  # PyTorch's list of what is allowed is one for all threads
