@@ -187,21 +187,26 @@ def test_a_student_that_was_measured_at_its_end_alone_has_its_last_weights(capsy
 
 
 def test_a_search_is_shown_with_whom_it_was_measured_against(capsys):
-    def line(entrant, name, mean, interval):
-        return {"entrant": entrant, "name": name, "mean_ap": mean, "interval": interval, "seeds": [1, 2, 3], "images": 300}
+    def line(entrant, name, mean, interval, formula):
+        told = {"entrant": entrant, "name": name, "mean_ap": mean, "interval": interval, "formula": formula}
+        return told | {"seeds": [1, 2, 3], "images": 300}
 
     gain = {"first": "pkd", "second": "none", "mean": 10.0, "interval": [8.0, 12.0], "p": 0.0021}
     metrics = {
         "winner": {"entrant": 1},
         "comparisons": [gain],
-        "rows": [line(0, "none", 20.0, [18.0, 22.0]), line(1, "pkd", 30.0, [27.5, 32.0]), line(2, "candidate 4", None, None)],
+        "rows": [
+            line(0, "none", 20.0, [18.0, 22.0], "none"),
+            line(1, "pkd", 30.0, [27.5, 32.0], "5·l2(standardize(global))"),
+            line(2, "candidate 4", None, None, "7.503219·l2(global)"),
+        ],
     }
     show.entrants(metrics)
     lines = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [
-        "pkd (the result) 30.0 27.5 to 32.0 +10.0 8.0 to 12.0 0.002 3 300",
-        "none 20.0 18.0 to 22.0 - - - 3 300",
-        "candidate 4 - - - - - 3 300",
+        "pkd (the result) 30.0 27.5 to 32.0 +10.0 8.0 to 12.0 0.002 3 300 5·l2(standardize(global))",
+        "none 20.0 18.0 to 22.0 - - - 3 300 none",
+        "candidate 4 - - - - - 3 300 7.503·l2(global)",
     ]
 
 

@@ -529,7 +529,7 @@ def cost(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def entrants(metrics: Mapping[str, Any]) -> None:
-    """Whom a search was measured against, the best first: AP with its interval, and each against no distillation."""
+    """Whom a search was measured against, the best first: AP with its interval, each against no distillation, and what it is."""
     alone = {one["first"]: one for one in metrics.get("comparisons", ()) if one["second"] == "none"}
     rows = []
     for one in sorted(metrics["rows"], key=lambda one: (one["mean_ap"] is None, -(one["mean_ap"] or 0.0), one["entrant"])):
@@ -545,10 +545,11 @@ def entrants(metrics: Mapping[str, Any]) -> None:
                 "-" if gain is None or gain["p"] is None else f"{gain['p']:.3f}",
                 str(len(one["seeds"])),
                 str(one["images"] or "-"),
+                readable(one["formula"]),
             )
         )
     columns = [("policy", ""), ("AP", "right"), ("95 % interval", "right"), ("against none", "right"), ("95 % interval", "right")]
-    put(table([*columns, ("p (Holm)", "right"), ("seeds", "right"), ("images", "right")], rows))
+    put(table([*columns, ("p (Holm)", "right"), ("seeds", "right"), ("images", "right"), ("formula", "")], rows))
 
 
 def bounds(interval: Sequence[float | None] | None) -> str:
