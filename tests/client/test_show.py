@@ -113,6 +113,11 @@ def test_a_preview_is_shown_with_its_cost(capsys):
     ]
 
 
+def test_a_preview_says_what_looks_count_as(capsys):
+    show.preview({**BOUGHT, "iterations": 46, "look_iterations": 16})
+    assert capsys.readouterr().out.splitlines()[0] == "about 6 candidates for 46 student iterations, 16 of them for looks before a training"
+
+
 BOUGHT = {"proposed": 6, "iterations": 2400, "rungs": [], "confirmation_iterations": 9, "formulas": {}, "excluded": {}, "seconds": None}
 
 
@@ -238,3 +243,12 @@ def test_a_recipe_is_told_with_where_it_is_from(capsys):
     assert show.recipe_words(BUILT_IN["retinanet_x101_64x4d_fpn"].training) == drawn
     assert show.recipe_line({"recipe": whole}) == words, "of an earlier version"
     assert show.recipe_line({"recipe": {"of_a_later_version": 1}}) is None
+
+
+@pytest.mark.parametrize("lists", [show.searches, show.distillations, show.results])
+def test_a_list_that_its_filters_have_emptied_says_so(capsys, lists):
+    what = lists.__name__.removesuffix("s").replace("searche", "search")
+    lists([], filtered=True)
+    assert capsys.readouterr().out == f"No {what} passes these options; without them all are listed.\n"
+    lists([])
+    assert capsys.readouterr().out.startswith(f"No {what} yet.")

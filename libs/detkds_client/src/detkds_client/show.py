@@ -99,7 +99,8 @@ def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text
     return shown
 
 
-def searches(found: Sequence[Search]) -> None:
+def searches(found: Sequence[Search], *, filtered: bool = False) -> None:
+    """A line each. filtered: not all were asked for."""
     rows = [
         (
             one["id"],
@@ -123,10 +124,11 @@ def searches(found: Sequence[Search]) -> None:
         ("tags", "wide"),
         ("created (UTC)", "wide"),
     ]
-    listed(columns, rows, "No search yet. Start one: detkds search --pair digits_gfl")
+    listed(columns, rows, none_passes("search") if filtered else "No search yet. Start one: detkds search --pair digits_gfl")
 
 
-def distillations(found: Sequence[Distillation]) -> None:
+def distillations(found: Sequence[Distillation], *, filtered: bool = False) -> None:
+    """A line each. filtered: not all were asked for."""
     rows = [
         (
             one["id"],
@@ -150,16 +152,22 @@ def distillations(found: Sequence[Distillation]) -> None:
         ("tags", "wide"),
         ("created (UTC)", "wide"),
     ]
-    listed(columns, rows, "No distillation yet. Start one: detkds distill --pair digits_gfl --policy pkd")
+    listed(
+        columns,
+        rows,
+        none_passes("distillation") if filtered else "No distillation yet. Start one: detkds distill --pair digits_gfl --policy pkd",
+    )
 
 
-def results(found: Sequence[Result]) -> None:
+def results(found: Sequence[Result], *, filtered: bool = False) -> None:
+    """A line each. filtered: not all were asked for."""
     rows = [
         (one["id"], one["kind"], one["name"], one["dataset"], ap(one["ap"]), readable(one["formula"]), when(one["created_at"]))
         for one in found
     ]
     columns = [("id", ""), ("kind", ""), ("name", ""), ("dataset", "wide"), ("AP", "right"), ("policy", "wide"), ("created (UTC)", "wide")]
-    listed(columns, rows, "No result yet. Searches and distillations leave theirs here when they end.")
+    nothing = "No result yet. Searches and distillations leave theirs here when they end."
+    listed(columns, rows, none_passes("result") if filtered else nothing)
 
 
 def datasets(found: Sequence[Dataset]) -> None:
@@ -249,7 +257,8 @@ def pairs_text(names: Sequence[str]) -> str:
 def preview(bought: Mapping[str, Any]) -> None:
     """What a search would do and cost."""
     plan(bought.get("spec") or {})
-    print(f"about {bought['proposed']} candidates for {bought['iterations']:,} student iterations")
+    looks = f", {bought['look_iterations']:,} of them for looks before a training" if bought.get("look_iterations") else ""
+    print(f"about {bought['proposed']} candidates for {bought['iterations']:,} student iterations{looks}")
     rows = [(f"{rung['iterations']:,}", str(rung["candidates"])) for rung in bought["rungs"]]
     listed([("iterations of a rung", "right"), ("candidates", "right")], rows, "")
     if trunks := bought.get("trunk_iterations"):
@@ -311,6 +320,11 @@ def candidates(found: Sequence[Candidate], top: int = 10) -> None:
     if failed := [(one["index"], one["failure"]) for one in found if one["failure"]]:
         reasons = "; ".join(f"{index}: {failure['detail']}" for index, failure in failed[:3])
         print(f"\n{len(failed)} infeasible ({reasons}{'; ...' if len(failed) > 3 else ''})")
+
+
+def none_passes(what: str) -> str:
+    """What a list says that its filters have emptied: there may be others."""
+    return f"No {what} passes these options; without them all are listed."
 
 
 def listed(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]], nothing: str) -> None:
@@ -383,6 +397,7 @@ def plan(spec: Mapping[str, Any]) -> None:
 
 def search(one: Search) -> None:
     best = one["best"]
+    at = f" at {best['rung']:,} iterations" if best and best.get("rung") is not None else ""
     facts(
         [
             ("search", f"{one['name']}  {one['id']}"),
@@ -396,7 +411,7 @@ def search(one: Search) -> None:
             *plan_facts(one["spec"]),
             ("done", f"{one['progress']['done']:,} of {one['progress']['total']:,} {unit_of(one)}"),
             *(
-                [("best", f"AP {best['ap']:.1f} on selection images, candidate {best['index']}: {readable(best['formula'])}")]
+                [("best", f"AP {best['ap']:.1f}{at} on selection images, candidate {best['index']}: {readable(best['formula'])}")]
                 if best
                 else []
             ),
