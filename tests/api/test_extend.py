@@ -5,7 +5,7 @@ import pytest
 from detkds_api.budget import confirming_jobs, expected_students
 from detkds_core.store import results, workers
 from detkds_core.store import searches as stored
-from detkds_core.store.models import Search
+from detkds_core.store.models import Result, Search
 
 from .earlier import succeeded, whole_ledger
 
@@ -36,7 +36,7 @@ def test_it_goes_on_with_all_that_was_found_and_more_to_spend(service, ended):
     assert answer.headers["location"] == f"/searches/{document['id']}"
     assert (document["state"], document["name"], document["result_id"]) == ("QUEUED", "earlier, extended", None)
     old, new = before["spec"], document["spec"]
-    added = ("asked", "budget", "candidates", "begun", "continues", "confirmation")
+    added = ("asked", "budget", "candidates", "expected", "begun", "continues", "confirmation")
     assert {name: value for name, value in new.items() if name not in added} == {
         name: value for name, value in old.items() if name not in added
     }
@@ -45,7 +45,7 @@ def test_it_goes_on_with_all_that_was_found_and_more_to_spend(service, ended):
     assert new["confirmation"] == {**old["confirmation"], "seeds_used": 5}, "other seeds than those that confirmed the first"
     assert document["best"] == before["best"]
     progress = document["progress"]
-    assert (progress["done"], progress["total"], progress["fraction"]) == (15, 580, 0.0)
+    assert (progress["done"], progress["total"], progress["fraction"]) == (15, 515, 0.0)
     lines = service.http.get(f"/searches/{document['id']}/ledger").text.splitlines()
     assert lines == [*whole_ledger(old), '{"extended":{"budget":580,"candidates":null}}']
     items = [service.http.get(f"/searches/{one}/candidates").json()["items"] for one in (ended, document["id"])]
@@ -54,6 +54,21 @@ def test_it_goes_on_with_all_that_was_found_and_more_to_spend(service, ended):
         assert all(one.job_id is None for one in stored.trials(session, document["id"]))
         assert results.of_search(session, ended) is not None
     assert service.http.get(f"/searches/{ended}").json() == before, "the first stays as it was"
+
+
+def test_what_the_candidates_left_unspent_is_not_spent_too(service, wanted):
+    search, result = succeeded(service, wanted, POLICIES)
+    with service.store.begin() as session:
+        session.get(Result, result).evidence = {"summary": {"spent": 26.6}}
+    document = extend(service, search, iterations=10).json()
+    assert document["spec"]["budget"] == 27 + 10, "of the 80 that it had"
+    assert document["progress"]["total"] == 15 + 10, "15 were trained, the others were looks"
+    lines = service.http.get(f"/searches/{document['id']}/ledger").text.splitlines()
+    assert lines[-1] == '{"extended":{"budget":37,"candidates":null}}'
+    with service.store.begin() as session:
+        ended = stored.get(session, search)
+        ended.spec = {**ended.spec, "candidates": None}
+    assert extend(service, search, iterations=10).json()["spec"]["budget"] == 80 + 10, "its budget ended it"
 
 
 def test_further_candidates_buy_what_they_need(service, ended):

@@ -138,9 +138,9 @@ def test_a_search_is_reported_with_its_confirmation_and_its_candidates(service, 
     # The means are 20, 25 and 30.03: with three paired seeds both differences are beyond noise.
     assert "The searched policy beat pkd beyond noise: +5.0 AP" in said
     assert "student alone 20.0 ±2.5" in said
-    assert "student, pkd 25.0 ±2.5" in said
-    assert "student, searched policy 30.0 ±2.5" in said
-    assert "student, candidate 2 22.0 ±2.5" in said
+    assert "student, pkd 5·l2(standardize(global)) 25.0 ±2.5" in said
+    assert "student, searched policy 1.235·l1(global) 30.0 ±2.5" in said
+    assert "student, candidate 2 2·kl(softmax_C(logits)) 22.0 ±2.5" in said
     assert "candidate 3" not in said, "no seed of it was measured"
     assert "300 3 (4, 5, 6)" in said
     assert "The searched policy 1.235·l1(global)" in said

@@ -55,7 +55,7 @@ def test_a_search_is_stored_before_it_is_answered(service, wanted):
     assert document["progress"] == {
         "step": "waiting",
         "done": 0,
-        "total": 80,  # student iterations: see test_candidates_buy_the_budget
+        "total": 20,  # student iterations that are expected: 12 candidates of 1, a third of them of 2; the budget is 80
         "fraction": 0.0,
         "best_ap": None,
         "seconds_left": None,
@@ -552,8 +552,8 @@ def test_progress_of_a_confirmation_counts_students(service, wanted):
         stored.measure_again(session, search_id, 0, 4, {"ap": 20.0})
     progress = service.http.get(f"/searches/{search_id}").json()["progress"]
     assert (progress["step"], progress["done"], progress["total"]) == ("confirming", 1, 6)
-    # the search's 80 iterations are behind it, and one of 6 students of 2 iterations
-    assert progress["fraction"] == pytest.approx(82 / 92, abs=1e-4)
+    # what the search trained, nothing here, is behind it whatever was expected, and one of 6 students of 2 iterations
+    assert progress["fraction"] == pytest.approx(2 / 12, abs=1e-4)
 
 
 def test_progress_of_a_search_counts_student_iterations(service, wanted):
@@ -566,10 +566,27 @@ def test_progress_of_a_search_counts_student_iterations(service, wanted):
         jobs.renew(session, claim, lease_seconds=30, progress={"done": 1, "total": 2, "message": "training"})
     measure_one(service, search_id, iterations=5, seconds=1.0)
     progress = service.http.get(f"/searches/{search_id}").json()["progress"]
-    assert (progress["step"], progress["done"], progress["total"], progress["best_ap"]) == ("searching", 5, 80, 20.0)
+    assert (progress["step"], progress["done"], progress["total"], progress["best_ap"]) == ("searching", 5, 20, 20.0)
     assert progress["message"] == "training"
     # 5 are measured, 2 of 1 iteration are half way; the confirmation takes 3 seeds of 4 students of 2 iterations
-    assert progress["fraction"] == pytest.approx((5 + 1) / (80 + 24), abs=1e-4)
+    assert progress["fraction"] == pytest.approx((5 + 1) / (20 + 24), abs=1e-4)
+
+
+def test_progress_is_of_what_the_preview_expects_and_ends_at_what_was_done(service, wanted):
+    bought = service.http.post("/searches/preview", json=wanted).json()
+    expected = bought["iterations"] - bought["look_iterations"]
+    assert expected == sum(rung["iterations"] * rung["candidates"] for rung in bought["rungs"]) == bought["spec"]["expected"]
+    search_id = service.http.post("/searches", json=wanted).json()["id"]
+    with service.store.begin() as session:
+        stored.start(session, stored.get(session, search_id))
+    measure_one(service, search_id, iterations=expected + 3, seconds=1.0)
+    found = service.http.get(f"/searches/{search_id}").json()
+    assert (found["progress"]["done"], found["progress"]["total"]) == (expected + 3, expected + 3), "more was needed"
+    assert found["best"]["rung"] == 1
+    paid = {**wanted, "candidates": None, "iterations": 80}
+    assert service.http.post("/searches", json=paid).json()["progress"]["total"] == 80, "the budget ends it"
+    many = {**wanted, "candidates": 300, "iterations": 10**9}
+    assert service.http.post("/searches", json=many).json()["progress"]["total"] == 300 + 200 + 12
 
 
 def test_a_candidate_is_told_with_its_rung_its_weights_and_why_it_was_refused(service, wanted):
@@ -599,7 +616,7 @@ def test_a_candidate_is_told_with_its_rung_its_weights_and_why_it_was_refused(se
 @pytest.mark.parametrize("state", ["QUEUED", "RUNNING", "CONFIRMING", "CANCELLED"])
 def test_a_search_from_before_there_were_rungs_can_be_looked_at(service, wanted, state):
     document = service.http.post("/searches", json=wanted).json()
-    new = ("budget", "rungs", "algorithm", "eta", "look", "audit", "calibration", "fork", "gates", "mode")
+    new = ("budget", "rungs", "algorithm", "eta", "look", "audit", "calibration", "fork", "gates", "mode", "expected")
     spec = {name: value for name, value in document["spec"].items() if name not in new}
     spec["confirmation"] = {"finalists": 2, "seeds": 3, "iterations": 2}
     with service.store.begin() as session:

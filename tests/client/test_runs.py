@@ -104,7 +104,8 @@ def test_labels_by_the_command(detkds, pairing):
     trained = json.loads(detkds("distill", *pairing, "--policy", "pkd", "--tag", "cli", "--no-wait", "--json").stdout)["id"]
     assert f"distillation other {trained}" in paragraph(detkds("label", trained, "--name", "other").stdout)
     assert "tags cli" in paragraph(detkds("distillations", trained).stdout)
-    assert "No distillation yet" in detkds("distillations", "--tag", "cli", "--state", "DEAD").stdout
+    assert "No distillation passes these options" in detkds("distillations", "--tag", "cli", "--state", "DEAD").stdout
+    assert "No search passes these options" in detkds("searches", "--tag", "of nobody").stdout
 
 
 def test_a_clone_by_the_command(detkds, service, wanted):
@@ -181,6 +182,7 @@ def test_a_comparison_by_the_command(detkds, two_results):
     ]
     best = json.loads(detkds("results", "--teacher", "big", "--sort", "-ap", "--limit", "1", "--json").stdout)
     assert [one["id"] for one in best] == [elsewhere]
+    assert "No result passes these options" in detkds("results", "--dataset", "nope").stdout
 
 
 def test_candidates_by_the_command(detkds, client, service, wanted):

@@ -115,6 +115,11 @@ def test_a_preview_is_shown_with_its_cost(capsys):
     ]
 
 
+def test_a_preview_says_what_looks_count_as(capsys):
+    show.preview({**BOUGHT, "iterations": 46, "look_iterations": 16})
+    assert capsys.readouterr().out.splitlines()[0] == "about 6 candidates for 46 student iterations, 16 of them for looks before a training"
+
+
 BOUGHT = {"proposed": 6, "iterations": 2400, "rungs": [], "confirmation_iterations": 9, "formulas": {}, "excluded": {}, "seconds": None}
 
 
@@ -189,21 +194,26 @@ def test_a_student_that_was_measured_at_its_end_alone_has_its_last_weights(capsy
 
 
 def test_a_search_is_shown_with_whom_it_was_measured_against(capsys):
-    def line(entrant, name, mean, interval):
-        return {"entrant": entrant, "name": name, "mean_ap": mean, "interval": interval, "seeds": [1, 2, 3], "images": 300}
+    def line(entrant, name, mean, interval, formula):
+        told = {"entrant": entrant, "name": name, "mean_ap": mean, "interval": interval, "formula": formula}
+        return told | {"seeds": [1, 2, 3], "images": 300}
 
     gain = {"first": "pkd", "second": "none", "mean": 10.0, "interval": [8.0, 12.0], "p": 0.0021}
     metrics = {
         "winner": {"entrant": 1},
         "comparisons": [gain],
-        "rows": [line(0, "none", 20.0, [18.0, 22.0]), line(1, "pkd", 30.0, [27.5, 32.0]), line(2, "candidate 4", None, None)],
+        "rows": [
+            line(0, "none", 20.0, [18.0, 22.0], "none"),
+            line(1, "pkd", 30.0, [27.5, 32.0], "5·l2(standardize(global))"),
+            line(2, "candidate 4", None, None, "7.503219·l2(global)"),
+        ],
     }
     show.entrants(metrics)
     lines = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [
-        "pkd (the result) 30.0 27.5 to 32.0 +10.0 8.0 to 12.0 0.002 3 300",
-        "none 20.0 18.0 to 22.0 - - - 3 300",
-        "candidate 4 - - - - - 3 300",
+        "pkd (the result) 30.0 27.5 to 32.0 +10.0 8.0 to 12.0 0.002 3 300 5·l2(standardize(global))",
+        "none 20.0 18.0 to 22.0 - - - 3 300 none",
+        "candidate 4 - - - - - 3 300 7.503·l2(global)",
     ]
 
 
@@ -242,3 +252,12 @@ def test_one_of_a_thing_is_not_said_as_several():
     assert show.recipe_words(replace(SMALL, iterations=1, batch=1)).startswith("1 iteration of 1 image at ")
     assert show.loss_lines([{"task": 1.584, "distill/x": 0.5}]) == ["task: 1.584", "distill/x: 0.5", "distillation to task: 0.32"]
     assert show.loss_lines([{"task": 2.0}, {"task": 1.0}]) == ["task: 2 to 1"]
+
+
+@pytest.mark.parametrize("lists", [show.searches, show.distillations, show.results])
+def test_a_list_that_its_filters_have_emptied_says_so(capsys, lists):
+    what = lists.__name__.removesuffix("s").replace("searche", "search")
+    lists([], filtered=True)
+    assert capsys.readouterr().out == f"No {what} passes these options; without them all are listed.\n"
+    lists([])
+    assert capsys.readouterr().out.startswith(f"No {what} yet.")

@@ -61,6 +61,7 @@ def test_a_job_is_shown_where_it_runs_or_with_why_it_waits(service, detkds, pair
         (24, {}, "best AP 3.0 on selection images"),
         (26, {}, "AP 3.0 on report images"),
         (26, {"best": None}, "best AP 3.0 on selection images"),
+        (26, {"best": {"rung": 1200}}, "best AP 3.0 at 1,200 iterations on selection images"),
     ],
 )
 def test_a_watcher_is_told_on_which_images_an_ap_was_measured(done, of_search, told):

@@ -115,14 +115,26 @@ def test_an_extension_may_be_in_candidates():
     assert len(go_on(evolution, measure(0)).candidates) > 40, "as many as the budget pays for"
 
 
+@pytest.mark.parametrize("added", [300, 600])
+def test_an_extension_need_not_spend_what_the_candidates_left(added):
+    first = run(make_spec(candidates=20), measure(0))
+    spent = first.history().spent
+    whole = extended(make_spec(candidates=20), 0, (int(spent) + added, None))
+    assert spent + added < whole.spec.budget
+    assert 0.5 * added < whole.history().spent - spent <= added + whole.spec.group * RUNGS[0] * 2
+    assert decisions(replay(whole.spec, events_of(whole))) == decisions(whole)
+
+
 def test_extend_refuses_what_cannot_be():
     evolution = Evolution(make_spec())
     job = evolution.ask()
     with pytest.raises(ValueError, match="extended: the results of 1 jobs have not been looked at"):
         evolution.extend(9000)
     evolution = run(make_spec(candidates=20), measure(0))
-    with pytest.raises(ValueError, match=r"extended\.budget: 3000 is not more than the 3000 iterations that the search has"):
-        evolution.extend(3000)
+    spent = int(evolution.history().spent)
+    assert spent < evolution.spec.budget, "its number of candidates ended it"
+    with pytest.raises(ValueError, match=rf"extended\.budget: {spent} is not more than the {spent} iterations that the search has spent"):
+        evolution.extend(spent)
     with pytest.raises(ValueError, match=r"extended\.candidates: 20 leaves nothing to search after 20 candidates"):
         evolution.extend(4000, 20)
     evolution.tell(0, evolution.results[0])

@@ -306,6 +306,64 @@ def test_the_best_other_reference_is_confirmed_too(sqlite: Store) -> None:
     assert len(found["confirmations"]) == expected_students(search_spec(references=named)) == 3 * 5, "as its preview said"
 
 
+FITNETS = to_json(named_policies()["fitnets"].policy)
+
+
+def with_fitnets_first(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What `measured` gives, but that FitNets, with which an island begins, is better than all others."""
+    one = measured(candidate, spec)
+    if candidate["policy"] == FITNETS:
+        one |= {"ap": 50.0 + spec["seed"] % 5, "rejected": None}
+        if spec["kind"] == "confirm":
+            one["resampled_ap"] = [one["ap"] + luck for luck in LUCK]
+    return one
+
+
+@pytest.mark.parametrize("finalists", [1, 2])
+def test_a_finalist_that_has_a_name_is_hand_designed_and_no_finalist(sqlite: Store, finalists: int) -> None:
+    search = create(sqlite, confirmation={"finalists": finalists, "seeds": 3, "iterations": 300, "distillers": ["pkd"]})
+    drive(sqlite, with_fitnets_first)
+    found = outcome(sqlite, search)
+    entrants = found["confirmations"][::3]
+    (first,) = [one["index"] for one in found["candidates"] if one["policy"] == FITNETS]
+    assert found["candidates"][first]["stage"] != "reference"
+    assert [(one["name"], one["role"]) for one in entrants[:3]] == [("none", "alone"), ("pkd", "reference"), ("fitnets", "reference")]
+    assert entrants[2]["candidate"] == first
+    assert [one["role"] for one in entrants[3:]] == ["searched"] * finalists
+    assert all(one["name"] == f"candidate {one['candidate']}" for one in entrants[3:])
+    with sqlite.read() as session:
+        result = results.of_search(session, search)
+    assert (result.metrics["returned"], result.metrics["reference"]["name"]) == ("reference", "fitnets")
+    assert "fitnets, the best of 2 hand-designed policies" in result.metrics["verdict"]
+    assert {row["name"]: row["formula"] for row in result.metrics["rows"]}["fitnets"] == "l2(global)"
+
+
+def test_the_best_of_all_other_hand_designed_policies_is_confirmed_wherever_it_is_from(sqlite: Store) -> None:
+    named = [to_json(named_policies()[name].policy) for name in ("none", "pkd", "defeat")]
+    search = create(sqlite, references=named)
+    drive(sqlite, with_fitnets_first)
+    found = outcome(sqlite, search)
+    assert {one["name"] for one in found["confirmations"] if one["role"] == "reference"} == {"pkd", "fitnets"}
+    assert len(found["confirmations"]) == expected_students(search_spec(references=named)), "as its preview said"
+
+
+def test_a_search_that_trained_hand_designed_policies_alone_says_so(sqlite: Store) -> None:
+    def row(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        if candidate["policy"] == FITNETS or candidate["index"] < 2:
+            return with_fitnets_first(candidate, spec)
+        return {"index": candidate["index"], "failure": {"kind": "not_finite", "detail": "step 1"}}
+
+    search = create(sqlite)
+    drive(sqlite, row)
+    found = outcome(sqlite, search)
+    assert found["state"] == "SUCCEEDED"
+    assert {one["name"] for one in found["confirmations"]} == {"none", "pkd", "fitnets"}
+    with sqlite.read() as session:
+        result = results.of_search(session, search)
+    assert (result.metrics["searched"], result.metrics["reference"]["name"]) == (None, "fitnets")
+    assert result.metrics["verdict"].endswith("The search trained no policy of its own: those that it measured are hand-designed.")
+
+
 def test_its_report_has_everybody_and_what_failed_with_the_seeds_that_were_measured(sqlite: Store) -> None:
     def lose_one(candidate: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
         row = confirmed_as({PKD: [21.0, 22.0, 23.0], FIRST: [24.0, 25.2, 25.9], SECOND: [28.0, 29.0, 29.9]})(candidate, spec)

@@ -205,7 +205,7 @@ def result_rows(found: Result, alone: Result, teacher_seed: int = 0) -> list[Row
             teacher["images"],
         )
     ]
-    confirmed = confirmed_rows(found["metrics"], metrics["student"]["parameters"])
+    confirmed = confirmed_rows(found["metrics"], metrics["student"]["parameters"], readable)
     return rows + [row for row in confirmed if row.role != "searched" or row.name == SEARCHED]
 
 

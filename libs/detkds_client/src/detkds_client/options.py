@@ -63,6 +63,11 @@ def connected(url: str | None) -> Iterator[Client]:
         yield client
 
 
+def is_filtered(asked: Mapping[str, object]) -> bool:
+    """Whether a list was asked for in part; an order leaves nothing out."""
+    return any(value is not None for name, value in asked.items() if name != "sort")
+
+
 def only_lists(asked: Mapping[str, object]) -> None:
     """Raises Refusal for filters and orders where one is shown."""
     if given := [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]:

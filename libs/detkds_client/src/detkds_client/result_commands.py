@@ -9,7 +9,7 @@ import typer
 
 from detkds_client import show, show_tables
 from detkds_client.client import Client, Format
-from detkds_client.options import Json, Limit, Refusal, Url, connected, only_lists
+from detkds_client.options import Json, Limit, Refusal, Url, connected, is_filtered, only_lists
 
 
 def results(
@@ -64,7 +64,7 @@ def results(
                 if path is not None:
                     raise Refusal(f"{option} needs the result's id: detkds results ID {option} {example}")
             found = client.results(limit=limit, **asked)
-            show.as_json(found) if as_json else show.results(found)
+            show.as_json(found) if as_json else show.results(found, filtered=is_filtered(asked))
             return
         only_lists(asked)
         if checkpoint is not None and checkpoint == last:

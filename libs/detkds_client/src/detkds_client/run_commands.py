@@ -8,7 +8,7 @@ import typer
 
 from detkds_client import show, show_tables
 from detkds_client.following import find_job, follow, shown
-from detkds_client.options import Json, Limit, Priority, Refusal, RunId, Url, connected, only_lists
+from detkds_client.options import Json, Limit, Priority, Refusal, RunId, Url, connected, is_filtered, only_lists
 
 State = Annotated[str | None, typer.Option(help="Those in this state, e.g. RUNNING.")]
 Tag = Annotated[str | None, typer.Option(help="Those with this tag.")]
@@ -51,7 +51,7 @@ def searches(
     with connected(url) as client:
         if search_id is None:
             found = client.searches(limit=limit, **asked)
-            show.as_json(found) if as_json else show.searches(found)
+            show.as_json(found) if as_json else show.searches(found, filtered=is_filtered(asked))
             return
         only_lists(asked)
         one, measured = client.get_search(search_id), client.candidates(search_id)
@@ -81,7 +81,7 @@ def distillations(
     with connected(url) as client:
         if distillation_id is None:
             found = client.distillations(limit=limit, **asked)
-            show.as_json(found) if as_json else show.distillations(found)
+            show.as_json(found) if as_json else show.distillations(found, filtered=is_filtered(asked))
             return
         only_lists(asked)
         shown("distillation", client.get_distillation(distillation_id), as_json)

@@ -100,7 +100,8 @@ def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text
     return shown
 
 
-def searches(found: Sequence[Search]) -> None:
+def searches(found: Sequence[Search], *, filtered: bool = False) -> None:
+    """A line each. filtered: not all were asked for."""
     rows = [
         (
             one["id"],
@@ -124,10 +125,11 @@ def searches(found: Sequence[Search]) -> None:
         ("tags", "wide"),
         ("created (UTC)", "wide"),
     ]
-    listed(columns, rows, "No search yet. Start one: detkds search --pair digits_gfl")
+    listed(columns, rows, none_passes("search") if filtered else "No search yet. Start one: detkds search --pair digits_gfl")
 
 
-def distillations(found: Sequence[Distillation]) -> None:
+def distillations(found: Sequence[Distillation], *, filtered: bool = False) -> None:
+    """A line each. filtered: not all were asked for."""
     rows = [
         (
             one["id"],
@@ -151,16 +153,22 @@ def distillations(found: Sequence[Distillation]) -> None:
         ("tags", "wide"),
         ("created (UTC)", "wide"),
     ]
-    listed(columns, rows, "No distillation yet. Start one: detkds distill --pair digits_gfl --policy pkd")
+    listed(
+        columns,
+        rows,
+        none_passes("distillation") if filtered else "No distillation yet. Start one: detkds distill --pair digits_gfl --policy pkd",
+    )
 
 
-def results(found: Sequence[Result]) -> None:
+def results(found: Sequence[Result], *, filtered: bool = False) -> None:
+    """A line each. filtered: not all were asked for."""
     rows = [
         (one["id"], one["kind"], one["name"], one["dataset"], ap(one["ap"]), readable(one["formula"]), when(one["created_at"]))
         for one in found
     ]
     columns = [("id", ""), ("kind", ""), ("name", ""), ("dataset", "wide"), ("AP", "right"), ("policy", "wide"), ("created (UTC)", "wide")]
-    listed(columns, rows, "No result yet. Searches and distillations leave theirs here when they end.")
+    nothing = "No result yet. Searches and distillations leave theirs here when they end."
+    listed(columns, rows, none_passes("result") if filtered else nothing)
 
 
 def datasets(found: Sequence[Dataset]) -> None:
@@ -259,7 +267,8 @@ def pairs_text(names: Sequence[str]) -> str:
 def preview(bought: Mapping[str, Any]) -> None:
     """What a search would do and cost."""
     plan(bought.get("spec") or {})
-    print(f"about {counted(bought['proposed'], 'candidate')} for {counted(bought['iterations'], 'student iteration')}")
+    looks = f", {bought['look_iterations']:,} of them for looks before a training" if bought.get("look_iterations") else ""
+    print(f"about {counted(bought['proposed'], 'candidate')} for {counted(bought['iterations'], 'student iteration')}{looks}")
     rows = [(f"{rung['iterations']:,}", str(rung["candidates"])) for rung in bought["rungs"]]
     listed([("iterations of a rung", "right"), ("candidates", "right")], rows, "")
     if trunks := bought.get("trunk_iterations"):
@@ -323,6 +332,11 @@ def candidates(found: Sequence[Candidate], top: int = 10) -> None:
     if failed := [(one["index"], one["failure"]) for one in found if one["failure"]]:
         reasons = "; ".join(f"{index}: {failure['detail']}" for index, failure in failed[:3])
         print(f"\n{len(failed)} infeasible ({reasons}{'; ...' if len(failed) > 3 else ''})")
+
+
+def none_passes(what: str) -> str:
+    """What a list says that its filters have emptied: there may be others."""
+    return f"No {what} passes these options; without them all are listed."
 
 
 def listed(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | Text]], nothing: str) -> None:
@@ -395,6 +409,7 @@ def plan(spec: Mapping[str, Any]) -> None:
 
 def search(one: Search) -> None:
     best = one["best"]
+    at = f" at {best['rung']:,} iterations" if best and best.get("rung") is not None else ""
     facts(
         [
             ("search", f"{one['name']}  {one['id']}"),
@@ -408,7 +423,7 @@ def search(one: Search) -> None:
             *plan_facts(one["spec"], told=bool(one["result_id"])),
             ("done", f"{one['progress']['done']:,} of {one['progress']['total']:,} {unit_of(one)}"),
             *(
-                [("best", f"AP {best['ap']:.1f} on selection images, candidate {best['index']}: {readable(best['formula'])}")]
+                [("best", f"AP {best['ap']:.1f}{at} on selection images, candidate {best['index']}: {readable(best['formula'])}")]
                 if best
                 else []
             ),
@@ -541,7 +556,7 @@ def cost(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def entrants(metrics: Mapping[str, Any]) -> None:
-    """Whom a search was measured against, the best first: AP with its interval, and each against no distillation."""
+    """Whom a search was measured against, the best first: AP with its interval, each against no distillation, and what it is."""
     alone = {one["first"]: one for one in metrics.get("comparisons", ()) if one["second"] == "none"}
     rows = []
     for one in sorted(metrics["rows"], key=lambda one: (one["mean_ap"] is None, -(one["mean_ap"] or 0.0), one["entrant"])):
@@ -557,10 +572,11 @@ def entrants(metrics: Mapping[str, Any]) -> None:
                 "-" if gain is None or gain["p"] is None else f"{gain['p']:.3f}",
                 str(len(one["seeds"])),
                 str(one["images"] or "-"),
+                readable(one["formula"]),
             )
         )
     columns = [("policy", ""), ("AP", "right"), ("95 % interval", "right"), ("against none", "right"), ("95 % interval", "right")]
-    put(table([*columns, ("p (Holm)", "right"), ("seeds", "right"), ("images", "right")], rows))
+    put(table([*columns, ("p (Holm)", "right"), ("seeds", "right"), ("images", "right"), ("formula", "")], rows))
 
 
 def bounds(interval: Sequence[float | None] | None) -> str:

@@ -16,12 +16,15 @@ BAR_WIDTH = 24  # characters
 
 
 def best_so_far(document: Mapping[str, Any]) -> str:
-    """The AP of a search or a distillation, and on which images: a student is measured on the report images once its training has ended."""
+    """The AP of a search or a distillation, at which rung, and on which images: APs of different rungs do not compare, and a student is
+    measured on the report images once its training has ended."""
     progress = document["progress"]
     if progress["best_ap"] is None:
         return "best AP -"
+    rung = (document.get("best") or {}).get("rung")
+    at = f" at {rung:,} iterations" if rung is not None else ""
     trained = "best" not in document and progress["done"] == progress["total"]  # searches name their best candidate
-    return f"AP {ap(progress['best_ap'])} on report images" if trained else f"best AP {ap(progress['best_ap'])} on selection images"
+    return f"AP {ap(progress['best_ap'])} on report images" if trained else f"best AP {ap(progress['best_ap'])}{at} on selection images"
 
 
 def progress_line(document: Mapping[str, Any]) -> Text:

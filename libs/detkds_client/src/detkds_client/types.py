@@ -28,10 +28,11 @@ class Progress(TypedDict):
 
 
 class Best(TypedDict):
-    """The best candidate so far, on the selection images."""
+    """The best candidate so far, on the selection images, after the student iterations of its rung."""
 
     index: int
     ap: float
+    rung: int | None
     formula: str
     policy: dict[str, Any]
 

@@ -118,7 +118,8 @@ def expected_students(spec: Mapping[str, Any]) -> int:
 
 def expected_entrants(spec: Mapping[str, Any]) -> int:
     """How many policies the confirmation will measure: no distillation, the distillers, one more of the search's references (the best of
-    those that are none of these), and the finalists; each policy once, as the evolver enters them."""
+    those that are none of these), and the finalists; each policy once, as the evolver enters them. One more, where there are no such
+    references, and an island's best turns out to be a policy that has a name."""
     confirmation = spec["confirmation"]
     distillers = confirmation.get("distillers", DEFAULT_REFERENCES[1:])
     named = {key_of("none"), *(key_of(one if isinstance(one, str) else one["policy"]) for one in distillers)}

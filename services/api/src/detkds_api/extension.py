@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from detkds_api.problems import Conflict, FieldError, invalid, pointer
 from detkds_api.quota import Priority
 from detkds_core.evolution import Spec, dumped, replay
 from detkds_core.evolution.spec import OF_OPTUNA
-from detkds_core.store import searches, workers
+from detkds_core.store import results, searches, workers
 from detkds_core.store.models import Search
 
 EXTENDED = ", extended"
@@ -37,10 +38,12 @@ class ExtendRequest(Body):
 
 
 class Extension(NamedTuple):
-    """What a search that continues another one is. event: the first of its own; request: what would search as long from the beginning."""
+    """What a search that continues another one is. added: iterations that it may spend beyond what was spent; event: the first of its own;
+    request: what would search as long from the beginning."""
 
     name: str
     spec: dict[str, Any]
+    added: int
     event: str
     request: dict[str, Any] | None
 
@@ -56,7 +59,8 @@ def extension(session: Session, source: Search, wanted: ExtendRequest) -> Extens
     limit = None
     if wanted.candidates is not None:
         limit = sum(searches.count_candidates(session, source.id).values()) + wanted.candidates
-    budget = int(spec["budget"]) + added(session, source, wanted, rungs)
+    more = added(session, source, wanted, rungs)
+    budget = spent(session, source) + more
     confirmation = spec["confirmation"]
     used = int(confirmation.get("seeds_used", 0)) + int(confirmation["seeds"])
     longer = {
@@ -64,13 +68,14 @@ def extension(session: Session, source: Search, wanted: ExtendRequest) -> Extens
         "asked": asked(wanted),
         "budget": budget,
         "candidates": limit,
+        "expected": source.spent + more,
         "begun": spec.get("begun") or {"budget": spec["budget"], "candidates": spec["candidates"]},
         "continues": source.id,
         "confirmation": {**confirmation, "seeds_used": used},
     }
     name = wanted.name or source.name.removesuffix(EXTENDED)[: LONGEST_NAME - len(EXTENDED)] + EXTENDED
     request = request_of(source, name, budget, limit, wanted.priority)
-    return Extension(name, longer, dumped({"extended": {"budget": budget, "candidates": limit}}), request)
+    return Extension(name, longer, more, dumped({"extended": {"budget": budget, "candidates": limit}}), request)
 
 
 def asked(wanted: ExtendRequest) -> dict[str, Any]:
@@ -130,6 +135,17 @@ def decided_alike(session: Session, source: Search) -> None:
     spec = Spec.of_search(source.spec)
     if spec.algorithm not in OF_OPTUNA:
         replay(spec, searches.ledger(session, source.id, 0, REPEATED), logged=source.spec.get("mode") == "logged")
+
+
+def spent(session: Session, source: Search) -> int:
+    """What a search has used of its budget, as its decisions count it: a look at each candidate included.
+
+    One that ended by its budget has all of it behind it. Where the number of candidates ended it before, the rest was not asked for again.
+    """
+    budget = int(source.spec["budget"])
+    result = results.of_search(session, source.id) if source.spec.get("candidates") is not None else None
+    summary = (result.evidence.get("summary") if result is not None else None) or {}
+    return min(budget, math.ceil(float(summary.get("spent", budget))))
 
 
 def added(session: Session, source: Search, wanted: ExtendRequest, rungs: tuple[int, ...]) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from detkds_api.budget import confirming_jobs, expected_students
+from detkds_api.budget import confirming_jobs, enough_for, expected_students
 from detkds_api.checkpoints import file_bytes
 from detkds_api.search_request import Planned
 from detkds_api.settings import Settings
@@ -41,6 +41,7 @@ EXAMPLE = {
     "proposed": 60,
     "rungs": [{"iterations": 15, "candidates": 60}, {"iterations": 120, "candidates": 3}],
     "iterations": 2400,
+    "look_iterations": 240,
     "trunk_iterations": 60,
     "confirmation_iterations": 1800,
     "seconds_an_iteration": 0.11,
@@ -88,10 +89,11 @@ class Preview(BaseModel):
 
     formulas: different ones of each knowledge that it chooses from; excluded: why others are left out. evaluated: whom its candidates are
     compared with. proposed: about how many candidates there will be; rungs: iterations of each and about how many candidates reach it.
-    iterations: the budget, or about what is spent of it where the number of candidates ends the search before; beside them
-    trunk_iterations, of the trainings without distillation that rungs fork from, unless they are kept from before, and
-    confirmation_iterations. seconds: of all three, expected on one device, by what an iteration of this pair took before; null where
-    nothing is known. workers: that are there now; clock_seconds: expected with them. warm_start: null where none was asked for.
+    iterations: the budget, or about what is spent of it where the number of candidates ends the search before; look_iterations: what
+    of them looks at candidates before a training count as. Beside them trunk_iterations, of the trainings without distillation that rungs
+    fork from, unless they are kept from before, and confirmation_iterations. seconds: of all three, expected on one device, by what an
+    iteration of this pair took before; null where nothing is known. workers: that are there now; clock_seconds: expected with them.
+    warm_start: null where none was asked for.
     """
 
     formulas: dict[str, int]
@@ -100,6 +102,7 @@ class Preview(BaseModel):
     proposed: int
     rungs: list[dict[str, int]]
     iterations: int
+    look_iterations: int
     trunk_iterations: int
     confirmation_iterations: int
     seconds_an_iteration: float | None
@@ -147,6 +150,7 @@ def previewed(settings: Settings, found: Planned, student: int) -> Preview:
             {"iterations": one, "candidates": min(proposed, round(count))} for one, count in zip(course.rungs, ahead.reached, strict=True)
         ],
         iterations=searching,
+        look_iterations=round(course.look * proposed),
         trunk_iterations=trunks,
         confirmation_iterations=confirming,
         seconds_an_iteration=pace,
@@ -155,8 +159,22 @@ def previewed(settings: Settings, found: Planned, student: int) -> Preview:
         clock_seconds=round(clock, 1) if clock else None,
         disk=disk(settings, found.spec, student, ahead),
         warm_start=found.seeds.view() if found.seeds else None,
-        spec=dict(spec),
+        spec=with_expected(spec),
     )
+
+
+def with_expected(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A specification, and where the number of candidates ends its search (`expected`) about how many iterations they will train for, which
+    may be far less than the budget; of many, at most how many: these come near it, and to play them takes a second."""
+    course = Spec.of_search(spec)
+    if course.candidates is None:
+        return dict(spec)
+    if course.candidates <= PART_CANDIDATES:
+        ahead = foreseen(course)
+        trained = round(ahead.spent) - round(course.look * round(ahead.proposed))
+    else:
+        trained = enough_for(course.candidates, course.rungs) - round(course.look * course.candidates)
+    return {**spec, "expected": min(course.budget, trained)}
 
 
 def foreseen(course: Spec) -> Foreseen:

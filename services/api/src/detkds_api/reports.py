@@ -48,7 +48,7 @@ def report_of(session: Session, result: Result) -> ReportData:
         title=result.name,
         dataset=result.dataset,
         pair=f"{result.teacher} teaches {result.student}",
-        rows=confirmed_rows(result.metrics, results.parameters(session, result.student) or 0) if search else trained_rows(result),
+        rows=confirmed_rows(result.metrics, results.parameters(session, result.student) or 0, readable) if search else trained_rows(result),
         formula=readable(formula(from_json(result.policy))),
         policy=result.policy,
         candidates=[candidate_point(one) for one in every_candidate(session, result.search_id)] if result.search_id else [],

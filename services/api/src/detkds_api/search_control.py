@@ -71,9 +71,8 @@ def extend_search(
         source = existing(session, service.caller, search_id)
 
         def create() -> Search:
-            name, spec, event, request = extension(session, source, wanted)
-            more = spec["budget"] - source.spec["budget"]
-            iterations = more + expected_students(spec) * spec["confirmation"]["iterations"]
+            name, spec, added, event, request = extension(session, source, wanted)
+            iterations = added + expected_students(spec) * spec["confirmation"]["iterations"]
             quota.check(session, service, iterations=iterations, priority=wanted.priority)
             return stored.extend(
                 session,

@@ -29,10 +29,11 @@ Found = TypeVar("Found")
 
 
 class Best(BaseModel):
-    """The best candidate so far, on the selection images."""
+    """The best candidate so far, on the selection images, after the student iterations of its rung: APs of another do not compare."""
 
     index: int
     ap: float
+    rung: int | None
     formula: str
     policy: dict[str, Any]
 
@@ -82,7 +83,7 @@ EXAMPLE = {
     "device_memory_gib": None,
     "waiting": None,
     "progress": PROGRESS_EXAMPLE,
-    "best": {"index": 6, "ap": 27.4, "formula": "2·l2(standardize(global))", "policy": POLICY_EXAMPLE},
+    "best": {"index": 6, "ap": 27.4, "rung": 120, "formula": "2·l2(standardize(global))", "policy": POLICY_EXAMPLE},
     "result_id": None,
     "cloned_from": None,
     "spec": {"candidates": 24, "seed": 0},
@@ -163,17 +164,21 @@ def shown(
 def best_view(candidate: Candidate) -> Best:
     assert candidate.ap is not None, "the best candidate is a measured one"
     policy = candidate.resolved or candidate.policy
-    return Best(index=candidate.index, ap=candidate.ap, formula=formula(from_json(policy)), policy=policy)
+    return Best(index=candidate.index, ap=candidate.ap, rung=candidate.rung, formula=formula(from_json(policy)), policy=policy)
 
 
 def progress(search: Search, best: Candidate | None, running: Sequence[jobs.AtWork], again: tuple[int, int], now: datetime) -> Progress:
     """Where a search stands, counted in student iterations: done of the budget while it searches, then seeds of the confirmation.
 
+    Where the number of candidates ends it, the budget is more than it needs: then of what was expected, or was done since beyond that.
     running: its jobs at work; again: how many students of its confirmation are measured, and how many there are.
     """
     spec, best_ap = search.spec, best.ap if best else None
     full = spec["rungs"][-1] if "rungs" in spec else spec["recipe"]["iterations"]  # a search from before there were rungs has none
     ended, before, budget = search.spent, search.inherited, spec.get("budget") or spec["candidates"] * full
+    if (expected := spec.get("expected")) is not None:
+        searched = search.state in ("CONFIRMING", "SUCCEEDED")
+        budget = ended if searched else max(expected, ended)
     if search.state not in ("RUNNING", "CONFIRMING"):
         step = {"QUEUED": "waiting", "PAUSED": "paused", "SUCCEEDED": "done"}.get(search.state, "stopped")
         fraction = 1.0 if search.state == "SUCCEEDED" else min(1.0, (ended - before) / max(1, budget - before))

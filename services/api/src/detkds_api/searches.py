@@ -17,7 +17,7 @@ from detkds_api.datasets import make_builtin
 from detkds_api.lists import Page, RunsQuery, page_of
 from detkds_api.once import once
 from detkds_api.preview import EXAMPLE as PREVIEW_EXAMPLE
-from detkds_api.preview import Preview, previewed, student_bytes
+from detkds_api.preview import Preview, previewed, student_bytes, with_expected
 from detkds_api.problems import Conflict, NoRoom, answers
 from detkds_api.search_request import SearchRequest, planned
 from detkds_api.search_views import EXAMPLE, SearchView, existing, view, views
@@ -100,7 +100,7 @@ def started(
             name=wanted.name or f"{wanted.pair or pairing.dataset['name']} seed {wanted.seed}",
             notes=wanted.notes,
             tags=wanted.tags,
-            spec=spec,
+            spec=with_expected(spec),
             dataset=pairing.dataset,
             request=request,
             cloned_from=cloned_from,

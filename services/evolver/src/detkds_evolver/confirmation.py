@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+from detkds_core.evolution import Candidate as Proposal
 from detkds_core.evolution import Evolution
 from detkds_core.policy import Policy, canonical, canonical_json, formula, from_json, named_policies, to_json
 from detkds_core.policy.named import name_of
@@ -15,6 +16,7 @@ from detkds_core.store.models import Candidate, Confirmation, Search, Trial
 from detkds_evolver.groups import LARGEST_SEED
 
 SEEDS, LEAST_SEEDS, FINALISTS = 5, 3, 2
+NONE_SEARCHED = "The search trained no policy of its own: those that it measured are hand-designed."
 COUNTED = {"measured": "MEASURED", "rejected": "REJECTED", "duplicates": "DUPLICATE", "infeasible": "INFEASIBLE"}  # of the candidates
 
 
@@ -46,33 +48,45 @@ def fresh_seeds(spec: Mapping[str, Any]) -> list[int]:
 
 def entrants(spec: Mapping[str, Any], evolution: Evolution, resolved: Mapping[int, dict[str, Any]]) -> list[Entrant]:
     """Whom the confirmation measures: no distillation, the distillers that the specification names, the best of the search's other
-    references, and its finalists; each policy once. resolved: policies with the weights that their first training found, by candidate.
+    hand-designed policies, and its finalists; each policy once. resolved: policies with the weights that their first training found, by
+    candidate.
 
-    Raises NothingToConfirmError when no searched candidate could be trained.
+    An island may begin with a policy that has a name: nobody searched for it. Where it ranks before the last finalist it is not one, but
+    hand-designed, as the references are, and goes by its name.
+    Raises NothingToConfirmError when no candidate but the references could be trained.
     """
     index_of = {canonical_json(one.policy): one.index for one in evolution.candidates}
     chosen: dict[str, tuple[str, str, int | None, Policy]] = {}  # canonical text -> name, role, candidate, policy
 
+    def trained(one: Proposal) -> Policy:
+        return canonical(from_json(resolved[one.index])) if one.index in resolved else one.policy
+
     def take(name: str, role: str, index: int | None, policy: Policy) -> None:
-        if index is not None and index in resolved:
-            policy = canonical(from_json(resolved[index]))
         key = canonical_json(policy)
         chosen.setdefault(key, (name, role, index_of.get(key) if index is None else index, policy))
 
     take("none", "alone", None, canonical(named_policies()["none"].policy))
     for name, policy in distillers(spec):
         take(name, "reference", None, policy)
-    references = (one for one in sorted(evolution.history().measured, key=lambda one: one.rank) if one.candidate.stage == "reference")
-    other = next((one.candidate for one in references if canonical_json(one.candidate.policy) not in chosen), None)
-    if other is not None:
-        take(name_of(other.policy) or f"reference {other.index}", "reference", other.index, other.policy)
-    known = len(chosen)
     wanted = max(1, int(spec.get("confirmation", {}).get("finalists", FINALISTS)))
-    for measured in evolution.best(len(evolution.candidates)):
-        if len(chosen) < known + wanted:
-            index = measured.candidate.index
-            take(f"candidate {index}", "searched", index, measured.candidate.policy)
-    if len(chosen) == known:
+    finalists: dict[str, Proposal] = {}  # by canonical text
+    by_hand = [one for one in evolution.history().measured if one.candidate.stage == "reference"]
+    found = evolution.best(len(evolution.candidates))
+    for one in found:
+        policy = trained(one.candidate)
+        if len(finalists) == wanted:
+            break
+        if name_of(policy) is not None:
+            by_hand.append(one)
+        elif canonical_json(policy) not in chosen:
+            finalists.setdefault(canonical_json(policy), one.candidate)
+    best_first = (one.candidate for one in sorted(by_hand, key=lambda one: one.rank))
+    other = next((one for one in best_first if not {canonical_json(one.policy), canonical_json(trained(one))} & chosen.keys()), None)
+    if other is not None:
+        take(name_of(trained(other)) or name_of(other.policy) or f"reference {other.index}", "reference", other.index, trained(other))
+    for finalist in finalists.values():
+        take(f"candidate {finalist.index}", "searched", finalist.index, trained(finalist))
+    if not found:
         raise NothingToConfirmError("no searched candidate could be trained; " + first_failure(evolution))
     return [Entrant(number, index, name, role, to_json(policy)) for number, (name, role, index, policy) in enumerate(chosen.values())]
 
@@ -135,8 +149,9 @@ def conclude(
     for one in sorted(confirmations, key=lambda one: (one.entrant, one.seed)):
         by_entrant.setdefault(one.entrant, []).append(one)
     whole = {entrant: group for entrant, group in by_entrant.items() if all(one.ap is not None for one in group)}
-    if not any(group[0].role == "searched" for group in whole.values()):
-        failed = next((one for one in confirmations if one.role == "searched" and one.failure), None)
+    wanted = "searched" if any(one.role == "searched" for one in confirmations) else "reference"
+    if not any(group[0].role == wanted for group in whole.values()):
+        failed = next((one for one in confirmations if one.role == wanted and one.failure), None)
         why = f"{failed.name}, seed {failed.seed}: {failed.failure}" if failed else "none was measured"
         raise NothingToConfirmError(f"no finalist could be trained with every seed; {why}")
     everybody_drawn = all((one.entrant, one.seed) in drawn for group in whole.values() for one in group)
@@ -155,6 +170,8 @@ def conclude(
         for group in whole.values()
     ]
     judged = verdict(rows)
+    if judged.searched is None:
+        judged = replace(judged, sentence=f"{judged.sentence} {NONE_SEARCHED}", why=NONE_SEARCHED)
     row_of = {row.name: row for row in rows}
     lines = {
         entrant: line(group, row_of.get(group[0].name) if entrant in whole else None, judged.choices.get(group[0].name, 1))

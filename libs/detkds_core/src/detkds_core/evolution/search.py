@@ -162,13 +162,13 @@ class Evolution:
     def extend(self, budget: int, candidates: int | None = None) -> None:
         """Let a search that has come to its end go on, with this budget in all and so many candidates at most (None: as the budget pays).
 
-        What was derived from the budget that it began with (`Spec.calibrators`) stays.
-        Raises ValueError while results are missing, and for a budget that is not more than before.
+        What was derived from the budget that it began with (`Spec.calibrators`) stays. What the number of candidates left unspent need not
+        be in the new budget. Raises ValueError while results are missing, and for a budget that is not more than what is spent.
         """
         if not self._view.idle:
             raise ValueError(f"extended: the results of {len(self._view.jobs) - len(self._view.visible)} jobs have not been looked at")
-        if budget <= self._view.budget:
-            raise ValueError(f"extended.budget: {budget} is not more than the {self._view.budget} iterations that the search has")
+        if budget <= (spent := min(self._view.budget, self._view.spent)):
+            raise ValueError(f"extended.budget: {budget} is not more than the {spent:g} iterations that the search has spent")
         if candidates is not None and candidates <= len(self._view.candidates):
             raise ValueError(f"extended.candidates: {candidates} leaves nothing to search after {len(self._view.candidates)} candidates")
         self._view.extended(budget, candidates)

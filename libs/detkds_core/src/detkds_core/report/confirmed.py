@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -13,23 +13,24 @@ from detkds_core.report.statistics import Interval
 SEARCHED = "student, searched policy"  # the best of those that the search found
 
 
-def confirmed_rows(metrics: Mapping[str, Any], parameters: int = 0) -> list[Row]:
+def confirmed_rows(metrics: Mapping[str, Any], parameters: int = 0, written: Callable[[str], str] = str) -> list[Row]:
     """Whom the confirmation of a search has measured: no distillation, hand-designed policies, then the finalists, in the order that it
     measured them in; without those that no seed could train, and nothing where there was no confirmation.
 
-    metrics: of the search's result. parameters: of the student, which a confirmation does not count; 0: not known.
+    metrics: of the search's result. parameters: of the student, which a confirmation does not count; 0: not known. written: how a
+    formula is shown.
     """
     names = row_names(metrics)
     found = [one for one in metrics.get("rows", ()) if one["ap"]]
     return [
-        confirmed_row(one, names[one["name"]], parameters)
+        confirmed_row(one, names[one["name"]], parameters, written)
         for role in ("alone", "reference", "searched")
         for one in found
         if one["role"] == role
     ]
 
 
-def confirmed_row(line: Mapping[str, Any], name: str, parameters: int) -> Row:
+def confirmed_row(line: Mapping[str, Any], name: str, parameters: int, written: Callable[[str], str]) -> Row:
     """One line of `metrics["rows"]`. An AP that was not measured, or that has no bounds, is NaN."""
     low, high = numbers(line["interval"])
     return Row(
@@ -42,6 +43,7 @@ def confirmed_row(line: Mapping[str, Any], name: str, parameters: int) -> Row:
         parameters=parameters,
         images=line["images"] or 0,
         interval=Interval(line["mean_ap"], low, high),
+        formula=written(line["formula"]) if line["role"] != "alone" and line.get("formula") else "",
     )
 
 

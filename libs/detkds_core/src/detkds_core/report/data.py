@@ -27,7 +27,8 @@ class Row:
     seeds: the training seeds, None where one is not known; ap, ap50, ap75: one value a seed, in the same order, in percent (0-100).
     parameters: of the detector as it ships, 0 where nobody counted them. images: how many the figures were measured on.
     resamples: the AP on every draw of these images, a row a seed, the same draws in every row of a table; empty: not drawn.
-    interval: of the mean AP, where whoever judged the row has said it; else it follows from ap and resamples.
+    interval: of the mean AP, where whoever judged the row has said it; else it follows from ap and resamples. formula: of its policy, where
+    the name does not say it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row:
     images: int
     resamples: tuple[tuple[float | None, ...], ...] = ()
     interval: Interval | None = None
+    formula: str = ""
 
     def __post_init__(self) -> None:
         for name in ("ap", "ap50", "ap75"):

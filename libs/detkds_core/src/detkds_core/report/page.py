@@ -91,6 +91,7 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
         table.append(
             {
                 "name": row.name,
+                "formula": row.formula,
                 "role": row.role,
                 "ap": spread(interval),
                 "ap50": spread(mean_interval(row.ap50)),

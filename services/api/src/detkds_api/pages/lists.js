@@ -12,7 +12,7 @@ const SHORT = 12; // characters of a digest that tell it apart
 const CHOSEN = "detkds-chosen"; // session storage: ids of the results to compare
 
 function searchCard(one) {
-  return runCard(one, "searches", one.best ? make("b", { title: "of a candidate, on the selection images" }, `best AP ${percent(one.best.ap)} %`) : null,
+  return runCard(one, "searches", one.best ? make("b", { title: "of a candidate, on the selection images" }, `best AP ${percent(one.best.ap)} %${one.best.rung ? ` at ${count(one.best.rung)} iterations` : ""}`) : null,
     one.best ? formula(one.best.formula, "div") : null);
 }
 
