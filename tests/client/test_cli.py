@@ -33,7 +33,7 @@ def test_a_search_is_started_listed_and_cancelled(detkds, pairing):
     assert one["id"] in listed.stdout
     assert "from cli" in listed.stdout
     shown = detkds("searches", one["id"])
-    assert "0 of 80 student iterations" in shown.stdout
+    assert "0 of 20 student iterations" in shown.stdout, "what twelve candidates train for, without looks"
     assert "No candidate is measured yet." in shown.stdout
     cancelled = detkds("cancel", one["id"])
     assert cancelled.returncode == 0
@@ -78,7 +78,7 @@ def test_a_search_is_extended(detkds, service, wanted):
     lines = [paragraph(line) for line in shown.stdout.splitlines()]
     assert lines[0].startswith("search longer ")
     assert f"continues {one}" in lines
-    assert lines[-1] == "done 0 of 160 student iterations"
+    assert lines[-1] == "done 0 of 80 student iterations", "nothing was spent before"
 
 
 def test_a_preview_starts_nothing(detkds, pairing, service):
@@ -87,8 +87,10 @@ def test_a_preview_starts_nothing(detkds, pairing, service):
     assert shown.returncode == 0, shown.stderr
     first, *lines = [paragraph(line) for line in shown.stdout.splitlines()]
     assert first == RECIPE
-    iterations = int(re.fullmatch(r"about 12 candidates for (\d+) student iterations", lines[0])[1])
+    sizes = re.fullmatch(r"about 12 candidates for (\d+) student iterations, (\d+) of them for looks before a training", lines[0])
+    iterations, looks = map(int, sizes.groups())
     assert 40 < iterations <= 80, "what its course needs, within the budget"
+    assert iterations - looks == 20
     assert lines[1] == "iterations of a rung candidates"
     assert lines[2] == "1 12"
     assert lines[3].split()[0] == "2"
@@ -275,7 +277,7 @@ def test_interrupting_leaves_the_search_running_and_says_how_to_come_back(servic
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     search_id = process.stdout.readline().split()[-1]
     assert process.stdout.readline().strip() == RECIPE
-    assert "QUEUED waiting 0/80" in process.stdout.readline()
+    assert "QUEUED waiting 0/20" in process.stdout.readline()
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=20)

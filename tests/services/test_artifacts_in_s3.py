@@ -29,7 +29,7 @@ def service(tmp_path: Path, s3_place: str):
 
 def test_a_student_is_published_to_s3_and_downloaded_from_there(service: harness.Api, tmp_path: Path) -> None:
     roots = tmp_path / "roots"
-    paths = harness.small_dataset(roots)
+    paths = harness.small_dataset(roots / "shapes")
     service.register("shapes", paths)
     teacher = {"detector": "gfl_r18w32_fpn32", "checkpoint": str(harness.named_checkpoint(roots / "teacher.safetensors"))}
     wanted = {"dataset": "shapes", "teacher": teacher, "student": {"detector": "gfl_r18w8_fpn32"}, "policy": "pkd"}
