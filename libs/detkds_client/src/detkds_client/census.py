@@ -15,7 +15,7 @@ class CensusError(Exception):
     """Why there is nothing to count."""
 
 
-def counted(images: int, knowledge: Sequence[str] = ()) -> list[Census]:
+def censuses(images: int, knowledge: Sequence[str] = ()) -> list[Census]:
     """How many formulas a pair has that can exchange everything, at each knowledge's own place. Raises CensusError."""
     for name in knowledge:
         if name not in KNOWLEDGE:

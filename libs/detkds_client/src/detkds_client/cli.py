@@ -140,13 +140,13 @@ def census(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Count the search space. How many formulas it has, how many are legal and different, and what refuses the others. Needs no service."""
-    from detkds_client.census import CensusError, counted, numbers
+    from detkds_client.census import CensusError, censuses, numbers
     from detkds_core.policy.census import census_table
 
     if as_json and numerical:
         raise Refusal("--json has no place for what --numerical prints; give one of them")
     try:
-        found = counted(images, tuple(knowledge or ()))
+        found = censuses(images, tuple(knowledge or ()))
         show.as_json([asdict(one) for one in found]) if as_json else print(census_table(found))
         if numerical:
             numbers(tuple(knowledge or ()))
